@@ -65,6 +65,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "transformers.masking_utils.sdpa_mask": ("registers packed attention with the mask of SDPA", ()),
     "transformers.modeling_utils.set_zero3_state": ("builds the head under ZeRO-3 as the trunk is built", ()),
+    "transformers.modeling_utils.local_torch_dtype": ("builds the model of a simulated step in its data type", ()),
     "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": ("names the language models", ()),
     "transformers.models.auto.modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": (
         "names the sequence classifiers", ()

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +37,6 @@ class BadRows:
     """
     The rows of one dataset that cannot be used.
 
-    Args:
-        name (`str`):
-            Start of the messages, such as `"The train dataset"`. May be empty.
-        policy (`str`, *optional*, defaults to `"error"`):
-            `"error"` raises, `"drop"` leaves the rows out and logs their number.
-
     Examples:
 
     ```python
@@ -53,8 +47,8 @@ class BadRows:
     ```
     """
 
-    name: str
-    policy: str = "error"
+    name: str  # start of the messages; may be empty
+    policy: str = "error"  # "error" raises, "drop" leaves the rows out and logs their number
     # Maps each kind to the names of its rows, in order, and its first message
     _kinds: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     _indices: list[int] = field(default_factory=list)
@@ -124,13 +118,10 @@ class OverlongRows:
             return
         named, problem = self._first
         start = f"{self.name}, {named}" if self.name else f"R{named[1:]}"
-        limits = [limit_that_keeps(self.lengths, share) for share in (0.95, 0.99, 1.0)]
+        lengths = sorted(self.lengths)
+        # The smallest limits within which at least these shares of the rows fall
+        limits = [lengths[max(0, math.ceil(share * len(lengths)) - 1)] for share in (0.95, 0.99, 1.0)]
         raise ValueError(
-            f"{start}: {problem} {self._number} of {len(self.lengths)} rows are over-long; the longest needs {max(self.lengths)} "
+            f"{start}: {problem} {self._number} of {len(lengths)} rows are over-long; the longest needs {lengths[-1]} "
             f"tokens. To keep 95%, 99% or 100% of the rows, use a limit of {limits[0]}, {limits[1]} or {limits[2]} tokens."
         )
-
-
-def limit_that_keeps(lengths: Sequence[int], share: float) -> int:
-    """Return the smallest limit within which at least this share of the lengths falls."""
-    return sorted(lengths)[max(0, math.ceil(share * len(lengths)) - 1)]

@@ -31,19 +31,8 @@ def dataset_card(
     title: str, folder: Path, settings: Mapping[str, Any], counts: Mapping[str, Any], sources: Sequence[str] = ()
 ) -> DatasetCard:
     """
-    Describe a dataset in a folder: columns, its first row, sources with licences, settings, counts and statistics.
-
-    Args:
-        title (`str`):
-            Description of the rows.
-        folder (`Path`):
-            Folder of the dataset, as `save_to_disk` writes it.
-        settings (`Mapping[str, Any]`):
-            Everything that the rows depend on.
-        counts (`Mapping[str, Any]`):
-            Counts of the run; `statistics` get a section.
-        sources (`Sequence[str]`, *optional*):
-            Hub ids or paths of the sources.
+    Describe a `save_to_disk` dataset: columns, its first row, sources (Hub ids or paths) with their licences, settings, and counts, of which
+    `statistics` get their own section.
     """
     loaded = load_from_disk(str(folder))
     splits = (
@@ -60,7 +49,6 @@ def dataset_card(
     ]
     path = folder.resolve().name
     load = f"from datasets import load_from_disk\n\nrows = load_from_disk({path!r})  # from the Hub: load_dataset(ID)"
-    statistics = counts.get("statistics", {})
     row = json.dumps(_shortened(rows[0]), indent=2, ensure_ascii=False, default=str) if len(rows) else ""
     about = (
         f"{', '.join(f'{len(part)} rows ({split})' for split, part in splits.items())}, in the folder {in_code(path)}."
@@ -72,14 +60,14 @@ def dataset_card(
         "Sources": table(listed, ("source", "licence")) if listed else "",
         "How it was made": settings_table(settings),
         "Counts": settings_table({name: value for name, value in counts.items() if name != "statistics"}),
-        "Statistics": settings_table(statistics),
+        "Statistics": settings_table(counts.get("statistics", {})),
     }
     data = _metadata(of_sources, sum(map(len, splits.values())), {"chosen", "rejected"} <= set(rows.features))
     return assemble(DatasetCard, data, title, about, sections)
 
 
 def _metadata(of_sources: Mapping[str, Mapping[str, Any]], total: int, has_pairs: bool) -> DatasetCardData:
-    """Return the card's metadata: licence, languages and sources come from the sources' own cards."""
+    """Return the card's metadata. Licence, languages and sources come from the cards of the sources."""
     on_hub = [
         found
         for name, of in of_sources.items()

@@ -161,6 +161,3 @@ def _sharegpt(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any
     if extra := sorted(name for name, held in turn.items() if name not in ("from", "value", "weight") and held):
         raise ValueError(f"`{column}` turn {place} has {', '.join(extra)}; only `from` and `value` are read.")
     return {"role": _ROLES[speaker], "content": value}
-
-
-# ---------------------------------------------------------------------------------------------- prompt and responses

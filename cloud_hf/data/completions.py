@@ -85,7 +85,6 @@ class RequestCounts:
 
     answered: int = 0
     retried: int = 0
-    failed: int = 0
 
 
 @dataclass
@@ -320,7 +319,6 @@ class CompletionClient:
                         await self._back_off(server, error, failures)
                 finally:
                     server.in_flight -= 1
-        self.counts.failed += 1
         await self._stop_if_all_are_down()
         raise RequestFailed(f"{reason} (given up after {self.max_retries + 1} tries)")
 
@@ -353,7 +351,6 @@ class CompletionClient:
         if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
             nothing = f"an answer without content (finish_reason {reason!r:.60})"
             if body.get("temperature") == 0:  # the same request would get the same answer
-                self.counts.failed += 1
                 raise RequestFailed(f"{nothing} at temperature 0; a retry would return the same")
             raise _BadAnswer(nothing)
         model = answer.get("model")
@@ -388,7 +385,6 @@ class CompletionClient:
             if error.response.has_redirect_location:
                 raise ServerUnusable(f"{server.url} answers {what}.")
             if error.status_code not in _TRANSIENT and error.status_code < 500:
-                self.counts.failed += 1
                 too_large = error.status_code in _TOO_LARGE and _SPEAKS_OF_LENGTH.search(what) is not None
                 raise RequestFailed(what, exceeds_context=too_large)
             return what

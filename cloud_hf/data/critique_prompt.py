@@ -1,6 +1,7 @@
 """Prompts that ask a strong model for a critique of one response."""
 
 import json
+import re
 from typing import Any
 
 from ..prompts import read_prompt
@@ -44,12 +45,8 @@ def messages_for_critic(
 
 def fill(template: str, **texts: str) -> str:
     """Replace the placeholders of a template. Placeholders inside replacement text are left alone."""
-    pieces, rest = [], template
-    while found := [(rest.find(mark), mark) for name in texts if (mark := f"{{{name}}}") in rest]:
-        start, mark = min(found)
-        pieces += [rest[:start], texts[mark[1:-1]]]
-        rest = rest[start + len(mark) :]
-    return "".join([*pieces, rest])
+    marks = "|".join(re.escape(f"{{{name}}}") for name in texts)
+    return re.sub(marks, lambda mark: texts[mark[0][1:-1]], template)
 
 
 def conversation_text(prompt: Any) -> str:
@@ -82,9 +79,14 @@ def read_template(path: str | None, default: str, placeholders: tuple[str, ...])
         return default
     with open(path, encoding="utf-8") as file:
         text = file.read().strip()
-    for placeholder in placeholders:
-        if text.count(placeholder) != 1:
-            raise ValueError(
-                f"{path} contains {placeholder} {text.count(placeholder)} times; it must contain it exactly once."
-            )
+    check_placeholders(path, text, placeholders)
     return text
+
+
+def check_placeholders(path: str, template: str, placeholders: tuple[str, ...]):
+    """Raise `ValueError` naming the file unless each placeholder occurs exactly once."""
+    for placeholder in placeholders:
+        if template.count(placeholder) != 1:
+            raise ValueError(
+                f"{path} contains {placeholder} {template.count(placeholder)} times; it must contain it exactly once."
+            )

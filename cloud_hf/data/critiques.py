@@ -1,5 +1,6 @@
 """Generate critiques of both responses of a pair: options, retries of truncated critiques, and output rows."""
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Sequence
@@ -7,18 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
 from tqdm import tqdm
 
 from ..arguments import documented
 from ..interrupts import deferred_interrupts
 from .completions import Answer
 from .fit_to_context import Overlong, check_policy, fit_to_context
+from .folder import DatasetFolder
 from .journal import Journal, key_of
 from .preference_rows import SIDES, Response
 from .row_values import judged_chat, prompt_column, prompt_of, response_of
 from .rows import Rows
-from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows, check_truncated, most_longer_tries
+from .run import Dropped, JournaledClient, RowRefused, Run, all_of, check_rows, check_truncated, most_longer_tries
 
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ class CritiqueBuilder:
             raise Dropped(str(error)) from error
 
     def _fit(self, row: dict[str, Any]) -> CritiqueTask:
-        # Refuse empty responses here: training would refuse them only after all critiques are written
+        # Empty responses are an error here, because training would refuse them only after all critiques are written
         responses = {side: response_of(row, side) for side in SIDES}
         needed = 0
 
@@ -186,14 +188,14 @@ class CritiqueBuilder:
             # By id, because a row is built twice: with answers from the server, and again from the journal
             self._tallies[row["id"]] = tuple(vars(counts).values())
         new = {**row, "prompt": prompt_column(task.prompt, row)}
+        several = self.options.num_critiques > 1
         for side, critiques in kept.items():
             values = {
-                f"{side}_feedback": [self.critique_format.decode(list(critique.ids)) for critique in critiques],
-                f"{side}_feedback_ids": [list(critique.ids) for critique in critiques],
-                f"{side}_finish_reason": [critique.finish_reason for critique in critiques],
+                "feedback": [self.critique_format.decode(list(critique.ids)) for critique in critiques],
+                "feedback_ids": [list(critique.ids) for critique in critiques],
+                "finish_reason": [critique.finish_reason for critique in critiques],
             }
-            several = self.options.num_critiques > 1
-            new |= values if several else {name: value[0] for name, value in values.items()}
+            new |= {f"{side}_{name}": value if several else value[0] for name, value in values.items()}
         return [new]
 
     def counts(self) -> dict[str, int]:
@@ -208,7 +210,7 @@ class CritiqueBuilder:
         for tries in range(self.options.most_longer_tries + 1):
             critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
-            counts.critique_tokens += len(critique.ids) + 1
+            counts.critique_tokens += len(critique.ids) + 1  # its end, too
             counts.critiques_written_longer += tries == 1
             if critique.finish_reason != "length" or not self.has_room(prefix_length, 2 * max_new_tokens):
                 break
@@ -223,7 +225,7 @@ class CritiqueBuilder:
                 side: [critique for critique in critiques if critique.finish_reason != "length"]
                 for side, critiques in written.items()
             }
-            number = min(map(len, complete.values()))
+            number = min(map(len, complete.values()))  # training pairs the critiques of both sides
             kept = {side: critiques[:number] for side, critiques in complete.items()}
             cut = sum(critique.finish_reason == "length" for critiques in written.values() for critique in critiques)
             counts.critiques_dropped_as_cut += cut
@@ -260,6 +262,25 @@ def features_with_critiques(features: Features, num_critiques: int) -> Features:
     return Features({**features, **new})
 
 
+def write_rows(
+    builder: CritiqueBuilder,
+    ask: Ask,
+    rows: Dataset,
+    folder: DatasetFolder,
+    journal: Journal,
+    kept: int,
+    failures: dict[int, str] | None = None,
+) -> dict[str, Any]:
+    """
+    Write the dataset from a journal that holds all critiques, and return the counts. `kept` is the number of entries from earlier runs,
+    `failures` the reasons for failed rows by position.
+    """
+    run = Run(rows, lambda row: builder.build(row, ask), [], 1, failures or {})
+    counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
+    features = features_with_critiques(rows.features, builder.options.num_critiques)
+    return asyncio.run(folder.write(run.results(), features, counts))
+
+
 # ---------------------------------------------------------------------------------------------- from a scorer
 
 
@@ -275,6 +296,7 @@ class ScorerCritic:
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Read a critique from the journal; see [`Ask`]."""
+        # The token limit is part of the key, so the longer try of a truncated critique is another entry
         ids, finish_reason = self.journal[key_of(task.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
@@ -376,7 +398,6 @@ def _without_scoring_warnings():
 # --------------------------------------------------------------------------------------------- from a server
 
 
-@dataclass(frozen=True)
 class ServedCritic:
     """
     Critic on vLLM's OpenAI-compatible server: a language model that gets one request per critique.
@@ -384,38 +405,24 @@ class ServedCritic:
     Prompts are sent as token ids, so the server adds nothing, and does not parse spelled-out control tokens.
     """
 
-    client: JournaledClient
-    critique_format: "CritiqueFormat"
-    stop_ids: tuple[int, ...]
-    banned_ids: tuple[int, ...]
-    vocab_size: int  # padding rows included
-    temperature: float
-    seed: int
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         client: JournaledClient,
         critique_format: "CritiqueFormat",
         config: "CLoudConfig",
         options: CritiqueOptions,
-    ) -> "ServedCritic":
-        """Return the critic of a model with this config."""
-        return cls(
-            client,
-            critique_format,
-            (critique_format.end_token_id, *critique_format.stop_ids(config)),
-            tuple(critique_format.banned_ids(config)),
-            config.text_config.vocab_size,
-            options.temperature,
-            options.seed,
-        )
+    ):
+        self.client, self.options = client, options
+        self.repetition_penalty = critique_format.repetition_penalty
+        self.stop_ids = (critique_format.end_token_id, *critique_format.stop_ids(config))
+        self.banned_ids = critique_format.banned_ids(config)
+        self.vocab_size = config.text_config.vocab_size  # padding rows included
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Request a critique; see [`Ask`]."""
         prefix_ids = task.prefixes[side].input_ids
         sampling = self._sampling(number, prefix_ids)
-        # One extra token, so that a full-length critique can still end
+        # One extra token, so that a critique of full length can still end
         answer = await self.client.complete(
             [task.row["id"], side, number], prefix_ids, max_tokens=max_new_tokens + 1, **sampling
         )
@@ -425,12 +432,12 @@ class ServedCritic:
         from ..generation import row_seed  # loads torch
 
         sampling: dict[str, Any] = {
-            "temperature": self.temperature,
-            # Set explicitly, because the server would take defaults from the model's generation config
+            "temperature": self.options.temperature,
+            # Set, because the server would otherwise take them from the model's generation_config.json
             "top_p": 1.0,
             "top_k": 0,
             "min_p": 0.0,
-            "repetition_penalty": self.critique_format.repetition_penalty,
+            "repetition_penalty": self.repetition_penalty,
             # Only these tokens end a critique
             "stop_token_ids": list(self.stop_ids),
             "ignore_eos": True,
@@ -438,8 +445,9 @@ class ServedCritic:
         }
         if self.banned_ids:
             sampling["logit_bias"] = {str(token_id): -100.0 for token_id in self.banned_ids}
-        if self.temperature > 0:
-            sampling["seed"] = row_seed(self.seed, number, tuple(prefix_ids)) % 2**62
+        if self.options.temperature > 0:
+            # vLLM's seeds are signed 64-bit integers
+            sampling["seed"] = row_seed(self.options.seed, number, tuple(prefix_ids)) % 2**62
         return sampling
 
     def _critique(self, answer: Answer, max_new_tokens: int) -> Critique:

@@ -103,6 +103,8 @@ def ngrams(tokens: list[str], n: int) -> list[str]:
 
 NGRAM = 5
 NUM_PERMUTATIONS = 128
+# Probability of finding a pair at the threshold
+RECALL = 0.75
 # An estimate from 128 permutations may be this much below the true similarity
 ESTIMATE_ERROR = 0.05
 # Prompts of one task share much wording; comparing every pair would take days
@@ -177,18 +179,18 @@ def _likeliest(
     return candidates[likely][order].tolist()
 
 
-def bands_and_rows(threshold: float, recall: float = 0.75) -> tuple[int, int]:
+def bands_and_rows(threshold: float) -> tuple[int, int]:
     """
     Return the number of bands, and of permutations per band, for the most selective LSH index that still finds a pair at the
-    threshold with probability `recall`. Prompts of one task share much of their wording, and a less selective index would
+    threshold with probability `RECALL`. Prompts of one task share much of their wording, and a less selective index would
     propose all of them.
     """
-    rows = 1
-    while (
-        1 - (1 - threshold ** (rows + 1)) ** (NUM_PERMUTATIONS // (rows + 1)) >= recall
-        and rows < NUM_PERMUTATIONS // 2
-    ):
-        rows += 1
+    found = (
+        rows
+        for rows in range(NUM_PERMUTATIONS // 2, 1, -1)
+        if 1 - (1 - threshold**rows) ** (NUM_PERMUTATIONS // rows) >= RECALL
+    )
+    rows = next(found, 1)
     return NUM_PERMUTATIONS // rows, rows
 
 

@@ -161,7 +161,7 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
-                await asyncio.sleep(0)  # lets Ctrl-C cancel: reading from a journal never waits
+                await asyncio.sleep(0)  # lets Ctrl-C cancel the task, because reading from a journal never waits
                 if statistics is not None:
                     statistics.add(result)
                 if isinstance(result, Reject):
@@ -172,7 +172,11 @@ class DatasetFolder:
                     writer.write(result)
                     rows += 1
             writer.finalize()
-        self._save(staging, features, rows)
+        if rows:
+            Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
+        else:  # an empty shard: by default `datasets` writes a folder that it cannot read
+            empty = Dataset.from_dict({name: [] for name in features}, features)
+            empty.save_to_disk(str(staging / "dataset"), num_shards=1)
         return {
             "rows": rows,
             "dropped": kinds["dropped"],
@@ -181,16 +185,8 @@ class DatasetFolder:
             **({} if statistics is None else {"statistics": statistics.report()}),
         }
 
-    @staticmethod
-    def _save(staging: Path, features: Features, rows: int):
-        if rows:
-            Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
-        else:  # an empty shard: by default `datasets` writes a folder that it cannot read
-            empty = Dataset.from_dict({name: [] for name in features}, features)
-            empty.save_to_disk(str(staging / "dataset"), num_shards=1)
-
     def _move_in(self, staging: Path):
-        """Replace the dataset. The files that mark a folder as a dataset are removed first and written last."""
+        """Replace the dataset. Remove the files that mark a folder as a dataset first and write them last, so that no kill leaves a mix."""
         marks = ("state.json", "dataset_info.json")
         for name in marks:
             (self.path / name).unlink(missing_ok=True)

@@ -111,6 +111,7 @@ class Journal:
 
     def close(self):
         """Flush the entries to disk and release the lock."""
+        # Only here: entries that the kernel has buffered survive a killed process, and a sync for each would be slow
         if self._file >= 0:
             os.fsync(self._file)
             os.close(self._file)
@@ -129,7 +130,7 @@ class Journal:
 
     def _open(self, settings: dict[str, Any], may_restart: bool):
         self._size = os.fstat(self._file).st_size
-        # Duplicate the descriptor, because closing the reader would close it and release the lock
+        # Read through a duplicate: closing the reader would close this descriptor, and with it release the lock
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             number, end, version, before = 0, 0, VERSION, settings
@@ -218,7 +219,7 @@ class Journal:
         line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
             rest = line
-            while rest:
+            while rest:  # a write may be short
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
             # A partial line would damage the entries after it
@@ -231,7 +232,7 @@ class Journal:
         self._size = size
 
     def _read_line(self, offset: int) -> bytes:
-        size = 4096
+        size = 4096  # holds most entries
         while (end := (piece := os.pread(self._file, size, offset)).find(b"\n")) < 0:
             size *= 4
         return piece[:end]

@@ -141,7 +141,7 @@ class Judge:
     read: Callable[[str], str | None] = read_verdict
 
     async def rate(self, key: list, prompt: Any, response: str | dict[str, Any]) -> list[Judgement]:
-        """Rate one response. `key` identifies it. Returns a list with a single judgement."""
+        """Rate the response that `key` identifies. Returns a list with a single judgement."""
         return [await self._judge(key, messages_for_critic(prompt, response, self.template))]
 
     async def compare(self, key: list, prompt: Any, response_1: str, response_2: str) -> list[Judgement]:
@@ -161,7 +161,7 @@ class Judge:
         Returns:
             `list[Judgement]`: Judgements of the first and the second game.
         """
-        # Both orders, because judges have a position bias
+        # In both orders, because judges have a position bias
         instructions = (self.template, self.system)
         return await all_of(
             self._judge([*key, 0], messages_for_judge(prompt, response_1, response_2, *instructions)),
@@ -274,7 +274,7 @@ class PreferenceStatistics:
         if not verdicts or None in verdicts:
             return
         self._verdicts.update(verdicts)
-        # 1: the response shown first wins the game. Games swap places, so orders agree if the signs are opposite.
+        # 1: the response shown first wins the game. The second game swaps the places, so the orders agree if the signs are opposite
         signs = [_sign(points(verdict, None)) for verdict in verdicts]
         self._counts.update(
             {

@@ -203,12 +203,12 @@ class _Scan:
 
 
 def iterate_rows(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the positions and the rows, in batches for speed. A row with invalid text becomes a `_NotText`."""
+    """Yield positions and rows, read in batches for speed. A row with invalid text becomes a `_NotText`, which raises when it is read."""
     columns = rows.with_format("arrow")
     plain = not any(map(_holds_json, rows.features.values()))
     for start in range(0, len(rows), 1000):
         stop = min(start + 1000, len(rows))
-        if plain:
+        if plain:  # Arrow would return values of JSON columns undecoded
             try:
                 table: Any = columns[start:stop]
                 yield from enumerate(table.to_pylist(), start)
@@ -234,7 +234,7 @@ class _NotText(dict):
 
 
 def _holds_json(feature: Any) -> bool:
-    """Whether a column holds values that `datasets` decodes from JSON."""
+    """Return whether a column holds values that `datasets` decodes from JSON."""
     if isinstance(feature, dict):
         return any(map(_holds_json, feature.values()))
     return isinstance(feature, Json) or (isinstance(feature, List | LargeList) and _holds_json(feature.feature))
@@ -311,7 +311,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
 
 
 def _is_response(value: str | list[dict[str, Any]]) -> bool:
-    """Whether a column holds only a response, not a complete chat."""
+    """Return whether a column holds only a response, not a complete chat."""
     return isinstance(value, str) or value[0]["role"] in ("assistant", "tool")
 
 
@@ -335,8 +335,8 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
         raise ValueError(
             "`chosen` could be text, or a text followed by a transcript. Give chat messages, with the first text as the system message."
         )
-    length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    length = min(len(chosen), len(rejected)) - 1 if length is None else length
+    most = min(len(chosen), len(rejected)) - 1  # leaves a response even if one text is the beginning of the other
+    length = next((place for place in range(most) if chosen[place] != rejected[place]), most)
     while length and not chosen[length - 1].isspace():
         length -= 1
     if not chosen[:length].strip():

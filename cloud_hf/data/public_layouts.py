@@ -113,6 +113,8 @@ def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of 
 def _ultrafeedback(row: Row) -> Rated:
     completions = _listed(row["completions"], "completions")
     ratings = [_mean_rating(completion) for completion in completions]
+    # A last resort: some completions have a wrong `overall_score`
+    # (https://huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences)
     if not any(rating is not None for rating in ratings):
         ratings = [_number(completion.get("overall_score"), "overall_score") for completion in completions]
     responses = [_field(completion, "response", "completions") for completion in completions]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from .critique_prompt import PLACEHOLDERS
+from .critique_prompt import PLACEHOLDERS, check_placeholders
 
 
 RATING_PROMPT = """\
@@ -38,14 +38,6 @@ class Rubric:
     """
     Instructions for a rating, and the pattern that finds the rating in the judge's answer.
 
-    Args:
-        template (`str`):
-            Instructions with `{conversation}` and `{response}`.
-        pattern (`str`, *optional*):
-            Regular expression whose only group is the rating. The last match counts.
-        lowest, highest (`float`, *optional*, default to 1 and 10):
-            Ends of the scale; other ratings count as unreadable.
-
     Examples:
 
     ```python
@@ -54,9 +46,9 @@ class Rubric:
     ```
     """
 
-    template: str = RATING_PROMPT
-    pattern: str = r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]"
-    lowest: float = 1
+    template: str = RATING_PROMPT  # with `{conversation}` and `{response}`
+    pattern: str = r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]"  # its only group is the rating; the last match counts
+    lowest: float = 1  # ratings beyond the ends of the scale count as unreadable
     highest: float = 10
 
     @property
@@ -66,14 +58,11 @@ class Rubric:
 
     def read(self, text: str) -> str | None:
         """Return the last rating in an answer; `None` if there is none on the scale."""
-        found = [match[1] for match in re.finditer(self.pattern, text or "")]
-        return found[-1] if found and self._is_on_scale(found[-1]) else None
-
-    def _is_on_scale(self, rating: str) -> bool:
+        found = re.findall(self.pattern, text or "")
         try:
-            return self.lowest <= float(rating) <= self.highest
-        except ValueError:
-            return False
+            return found[-1] if found and self.lowest <= float(found[-1]) <= self.highest else None
+        except ValueError:  # the user's pattern may match other text
+            return None
 
 
 def read_rubric(path: str | None) -> Rubric:
@@ -97,11 +86,7 @@ def read_rubric(path: str | None) -> Rubric:
         raise ValueError(
             f"{path}: the lines before the instructions have {named:.80}; their keys are {', '.join(_KEYS)}."
         )
-    for placeholder in PLACEHOLDERS:
-        if template.count(placeholder) != 1:
-            raise ValueError(
-                f"{path} contains {placeholder} {template.count(placeholder)} times; it must contain it exactly once."
-            )
+    check_placeholders(path, template, PLACEHOLDERS)
     rubric = Rubric(template, **options)
     _check(path, rubric)
     return rubric

@@ -71,13 +71,13 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
 
     Raises `ValueError` if a critique is missing, not text, or empty, or texts and ids differ in number.
     """
-    texts = listed(row[column])
-    texts = [texts] if isinstance(texts, str) else texts
+    value = listed(row[column])
+    texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{column}` is {texts!r:.60}; give a string or a non-empty list of strings.")
     ids = listed(row.get(f"{column}_ids"))
     if ids is not None:
-        ids = [ids] if isinstance(listed(row[column]), str) else ids
+        ids = [ids] if isinstance(value, str) else ids
         if len(ids) != len(texts):
             raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` holds {len(ids)}.")
         return ids

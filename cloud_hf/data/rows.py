@@ -5,6 +5,7 @@ import glob
 import re
 import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -74,15 +75,11 @@ def short_names(names: list[str]) -> dict[str, str]:
         for name, own in parts.items()
     }
     shown = {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
-    files: dict[str, set[tuple[str, ...]]] = {}
+    used = Counter(_file_spelling(short) for _, short in {(parts[name], short) for name, short in shown.items()})
     for name, short in shown.items():
-        files.setdefault(_file_spelling(short), set()).add(parts[name])
-    return {
-        name: short
-        if len(files[_file_spelling(short)]) == 1
-        else f"{short}~{sha256(str(Path(name)).encode()).hexdigest()[:8]}"
-        for name, short in shown.items()
-    }
+        if used[_file_spelling(short)] > 1:
+            shown[name] = f"{short}~{sha256(str(Path(name)).encode()).hexdigest()[:8]}"
+    return shown
 
 
 def _file_spelling(short_name: str) -> str:

@@ -51,7 +51,7 @@ class Dropped(Exception):
 
 
 class RowRefused(Exception):
-    """Raised for a row that cannot be used. The message is the reason."""
+    """A row that cannot be used. The message is the reason."""
 
 
 class JournaledClient:
@@ -64,16 +64,15 @@ class JournaledClient:
         self.client = client
         self.journal = journal
         self.role = role
-        self.cut: set[str] = set()  # keys of answers that ran out of tokens
-        self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
-        self.tokens: dict[str, int] = {}  # tokens of prompt and answer by key, if the server counts them
-        self.completion_tokens: dict[str, int] = {}  # those of the answer alone
-        # By key, the model that the server names, if it is not the requested one
-        self.other_models: dict[str, str] = {}
+        # For counts: all answers by key, without their contents, and the keys of truncated ones that were kept nevertheless.
+        # By key, because each row's work runs twice
+        self.answers: dict[str, Answer] = {}
+        self.kept_cut: set[str] = set()
+        self._warned = False  # of answers from another model
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """Return the answer of [`CompletionClient.chat`]. `key` (such as row id and sample number) tells equal requests apart."""
-        # The key contains everything that defines the request, so a changed prompt or option causes a new request
+        # The key contains everything that defines the request, so that a changed prompt or option causes a new one
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
@@ -117,20 +116,14 @@ class JournaledClient:
         if answer is None:
             answer = await ask()
             self._keep(key, answer)
-        if answer.finish_reason == "length":
-            self.cut.add(key)
-        if answer.tokens is not None:
-            self.tokens[key] = answer.tokens
-        if answer.completion_tokens is not None:
-            self.completion_tokens[key] = answer.completion_tokens
-        if answer.model not in (None, self.client.model):
-            if not self.other_models:
-                print(
-                    f"The server says that {answer.model!r} answered a request to {self.client.model!r} ({self.role}). The card counts such "
-                    "answers. If this is another model, not a version of the requested one, check the server.",
-                    file=sys.stderr,
-                )
-            self.other_models[key] = answer.model
+        self.answers[key] = replace(answer, text="", token_ids=None)
+        if answer.model not in (None, self.client.model) and not self._warned:
+            self._warned = True
+            print(
+                f"The server says that {answer.model!r} answered a request to {self.client.model!r} ({self.role}). The card counts such "
+                "answers. If this is another model, not a version of the requested one, check the server.",
+                file=sys.stderr,
+            )
         return answer
 
     def _key(self, key: Sequence[Any], prompt: list, sampling: dict[str, Any]) -> str:
@@ -208,7 +201,7 @@ class Run:
         Work on all rows until every answer is in the journal. The first Ctrl-C stops sending requests, and raises `KeyboardInterrupt` once
         those in flight are answered. Raises `ServerUnusable` if no row can succeed; the journal keeps all answers received so far.
         """
-        # A signal handler does not wake the loop
+        # `call_soon_threadsafe`, because a signal handler does not wake the loop
         stop = partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop)
         indices = iter(range(len(self.rows)))
         # `miniters` of 0: a row may take many requests, and each answer may refresh the bar
@@ -220,7 +213,7 @@ class Run:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.max_concurrency, len(self.rows))):
                         group.create_task(self._work_through(indices, progress))
-            # Not `except*`: Python 3.11.2 (Debian 12) wraps an exception raised there in a group again
+            # Not `except*`: Python 3.11.2 (Debian 12) wraps an exception that is raised there in a group again
             except ExceptionGroup as errors:
                 if errors.split((ServerUnusable, OSError))[1] is not None:
                     raise
@@ -381,21 +374,22 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """Count truncated answers and answers from other models, by the clients' roles."""
+    """Count tokens, truncated answers and answers from other models, by the clients' roles."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
-        counts[f"{role}_answers_cut"] = len(client.cut)
-        if client.tokens:
-            counts[f"{role}_tokens"] = sum(client.tokens.values())
-        if (
-            client.tokens and client.tokens.keys() == client.completion_tokens.keys()
-        ):  # earlier releases journaled the sum only
-            counts[f"{role}_completion_tokens"] = sum(client.completion_tokens.values())
+        answers = client.answers.values()
+        counts[f"{role}_answers_cut"] = sum(answer.finish_reason == "length" for answer in answers)
+        # Not all servers count tokens, and earlier releases journaled only the sum of prompt and completion
+        counted = [answer for answer in answers if answer.tokens is not None]
+        if counted:
+            counts[f"{role}_tokens"] = sum(answer.tokens or 0 for answer in counted)
+        if counted and all(answer.completion_tokens is not None for answer in counted):
+            counts[f"{role}_completion_tokens"] = sum(answer.completion_tokens or 0 for answer in counted)
         if client.kept_cut:
             counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
         # A server may pass requests to a model other than the one it lists
-        if client.other_models:
-            counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
+        if others := Counter(answer.model for answer in answers if answer.model not in (None, client.client.model)):
+            counts[f"{role}_answers_of_other_models"] = dict(others)
     return counts
 
 

@@ -94,22 +94,18 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
-    # Hashing all rows would need the input; the shards' hashes identify it too
+    # The hash of all rows would need the input; the shards' hashes identify it, too
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(
         output_dir, settings["builder"].capitalize(), settings, [str(shard.path) for shard in shards]
     )
     with folder.locked():
-        return await _write(shards, folder)
-
-
-async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, Any]:
-    counts = add_counts([shard.counts for shard in shards])
-    counts = {name: value for name, value in counts.items() if name not in _RECOMPUTED}
-    statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None
-    counts = await folder.write(_results(shards), shards[0].dataset().features, counts, statistics)
-    folder.write_record(counts)
+        counts = add_counts([shard.counts for shard in shards])
+        counts = {name: value for name, value in counts.items() if name not in _RECOMPUTED}
+        statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None
+        counts = await folder.write(_results(shards), shards[0].dataset().features, counts, statistics)
+        folder.write_record(counts)
     return counts
 
 

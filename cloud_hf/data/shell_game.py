@@ -208,17 +208,13 @@ def _rows(
         if held_out and left[k] == 0:
             continue
         row = make(random_game(rng, k, split), rng)
-        while held_out and _content(row) in seen:
-            row = make(random_game(rng, k, split), rng)
         if held_out:
-            seen.add(_content(row))
+            while (content := (row["prompt"], row.get("rejected"))) in seen:
+                row = make(random_game(rng, k, split), rng)
+            seen.add(content)
             left[k] -= 1
         rows.append({"id": f"{name}-{split}-{seed}-{len(rows)}", **row, "difficulty": k})
     return rows
-
-
-def _content(row: dict[str, Any]) -> tuple[str, str | None]:
-    return row["prompt"], row.get("rejected")
 
 
 def direct_answer_rows(

@@ -15,13 +15,13 @@ def check_policy(name: str, policy: str):
         raise ValueError(f'`{name}` is {policy!r}; it must be "warn" or "error".')
 
 
-def tell_of_hidden_text(scores: Sequence[Score], policy: str):
-    """Log, or with the policy `"error"` raise as `ValueError`, how many responses the chat template did not show in full."""
+def report_hidden_text(scores: Sequence[Score], policy: str):
+    """Log how many responses the chat template did not show in full; with the policy `"error"`, raise `ValueError` instead."""
     if changed := sum(score.response_changed for score in scores):
-        told = (
+        message = (
             f"The reward model's chat template hides or changes text of {changed} of {len(scores)} responses (thinking blocks, or "
             "what precedes a `</think>`). To show this text to the model, load the model with `keep_thinking=True`."
         )
         if policy == "error":
-            raise ValueError(told)
-        logger.warning(told)
+            raise ValueError(message)
+        logger.warning(message)

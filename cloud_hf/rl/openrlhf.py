@@ -32,7 +32,7 @@ from transformers import AutoTokenizer
 # Absolute imports, because OpenRLHF runs this file by its path, outside the package
 from cloud_hf.loading import load_reward_model
 from cloud_hf.rendered_chats import RenderedChats
-from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
+from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
 from cloud_hf.rl.served import served_scorer
 from cloud_hf.scores import Scorer
 from cloud_hf.scoring import TransformersScorer
@@ -102,7 +102,7 @@ class _RewardModel:
                 raise
             logger.warning("A response could not be judged and gets the reward %s: %s", self.unjudgeable, error)
             return self.unjudgeable, 0.0, 0.0, 0.0, 1.0
-        tell_of_hidden_text([score], self.on_changed)
+        report_hidden_text([score], self.on_changed)
         self.has_judged = True
         cut = score.finish_reasons.count("length") / len(score.finish_reasons)
         return score.reward, score.reward_std, cut, float(score.response_changed), 0.0

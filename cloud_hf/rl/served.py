@@ -12,18 +12,10 @@ if TYPE_CHECKING:
 
 def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None) -> "CLoudClient | CascadeScorer":
     """
-    Return a client of a reward server, or a cascade over several. Both have an `ascore`.
+    Return a client of a reward server, or with `fit`, the file of a [`CascadeFit`], a cascade over several. Both have an `ascore`.
 
-    Args:
-        urls (`str`):
-            Addresses. Commas separate replicas; spaces separate a cascade's stages, the cheapest first.
-        api_key (`str`, *optional*):
-            Key of all servers.
-        fit (`str`, *optional*):
-            File of a [`CascadeFit`]. Each stage writes one greedy critique.
-
-    Raises:
-        `ValueError`: If there are several stages and no fit, or the fit is for another number of stages.
+    In `urls`, commas separate replicas, and spaces separate the stages of a cascade, the cheapest first. Each stage writes one greedy
+    critique. `api_key` is the key of all servers. Raises `ValueError` if the fit is missing, or for another number of stages.
     """
     stages = re.split(r"(?<!,)\s+", urls.strip())
     if fit is None and len(stages) > 1:

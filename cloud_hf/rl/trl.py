@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..scores import Score, Scorer
-from .hidden_text import check_policy, tell_of_hidden_text
+from .hidden_text import check_policy, report_hidden_text
 
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ class _Settings:
         judged = [score for score in batch.scores if score is not None]
         self.has_judged = self.has_judged or bool(judged)
         self.lowest = min([self.lowest, *(score.reward for score in judged)])
-        tell_of_hidden_text(judged, self.on_response_changed)
+        report_hidden_text(judged, self.on_response_changed)
         if batch.errors:
             if not self.has_judged:
                 raise ValueError(f"No completion could be judged yet: {batch.errors[0]}") from batch.errors[0]

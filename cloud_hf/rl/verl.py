@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 # Absolute import, because verl runs this file by its path, outside the package
-from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
+from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
 from cloud_hf.rl.served import served_scorer
 from cloud_hf.serving.chat_client import CLoudChatClient
 
@@ -80,40 +80,46 @@ async def compute_score(
             "a response. Use a reward server (CLOUD_REWARD_URL), or 'warn'."
         )
     client = _client(reward_router_address)
-    if getattr(client, "compares_responses", False) and (num_critiques, temperature) != (1, 0.0):
+    options = {"num_critiques": num_critiques, "temperature": temperature}
+    if getattr(client, "compares_responses", False) and options != {"num_critiques": 1, "temperature": 0.0}:
         raise ValueError(
             "`num_critiques` and `temperature` cannot be set with CLOUD_REWARD_CASCADE: each stage writes one greedy critique."
         )
+    options |= {"max_new_tokens": max_new_tokens, "seed": seed}
     prompt = _prompt(data_source, extra_info)
     try:
-        [score] = await client.ascore(
-            [prompt],
-            [solution_str],
-            num_critiques=num_critiques,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        )
+        [score] = await client.ascore([prompt], [solution_str], **options)
     except ValueError as error:
         if unjudgeable_reward is None:
             raise
         logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
-        return {
-            "score": unjudgeable_reward,
-            "critique": "",
-            "reward_std": 0.0,
-            "critique_cut": 0.0,
-            "response_changed": 0.0,
-            "unjudgeable": 1.0,
-        }
-    tell_of_hidden_text([score], on_response_changed)
+        return _result(unjudgeable_reward, unjudgeable=1.0)
+    report_hidden_text([score], on_response_changed)
+    return _result(
+        score.reward,
+        score.critique,
+        score.reward_std,
+        score.finish_reasons.count("length") / len(score.finish_reasons),
+        float(score.response_changed),
+    )
+
+
+def _result(
+    score: float,
+    critique: str = "",
+    reward_std: float = 0.0,
+    critique_cut: float = 0.0,
+    response_changed: float = 0.0,
+    unjudgeable: float = 0.0,
+) -> dict[str, float | str]:
+    """Return the reward and the values to log. Every response has all of them, because verl collects each key over the batch."""
     return {
-        "score": score.reward,
-        "critique": score.critique,
-        "reward_std": score.reward_std,
-        "critique_cut": score.finish_reasons.count("length") / len(score.finish_reasons),
-        "response_changed": float(score.response_changed),
-        "unjudgeable": 0.0,
+        "score": score,
+        "critique": critique,
+        "reward_std": reward_std,
+        "critique_cut": critique_cut,
+        "response_changed": response_changed,
+        "unjudgeable": unjudgeable,
     }
 
 

@@ -62,10 +62,9 @@ class DataArguments:
             return split_by_prompt(train, self.test_size)
         if eval_strategy == "no":
             return train, None
-        if self.eval_dataset_name is not None:
-            return train, self._read("eval", self.eval_dataset_name, self.dataset_test_split)
-        # Never fall back to the training rows
-        return train, self._read("eval", self.dataset_name, self.dataset_test_split, needs_split=True)
+        name = self.eval_dataset_name or self.dataset_name
+        # A training dataset without splits must not serve as its own evaluation set
+        return train, self._read("eval", name, self.dataset_test_split, needs_split=self.eval_dataset_name is None)
 
     def held_out(self) -> tuple[str, str]:
         """Return the name of the evaluation dataset, and which of its rows are used."""
@@ -117,7 +116,8 @@ _LORA_OPTIONS = (
 @dataclass
 class TrainedModelConfig(ModelConfig):
     """
-    [`~trl.ModelConfig`] that refuses adapter options without `use_peft`, which TRL ignores, and what this machine cannot load or run.
+    [`~trl.ModelConfig`] that refuses adapter options without `use_peft` (TRL ignores them), and data types and attention kernels that do
+    not work here.
     """
 
     def __post_init__(self):
@@ -150,7 +150,7 @@ def check_attention(name: Any):
         raise ValueError(
             f"`attn_implementation` is {name!r}, which trains on GPUs only, and this machine has none. Use 'sdpa'."
         )
-    if not is_flash or is_kernels_available():  # with which transformers downloads FlashAttention's
+    if not is_flash or is_kernels_available():  # transformers downloads FlashAttention through `kernels`
         return
     is_available, package = _FLASH_ATTENTION[name]
     if not is_available():
@@ -191,12 +191,6 @@ def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
     }
 
 
-def checkpoint_to_resume(training_args) -> str | bool | None:
-    """Return `resume_from_checkpoint` as a path, or `True` for the last checkpoint in the output folder."""
-    value = training_args.resume_from_checkpoint
-    return True if value is not None and value.lower() == "true" else value
-
-
 def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model or adapter, with the chat template from `chat_template_path` if given."""
     tokenizer = AutoTokenizer.from_pretrained(
@@ -220,5 +214,4 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
         raise ValueError(
             f"`chat_template_path` is {path!r}; it must name a Jinja file (.jinja or .j2) or a family ({', '.join(families)})."
         )
-    with open(families.get(path, path), encoding="utf8") as file:
-        tokenizer.chat_template = file.read()
+    tokenizer.chat_template = Path(families.get(path, path)).read_text("utf8")

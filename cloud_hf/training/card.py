@@ -21,6 +21,7 @@ from ..data.preference_rows import iterate_rows, read_preference
 from ..intervals import wilson
 from ..markdown import in_code, table
 from .launch import rows_per_step, strategy_of
+from .resume import MixedTrainer
 
 
 _LOSSES = ("loss", "pairwise_loss", "lm_loss")
@@ -30,41 +31,18 @@ _RESERVED = 8  # tokens kept free for closing a critique
 
 @dataclass
 class Origin:
-    """
-    Facts for the card that a trainer cannot find in its model and data.
+    """Facts for the card that a trainer cannot find in its model and data."""
 
-    Args:
-        base (`str`, *optional*):
-            Hub id or folder of the model, or adapter, that training started from.
-        dataset_name, eval_name (`str`, *optional*):
-            Hub ids or paths of the training rows and of the held-out rows.
-        eval_part (`str`, *optional*):
-            Which rows of that dataset are held out.
-        max_length (`int`, *optional*):
-            Longest sequence, in tokens.
-        example ([`Example`], *optional*):
-            A training row with the model's output.
-    """
-
-    base: str | None = None
-    dataset_name: str | None = None
+    base: str | None = None  # Hub id or folder of the model, or adapter, that training started from
+    dataset_name: str | None = None  # Hub ids or paths
     eval_name: str | None = None
-    eval_part: str | None = None
-    max_length: int | None = None
-    example: Example | None = None
+    eval_part: str | None = None  # description of the held-out rows of that dataset
+    max_length: int | None = None  # longest sequence in tokens
+    example: Example | None = None  # a training row with the model's output
 
 
-class WritesCard:
+class WritesCard(MixedTrainer):
     """Trainer mixin that writes a model card with origin, training settings and held-out results."""
-
-    # Defined by the Trainer
-    args: Any
-    model: Any
-    state: Any
-    eval_dataset: Any
-    train_dataset: Any
-    hub_model_id: str | None
-    is_world_process_zero: Any
 
     origin: Origin
     critique_format: Any
@@ -123,10 +101,8 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
         if not is_text or len(prompt) + len(response) > _EXAMPLE_CHARACTERS:
             continue
         ids = critique_format.encode_prefix(prompt, response).input_ids
-        room = min(
-            _EXAMPLE_TOKENS,
-            (longest_sequence(model.config.get_text_config(decoder=True)) or 10**6) - len(ids) - _RESERVED,
-        )
+        context = longest_sequence(model.config.get_text_config(decoder=True)) or 10**6
+        room = min(_EXAMPLE_TOKENS, context - len(ids) - _RESERVED)
         if room < 1:
             continue
         if trainer.kind is CRITIC:
@@ -151,7 +127,7 @@ def _asked_in_messages(critique_format: Any) -> str | None:
 
 def _held_out(trainer: Any) -> tuple[list[EvalResult], str]:
     """Return the accuracy of the saved weights on the evaluation rows, and a sentence with their losses."""
-    args, state, sets = trainer.args, trainer.state, trainer.eval_dataset
+    args, state, sets, origin = trainer.args, trainer.state, trainer.eval_dataset, trainer.origin
     best = args.load_best_model_at_end and state.best_global_step
     step, logged = best or state.global_step, {}
     for entry in state.log_history:
@@ -165,11 +141,10 @@ def _held_out(trainer: Any) -> tuple[list[EvalResult], str]:
             continue
         batch = args.eval_batch_size * args.world_size
         n = len(rows) - (len(rows) % batch if args.dataloader_drop_last else 0)
-        origin = trainer.origin
         name = ", ".join(filter(None, (shown_name(origin.eval_name) or "evaluation rows", origin.eval_part, part)))
         notes.append(f"Losses on {n} rows of {in_code(name)}: {', '.join(losses)}.")
         if (accuracy := logged.get(f"{prefix}accuracy")) is not None and n:
-            results.append(_result(name, trainer.origin.eval_name, accuracy, n))
+            results.append(_result(name, origin.eval_name, accuracy, n))
     if best and notes:
         notes.append("The checkpoint was selected on these rows, so the results are optimistic.")
     return results, " ".join(notes)
@@ -206,11 +181,7 @@ def _training_section(trainer: Any, dataset_name: str | None) -> str:
         "Length": f"{state.global_step} steps, {state.epoch or 0:.3g} epochs",
         "Longest sequence": f"{trainer.origin.max_length or args.max_length or longest_sequence(model.config.get_text_config(decoder=True))} tokens",
         "Seed": args.seed,
-        "Precision": "bfloat16 autocast"
-        if args.bf16
-        else "float16 autocast"
-        if args.fp16
-        else str(model.dtype).removeprefix("torch."),
+        "Precision": _precision(args, model),
         "Hardware": f"{args.world_size} × {_device(args)}, {strategy_of(args)}",
     }
     if is_peft_model(model):
@@ -229,12 +200,16 @@ def _training_section(trainer: Any, dataset_name: str | None) -> str:
     return f"{text}\n\nLast training log, on training rows: {losses}." if losses else text
 
 
+def _precision(args: Any, model: Any) -> str:
+    if args.bf16 or args.fp16:
+        return f"{'bfloat16' if args.bf16 else 'float16'} autocast"
+    return str(model.dtype).removeprefix("torch.")
+
+
 def _device(args: Any) -> str:
-    return (
-        torch.cuda.get_device_name(args.device)
-        if args.device.type == "cuda"
-        else f"{args.device.type} ({platform.machine()})"
-    )
+    if args.device.type == "cuda":
+        return torch.cuda.get_device_name(args.device)
+    return f"{args.device.type} ({platform.machine()})"
 
 
 def _tracker(args: Any) -> str | None:

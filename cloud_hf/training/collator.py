@@ -73,15 +73,14 @@ class DataCollatorForCLoud(DataCollatorForPreference):
             batch["reward_positions"] = batch["attention_mask"].sum(-1) - 1
             if self.critique:
                 # Unshifted, because the model shifts them. Padding has no label
-                labels = [_labels(example, side) for side in SIDES for example in examples]
                 batch["labels"] = pad(
-                    labels,
+                    [sequence.labels() for sequence in _sequences(examples)],
                     padding_value=IGNORE_INDEX,
                     padding_side="right",
                     pad_to_multiple_of=self.pad_to_multiple_of,
                 )
         if self.critique:
-            # Found here on the CPU: on a GPU, the host would have to wait for the number of labels
+            # Here on the CPU, because on a GPU the host would have to wait for the number of labels
             batch["target_positions"] = labelled(batch["labels"][:, 1:])
         if self.inner_rewards:
             before_BR = np.concatenate([self._before_the_end(examples, side) for side in SIDES])
@@ -99,6 +98,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
             [len(example[f"{side}_ids"]) - example[f"{side}_prefix_length"] - 1 for example in examples]
         )
         fractions_PR = np.stack([_inner_fractions(example, self.inner_rewards, self.seed) for example in examples])
+        # After at least one token of the critique, and no later than its end
         tokens_PR = np.ceil(fractions_PR * lengths[:, None]).astype(int).clip(1)
         return (lengths[:, None] + 1 - tokens_PR).clip(0)
 
@@ -121,9 +121,3 @@ def _sequences(examples: list[dict[str, Any]]) -> list[TokenSequence]:
         for side in SIDES
         for example in examples
     ]
-
-
-def _labels(example: dict[str, Any], side: str) -> torch.Tensor:
-    labels = torch.tensor(example[f"{side}_ids"])
-    labels[: example[f"{side}_prefix_length"]] = IGNORE_INDEX
-    return labels

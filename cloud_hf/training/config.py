@@ -101,12 +101,21 @@ class CLoudTrainingConfig(RewardConfig):
     def __post_init__(self):
         check_policy(self.overlong_policy, TRAINING_POLICIES)
         check_bad_rows(self.bad_rows)
-        for name in ("lm_loss_weight", "bradley_terry_weight", "partial_reward_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a finite number of at least 0.")
+        check_weights(self, "lm_loss_weight", "bradley_terry_weight", "partial_reward_weight")
         if self.reward_head not in (None, *REWARD_HEADS):
             raise ValueError(f"`reward_head` is {self.reward_head!r}; use {' or '.join(REWARD_HEADS)}.")
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
+        self._check_loss()
+        flattened = next((name for name in ("padding_free", "shared_prompt") if getattr(self, name)), None)
+        self._check_batches(flattened)
+        check_machine(self)
+        super().__post_init__()
+        # Checked only now, because TRL has turned "auto" into a number or `None`
+        if flattened and self.pad_to_multiple_of is not None:
+            raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened}` pads nothing. Omit one of them.")
+
+    def _check_batches(self, flattened: str | None):
+        """Check options for batches; `flattened` names the option that concatenates their sequences, if one is set."""
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"`token_budget` already groups pairs by length, but `train_sampling_strategy` is "
@@ -121,6 +130,18 @@ class CLoudTrainingConfig(RewardConfig):
             raise ValueError(
                 "`auto_find_batch_size` changes the number of pairs, but `token_budget` counts tokens. Omit one of them."
             )
+        if flattened and self.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"`neftune_noise_alpha` is set, but with `{flattened}` its noise would be scaled by the length of the "
+                "batch instead of each sequence's. Omit one of them."
+            )
+        if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
+            raise ValueError(
+                f"`torch_compile` is set, but with `{flattened}` the lengths of the sequences differ in every batch, and each would "
+                "be compiled again. Omit one of them."
+            )
+
+    def _check_loss(self):
         if not self.critique and self.lm_loss_chunks is not None:
             raise ValueError(
                 "`lm_loss_chunks` is set, but a classic model has no critique loss (`critique` is False)."
@@ -130,24 +151,15 @@ class CLoudTrainingConfig(RewardConfig):
                 f"`partial_reward_weight` is {self.partial_reward_weight}, but only a CLoud model with `format` 'cloud' reads "
                 "rewards inside critiques."
             )
-        flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
-        if flattened and self.neftune_noise_alpha is not None:
-            raise ValueError(
-                f"`neftune_noise_alpha` is set, but with `{flattened[0]}` its noise would be scaled by the length of the "
-                "batch instead of each sequence's. Omit one of them."
-            )
         if self.use_liger_kernel:
             raise ValueError(
                 "`use_liger_kernel` would have no effect: Liger patches only model types that it knows, and CLoud models are not among "
                 "them. Omit the option; the critique loss already computes its logits in chunks."
             )
-        if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
-            raise ValueError(
-                f"`torch_compile` is set, but with `{flattened[0]}` the lengths of the sequences differ in every batch, and each would "
-                "be compiled again. Omit one of them."
-            )
-        check_machine(self)
-        super().__post_init__()
-        # Checked only after TRL has turned "auto" into a number or `None`
-        if flattened and self.pad_to_multiple_of is not None:
-            raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened[0]}` pads nothing. Omit one of them.")
+
+
+def check_weights(args: CLoudTrainingConfig, *names: str):
+    """Raise `ValueError` unless the options with these names are finite and at least 0."""
+    for name in names:
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"`{name}` is {getattr(args, name)}; it must be a finite number of at least 0.")

@@ -70,7 +70,7 @@ def encode_pairs(
         rows, title, required=required, bad_rows=bad_rows, check=_check_critiques if required else _check_margin
     )
     options = {"critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy}
-    # In batches, because a row may yield several pairs or none
+    # Batched, because only then `map` lets a row yield several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,
@@ -107,10 +107,9 @@ def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
 
 
 def _encoded_features(columns: list[str]) -> Features:
-    # Not inferred: the first batch may hold only bad rows
-    kinds = {"margin": Value("float64"), "cut": Value("int64")}
+    # Not inferred, because the first batch may hold only bad rows
     number, ids = Value("int64"), List(Value("int64"))
-    features = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
+    features: dict[str, Any] = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
     features |= {
         "row": number,
         "shortened": Value("bool"),
@@ -118,12 +117,18 @@ def _encoded_features(columns: list[str]) -> Features:
         "length": number,
         "problem": Value("string"),
     }
-    extra = {"margin": "margin", "chosen_finish_reason": "cut"}
-    return Features(features | {new: kinds[new] for column, new in extra.items() if column in columns})
+    if "margin" in columns:
+        features["margin"] = Value("float64")
+    if "chosen_finish_reason" in columns:
+        features["cut"] = number
+    return Features(features)
 
 
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
-    """Encode rows. A row that cannot be used becomes an empty pair with its `problem`; `length` is the longest sequence of a row."""
+    """
+    Encode rows. A row that cannot be used becomes an empty pair with its `problem`; `length` is the longest sequence of a row. Columns that
+    the dataset lacks (`margin`, `cut`) are left out.
+    """
     columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
     nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
     for position, index in enumerate(indices):
@@ -145,7 +150,7 @@ def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str
     if not any(problems):
         return encoded, 0
     bad, overlong = BadRows(title, bad_rows), OverlongRows(title)
-    # Once for each row, which may have several pairs
+    # Once for each row, although it may have several pairs
     for place, (length, problem) in dict(zip(places, zip(lengths, problems, strict=True), strict=True)).items():
         if problem and length:
             overlong.add(place, rows[place], problem, length)
@@ -182,19 +187,16 @@ def _encode_row(
         critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
         _check_ids(row, critique_format)
 
-    def complete(prefix, critique) -> EncodedCritique:
-        encoded = critique_format.complete_for_training(prefix, critique)
+    def encode(prompt) -> list[list[EncodedCritique]]:
+        prefixes = [critique_format.encode_prefix(*judged_chat(prompt, response)) for response in responses]
+        pairs = [
+            [critique_format.complete_for_training(prefix, each) for prefix, each in zip(prefixes, pair, strict=True)]
+            for pair in zip(*critiques, strict=True)
+        ]
         if overlong_policy == "truncate_end" and max_length is not None:
             reference: Any = critique_format  # `encode_pairs` refuses this policy for other formats
-            return reference.truncate_end(encoded, max_length)
-        return encoded
-
-    def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
-        prefixes = [critique_format.encode_prefix(*judged_chat(prompt, response)) for response in responses]
-        return [
-            (complete(prefixes[0], chosen), complete(prefixes[1], rejected))
-            for chosen, rejected in zip(*critiques, strict=True)
-        ]
+            return [[reference.truncate_end(side, max_length) for side in pair] for pair in pairs]
+        return pairs
 
     def length(pairs) -> int:
         return max(len(side.input_ids) for pair in pairs for side in pair)
@@ -204,7 +206,6 @@ def _encode_row(
     if pairs is None:
         return []
     needed = length(pairs)
-    extra = {"margin": float(row["margin"])} if "margin" in row else {}
     cuts = _cut_critiques(row, len(pairs))
     return [
         {
@@ -216,8 +217,8 @@ def _encode_row(
             "changed": chosen.response_changed + rejected.response_changed,
             "length": needed,
             "problem": "",
-            **({} if cut is None else {"cut": cut}),
-            **extra,
+            "cut": cut,
+            "margin": float(row.get("margin", 0.0)),
         }
         for (chosen, rejected), cut in zip(pairs, cuts, strict=True)
     ]

@@ -62,6 +62,6 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
 
 
 def _shard_of_head(parameter: nn.Parameter) -> Shard | None:
-    # `out_proj` has one row, so shard it by columns. By rows, all ranks but one would hold empty shards of it and of its bias,
-    # both with the same address, and accelerate matches optimizer parameters to shards by address
+    # `out_proj` has one row, so shard it by columns. By rows, all ranks but one would hold empty shards of it and of its bias, both with the
+    # same address, and accelerate's `fsdp2_switch_optimizer_parameters` matches parameters to shards by address
     return Shard(1) if parameter.ndim == 2 and parameter.shape[0] == 1 else None

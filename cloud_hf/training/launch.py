@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any
 
-from accelerate import ParallelismConfig
+from accelerate import DistributedType, ParallelismConfig
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
@@ -21,6 +21,9 @@ _SETTINGS = (
     "center_rewards_coefficient", "num_generations", "max_completion_length", "outcome_objective", "policy_weight", "beta",
     "ref_model",
 )  # fmt: skip
+
+# Sizes in accelerate's `ParallelismConfig` that split sequences or matrices
+_DIVIDING = ("cp_size", "sp_size", "tp_size")
 
 
 def launch_settings(args: TrainingArguments) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def strategy_of(args: TrainingArguments) -> str:
     if args.deepspeed_plugin is not None:
         return f"zero{deepspeed_config(args).get('zero_optimization', {}).get('stage', 0)}"
     state: Any = args.distributed_state
-    if args.fsdp_plugin_args is not None or str(state.distributed_type) == "DistributedType.FSDP":
+    if args.fsdp_plugin_args is not None or state.distributed_type == DistributedType.FSDP:
         return "fsdp"
     return "ddp" if args.world_size > 1 else "single"
 
@@ -102,9 +105,6 @@ def check_parallelism(args: TrainingArguments):
                 "stored model: use FSDP2 (ds_configs/accelerate_fsdp2.yaml) or ZeRO-3, and for long chats `--gradient_checkpointing` "
                 "with a small `--token_budget`."
             )
-
-
-_DIVIDING = ("cp_size", "sp_size", "tp_size")
 
 
 def check_dataset_size(args: TrainingArguments, rows: int):

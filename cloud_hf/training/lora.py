@@ -184,7 +184,8 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     if not is_adapter(name, revision=revision):
         check_quantization(quantization_config, peft_config is not None)
         if peft_config is not None:
-            # Without weights: only the names of layers are needed
+            # Without weights, because only the names of layers are needed. Under ZeRO-3, transformers would shard them with
+            # `deepspeed.zero.Init`; `set_zero3_state` prevents that
             with torch.device("meta"), set_zero3_state():
                 choose_targets(peft_config, AutoModelForCausalLM.from_config(language_config(config)))
             peft_config.revision = revision

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import local_torch_dtype
 
 from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import CLoudForRewardModeling, RewardHead
@@ -37,7 +38,6 @@ class StepMemory:
     trained: int
     linear: int  # of the layers that 4-bit loading quantises
     largest: int  # of all parameters
-    saved: int  # between the forward and the backward pass
     # Per moment: bytes other than parameters and gradients, and bytes of gradients
     moments: np.ndarray
 
@@ -77,6 +77,7 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        # Every operation of autograd and of the model passes here, so its outputs are all that is ever allocated
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -139,25 +140,17 @@ def simulate_step(
     model = _make_model(copy.deepcopy(config), dtype, lora, gradient_checkpointing)
     if head_is_sharded:
         model.get_output_embeddings().__class__ = _ShardedHead
-    spared = {id(model.get_output_embeddings())}
-    counts = {
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        "largest": max(weight.numel() for weight in model.parameters()),
-        "linear": sum(
-            module.weight.numel()
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and id(module) not in spared and "lora_" not in name and HEAD not in name
-        ),
-    }
+    counts = _count_parameters(model)
     labelled = int(labelled_share * length) if config.critique else 0
     shared = int(prompt_share * length) if shared_prompt else 0
     shape_BT, attention = (2 * pairs, length), {}
     if padding_free or shared_prompt:
         shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
-    layers = _Layers(model)
+    layers = _Layers(model)  # after counting, because it removes layers
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _pretend_to_be_on_cpu(model)
+        # Fake tensors of the CPU, because on the meta device attention would take a different code path
+        model.to_empty(device="cpu")
+        model.tie_weights()
         parameters = list(model.parameters())
         tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
         for parameter in parameters:
@@ -168,12 +161,23 @@ def simulate_step(
             with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
                 P = max(1, 2 * pairs * labelled)
                 loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
-            after_forward = len(tracker.moments)
-            # What autograd keeps alive: all temporaries of the forward pass are freed
-            tracker.moments.append(tracker.now)
             loss.backward()
-    moments, after_forward = layers.complete(tracker.moments, after_forward)
-    return StepMemory(**counts, saved=int(moments[after_forward, 0]), moments=moments)
+    return StepMemory(**counts, moments=layers.complete(tracker.moments))
+
+
+def _count_parameters(model: CLoudForRewardModeling) -> dict[str, int]:
+    """Return the first fields of [`StepMemory`]."""
+    lm_head = model.get_output_embeddings()
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "largest": max(weight.numel() for weight in model.parameters()),
+        "linear": sum(
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not lm_head and "lora_" not in name and HEAD not in name
+        ),
+    }
 
 
 class _Layers:
@@ -209,22 +213,22 @@ class _Layers:
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(lambda _, index=index: note("backward", index))
 
-    def complete(self, record: list[tuple[int, int]], after_forward: int) -> tuple[np.ndarray, int]:
-        """Return the record of all layers, and the index of the moment after the forward pass."""
+    def complete(self, record: list[tuple[int, int]]) -> np.ndarray:
+        """Return the record as if all layers had run: repeat the moments of the middle layer, each time on top of the previous ones."""
         moments = np.array(record)
         if self._left_out == 0:
-            return moments, after_forward
-        # The later pass first, so the indices of the earlier one stay valid
+            return moments
+        # The backward pass first, so that the indices of the forward pass stay valid. It visits the layers in reverse
         for first, second in ((("backward", 2), ("backward", 1)), (("forward", 1), ("forward", 2))):
             (start, before), (end, after) = self._starts[first], self._starts[second]
             added = np.subtract(after, before)
             copies = [moments[start:end] + added * (copy + 1) for copy in range(self._left_out)]
             moments = np.concatenate([moments[:end], *copies, moments[end:] + added * self._left_out])
-        return moments, after_forward + (end - start) * self._left_out
+        return moments
 
 
 def _kind(layer: nn.Module) -> list:
-    """Return everything about a layer that its memory use can depend on."""
+    """Return what the memory of a layer can depend on: its modules, their settings and the shapes of their weights."""
     return [
         (
             name,
@@ -241,13 +245,8 @@ def _kind(layer: nn.Module) -> list:
 
 
 def _make_model(config, dtype, lora, gradient_checkpointing):
-    # Layers made without weights have torch's default data type
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with local_torch_dtype(dtype):  # modules on the meta device get torch's default data type
         model = CLoudForRewardModeling.without_weights(config).train()
-    finally:
-        torch.set_default_dtype(before)
     with torch.device("meta"):
         model.reward_head = RewardHead(config)  # always in fp32
     if not config.critique and not config.tie_word_embeddings:
@@ -263,22 +262,6 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
     return model
 
 
-def _pretend_to_be_on_cpu(model: nn.Module):
-    """Replace meta tensors with fake CPU tensors: on the meta device, attention would take a different code path."""
-    made: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        stores: Any = (module._parameters, module._buffers)
-        for tensors in stores:
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:  # tied weights stay tied
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-                tensors[name] = made[id(tensor)]
-
-
 class _ShardedHead(nn.Linear):
     """An LM head that [`CLoudForRewardModeling`] treats as sharded, since its class is not `nn.Linear`."""
 
@@ -292,7 +275,7 @@ def _lay_out(
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
     rows[1::2, :shared] = rows[::2, :shared]
     packing = Packing([TokenSequence(ids, length - labelled) for ids in rows], shared_prompt=shared > 0)
-    # A 4-d mask is passed on as it is
+    # transformers passes a 4-d mask on unchanged instead of building one of T x T, which this kernel does not need
     return (1, packing.num_tokens), {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 

@@ -23,11 +23,12 @@ from ..generation import CritiqueWriter
 from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
 from ..scores import Sample, Sampling
 from .encoding import SIDES
-from .launch import strategy_of
+from .launch import check_parallelism, strategy_of
 from .outcome_batch import WrittenCritiques, prefix_of, with_critiques
 from .outcome_config import CLoudOutcomeConfig
 from .outcome_loss import OutcomeLoss, outcome_loss
-from .trainer import CLoudTrainer, prepare_tokenizer
+from .starting_model import prepare_tokenizer
+from .trainer import CLoudTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         args = CLoudOutcomeConfig("outcome-model") if args is None else args
         needs_reference = bool(args.num_generations and args.beta)
         if args.num_generations:
+            check_parallelism(args)
             _check_launch(args, model, kwargs.get("peft_config"))
             _check_model(model, args.model_init_kwargs)
         if needs_reference:
@@ -106,7 +108,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             raise ValueError(
                 "ZeRO-3 cannot copy the model: name the reference model (`ref_model`), or set `beta` to 0."
             )
-        # A resumed run copies the same weights, because it loads those of the checkpoint later
+        # The copy has the initial weights in a resumed run, too: the Trainer loads those of the checkpoint only in `train`
         if name is None:
             reference: Any = copy.deepcopy(self.model)
         else:
@@ -125,7 +127,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
         self._longest_prefix = longest
         needed = longest + self.args.max_completion_length + 1
-        # vLLM closes a critique with one token more
+        # vLLM's plugin closes a critique with one more token
         context = self._context_length and self._context_length - self.args.use_vllm
         limit = min(limit for limit in (self.args.max_length, context, needed) if limit)
         if needed > limit:
@@ -173,9 +175,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         """Write critiques for the rows of each micro-batch, and collate them."""
         args = self.args
         prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
-        # Temperature 1, so critiques come from the distribution whose policy gradient is taken, except for the few tokens that
-        # the writer bans or reads as the end of turn
-        seed = (args.seed << 32) + self.state.global_step
+        # The policy gradient is that of the distribution at temperature 1, so sample from it. Only the few tokens that the writer
+        # bans or reads as the end of turn differ
+        seed = (args.seed << 32) + self.state.global_step  # runs whose seeds are neighbours share no samples
         sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
         write = self._write_with_vllm if args.use_vllm else self._write_with_transformers
         samples = iter(write(prefixes, sampling))
@@ -362,11 +364,6 @@ def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
     if strategy_of(args) == "fsdp":
         raise ValueError(
             "Critiques cannot be written under FSDP. Use DDP or DeepSpeed (ds_configs/zero2.json, zero3.json)."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"This process sees {args.n_gpu} GPUs, and rows cannot be split among them. Start one process per GPU with "
-            "`accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
         )
 
 

@@ -31,15 +31,12 @@ class WrittenCritiques:
     """
     Written critiques of N pairs and the model's output for them.
 
-    Args:
-        output ([`~modeling_cloud.CLoudOutput`]):
-            First for the chosen responses: the written critiques, pair by pair, then the dataset's critiques, if they
-            serve as an anchor. Then the same for the rejected responses.
-        was_cut_2NK (`torch.Tensor`):
-            Which critiques were cut off. Their end of turn was not sampled, so it is not an action of the policy.
+    The sequences of `output` (a [`~modeling_cloud.CLoudOutput`]) are, for the chosen responses: the written critiques, pair by pair, then
+    the dataset's critiques, if they serve as an anchor. Then the same for the rejected responses.
     """
 
     output: Any
+    # The end of turn of a cut critique was not sampled, so it is not an action of the policy
     was_cut_2NK: torch.Tensor
 
     def __post_init__(self):
@@ -49,6 +46,7 @@ class WrittenCritiques:
         self.num_sequences = len(self.output.logits) // 2
         side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
         self.is_written_P = place_P < self.num_written
+        # Tokens of a sequence are contiguous, so the last one is where the sequence number changes
         is_last_P = torch.ones_like(self.is_written_P)
         is_last_P[:-1] = sequences[1:] != sequences[:-1]
         was_cut_P = self.was_cut_2NK.flatten(1)[side_P, place_P.clamp(max=self.num_written - 1)]
@@ -76,6 +74,7 @@ class WrittenCritiques:
 
     def kl_2NK(self, reference_P: torch.Tensor) -> torch.Tensor:
         """Estimate the KL divergence from a reference model, given its cross-entropies, in nats per critique, as TRL's GRPO does."""
+        # The estimator k3 of http://joschu.net/blog/kl-approx.html: unbiased, never negative, and of low variance
         log_ratio_P = self.losses_P - reference_P
         return self.sums(log_ratio_P.exp() - log_ratio_P - 1)
 

@@ -1,10 +1,9 @@
 """Options of [`CLoudOutcomeTrainer`]."""
 
-import math
 from dataclasses import dataclass
 
 from ..arguments import check_bounds, documented
-from .config import CLoudTrainingConfig
+from .config import CLoudTrainingConfig, check_weights
 from .outcome_loss import OBJECTIVES
 
 
@@ -64,9 +63,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
 
     def __post_init__(self):
         check_bounds(self, num_generations=0, max_completion_length=1, generation_batch_size=1)
-        for name in ("policy_weight", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a finite number of at least 0.")
+        check_weights(self, "policy_weight", "beta")
         if self.outcome_objective not in OBJECTIVES:
             raise ValueError(
                 f"`outcome_objective` is {self.outcome_objective!r}; it must be one of {', '.join(OBJECTIVES)}."

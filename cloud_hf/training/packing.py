@@ -13,7 +13,7 @@ import torch
 from ..critique_format import IGNORE_INDEX
 
 
-# Shorter prefixes are computed once per sequence: another segment would cost more attention calls than it saves tokens
+# Shorter prefixes are computed once per sequence: a further segment costs more in attention calls than it saves
 MIN_SHARED_TOKENS = 32
 
 
@@ -28,6 +28,12 @@ class TokenSequence:
 
     ids: np.ndarray
     prefix_length: int
+
+    def labels(self) -> torch.Tensor:
+        """Return the labels of the critique LM loss, unshifted: only the critique has any."""
+        labels = torch.tensor(self.ids, dtype=torch.long)
+        labels[: self.prefix_length] = IGNORE_INDEX
+        return labels
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Packing:
                 self._add(group, end, segment)
 
     def _groups(self, members: list[int], start: int) -> list[list[int]]:
-        """Group the members by their next `MIN_SHARED_TOKENS` tokens; a member too short to share gets its own group."""
+        """Group the members by their next `MIN_SHARED_TOKENS` tokens; a member that is too short to share them gets its own group."""
         if not self.shared_prompt:
             return [[member] for member in members]
         groups: dict[bytes | int, list[int]] = defaultdict(list)
@@ -122,13 +128,8 @@ class Packing:
         batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if labels:
-            batch["labels"] = torch.cat([self._labels(segment) for segment in self.segments])[None]
+            # Shared segments have none, because they end before the critique
+            parts = [self.sequences[s.sequence].labels()[s.start : s.end] for s in self.segments]
+            batch["labels"] = torch.cat(parts)[None]
         batch["segments"] = tuple((len(segment), segment.parent) for segment in self.segments)
         return batch
-
-    def _labels(self, segment: Segment) -> torch.Tensor:
-        """Return the labels of a segment, not shifted. Shared segments have none: they end before the critique."""
-        sequence = self.sequences[segment.sequence]
-        labels = torch.from_numpy(sequence.ids).long().clone()  # `long` does not copy int64 ids
-        labels[: sequence.prefix_length] = IGNORE_INDEX
-        return labels[segment.start : segment.end]

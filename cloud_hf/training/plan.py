@@ -44,7 +44,6 @@ of GPUs. Bytes per GPU:
 import bisect
 import copy
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ _SAVINGS: dict[str, dict[str, Any]] = {
     "--zero 3 --offload True": {"zero": "3", "offload": True},
 }
 
-# Options that default to the recipe's value, and their defaults without a recipe
+# Options that default to the recipe's value, with their defaults without a recipe
 _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
     "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
@@ -320,38 +319,27 @@ def _plan(args: Any, config: CLoudConfig, micro_batch: int, simulated: dict[int,
 def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     """Return the largest number of pairs that fits on each GPU, 0 if none does, given the plan of `args.micro_batch`."""
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
-    totals = {args.micro_batch: plan.total}
-    fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
-    if exceeds == 1:
-        return 0
     simulated = {args.micro_batch: plan.simulated}
-    before, guess = fits, _expected_largest(args, config, limit, simulated)
-    # Memory is the maximum of several linear functions of the batch, hence convex: a line through two points never overestimates
-    # what lies beyond them, nor underestimates what lies between
-    while exceeds is None or exceeds - fits > 1:
-        untried = [pairs for pairs in (guess, guess + 1) if fits < pairs and (exceeds is None or pairs < exceeds)]
-        if untried:
-            pairs = untried[0]
-        elif exceeds is None and before == fits:
-            pairs = 2 * fits
-        elif exceeds is None:
-            slope = (totals[fits] - totals[before]) / (fits - before)
-            pairs = fits + max(1, math.floor((limit - totals[fits]) / slope) if slope > 0 else fits)
-        elif fits in totals:
-            share = (limit - totals[fits]) / (totals[exceeds] - totals[fits])
-            pairs = min(max(fits + math.floor(share * (exceeds - fits)), fits + 1), exceeds - 1)
-        else:
-            pairs = exceeds // 2
-        totals[pairs] = _plan(args, config, pairs, simulated).total
-        before = fits
-        fits, exceeds = (pairs, exceeds) if totals[pairs] <= limit else (fits, pairs)
-    return fits
+
+    def fits(pairs: int) -> bool:
+        return _plan(args, config, pairs, simulated).total <= limit
+
+    if not fits(1):
+        return 0
+    # A simulation takes seconds, and the expected number is nearly always right: bracket the result from there, in steps that double
+    most = max(1, _expected_largest(args, config, limit, simulated))
+    too_many, step = most + 1, 1
+    while not fits(most):
+        most, too_many, step = max(1, most - step), most, 2 * step
+    while fits(too_many):
+        most, too_many, step = too_many, too_many + step, 2 * step
+    return bisect.bisect_left(range(too_many), True, lo=most + 1, key=lambda pairs: not fits(pairs)) - 1
 
 
 def _expected_largest(args: Any, config: CLoudConfig, limit: float, simulated: dict[int, StepMemory]) -> int:
     """
-    Predict the largest number of pairs that fits, from simulations of one pair and of two: what is allocated at each moment is linear in
-    the number of pairs. Return 0 if not even one fits, or if the two simulations do not have the same number of moments.
+    Predict the largest number of pairs that fits, from simulations of one pair and of two: the bytes allocated at each moment are linear
+    in the number of pairs. Return 0 if not even one fits, or if the two simulations do not have the same number of moments.
     """
     one, two = (_plan(args, config, pairs, simulated).simulated for pairs in (1, 2))
     if one.moments.shape != two.moments.shape:
@@ -424,7 +412,7 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
     layers = config.text_config.num_hidden_layers
     gathered = 0.0
     if args.zero in ("3", "fsdp"):
-        # FSDP2 prefetches the next layer while one computes
+        # FSDP2 gathers one layer at a time, and prefetches the next one meanwhile
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
@@ -435,43 +423,31 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
 
 def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
     """Divide the memory of a step among GPUs by the formulas at the top of this file."""
-    shards = args.gpus
     weight, trained = _bytes_of_weights(args)
-    frozen = step.parameters - step.trained
-    has_reference = args.num_generations and args.beta and args.lora_r is None
-    frozen_bytes = frozen * weight
-    if args.load_in_4bit:
-        frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
-    parameters = frozen_bytes + step.trained * trained + (step.parameters * trained if has_reference else 0)
-    moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
+    stage = 3 if args.zero == "fsdp" else int(args.zero)  # FSDP2 divides what ZeRO-3 does
+    of_optimizer, of_gradients, of_parameters = (args.gpus if stage >= least else 1 for least in (1, 2, 3))
+    moments = 2 if "8bit" in args.optim else 4 if trained == 2 and stage == 0 else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
-    optimizer = step.trained * (moments + master)
-    # The simulation's gradients may have another data type, and are all on one GPU
-    gradient_share = (trained * step.trained) / max(1, step.gradients)
-    host = buckets = 0.0
-    if args.zero == "0":
+    optimizer = step.trained * (moments + master) / of_optimizer
+    parameters = _parameter_bytes(args, step, weight, trained) / of_parameters
+    # The simulation has all gradients on one GPU, perhaps in another data type
+    gradient_share = trained * step.trained / max(1, step.gradients) / of_gradients
+    if stage == 0:
         buckets = trained * step.trained if args.gpus > 1 else 0.0
     else:
-        optimizer /= shards
-    if args.zero in ("2", "3", "fsdp"):
-        gradient_share /= shards
-        buckets = 2 * 2 * config.text_config.hidden_size**2
-    if args.zero in ("1", "2"):
-        buckets = 4 * _BUCKET
-    if args.zero in ("3", "fsdp"):
-        parameters /= shards
+        buckets = 4 * (_BUCKET if stage < 3 else config.text_config.hidden_size**2)
+    host = 0.0
     if args.offload:
         # DeepSpeed keeps gradients in CPU memory twice: in the parameters' dtype, and in fp32
-        host, optimizer, gradient_share = optimizer + (trained + 4) * step.trained / shards, 0.0, 0.0
-        if args.zero == "3":
+        host, optimizer, gradient_share = optimizer + (trained + 4) * step.trained / args.gpus, 0.0, 0.0
+        if stage == 3:
             host, parameters = host + parameters, 0.0
     activations, gradients = step.peak(gradient_share, accumulated=args.gradient_accumulation_steps > 1)
     # The step allocates square roots of all second moments (unless fused), and DeepSpeed's fp32 gradients
-    stepped = step.trained / (shards if args.sharded else 1)
+    stepped = step.trained / of_optimizer
     if args.zero == "3":
         stepped = min(stepped, _SUB_GROUP)
-    made = stepped * ((4 if args.optim == "adamw_torch" else 0) + (4 if master else 0))
-    all_gradients = gradient_share * step.gradients
+    made = 0.0 if args.offload else stepped * (4 * (args.optim == "adamw_torch") + master)
     return Plan(
         parameters=parameters,
         gradients=gradients,
@@ -481,9 +457,19 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
         gathered=_gathered_bytes(args, config, step),
         buckets=buckets,
         host=host,
-        step=parameters + all_gradients + optimizer + buckets + (0 if args.offload else made),
+        step=parameters + gradient_share * step.gradients + optimizer + buckets + made,
         simulated=step,
     )
+
+
+def _parameter_bytes(args: Any, step: StepMemory, weight: int, trained: int) -> float:
+    """Return the bytes of all parameters, including those of a reference model, before they are sharded."""
+    frozen = step.parameters - step.trained
+    frozen_bytes = frozen * weight
+    if args.load_in_4bit:
+        frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
+    has_reference = args.num_generations and args.beta and args.lora_r is None
+    return frozen_bytes + step.trained * trained + (step.parameters * trained if has_reference else 0)
 
 
 def _read_recipe(path: str) -> dict:
@@ -518,15 +504,17 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
     """Say how much memory one pair takes with each option that makes it fit or, if none does, with the option that saves most."""
-    totals = {}
+    one_pair = copy.copy(args)
+    one_pair.micro_batch = 1
+    totals = {"": make_plan(one_pair, config).total / GB}
     for option, changes in _SAVINGS.items():
-        other = copy.copy(args)
-        vars(other).update(changes, micro_batch=1)
-        if other != args and ("zero" not in changes or args.gpus > 1):
-            totals[option] = make_plan(other, config).total / GB
+        other = copy.copy(one_pair)
+        vars(other).update(changes)
+        if other != one_pair and ("zero" not in changes or args.gpus > 1):
+            totals[f" with `{option}`"] = make_plan(other, config).total / GB
     fitting = [option for option, total in totals.items() if total <= args.gpu_memory_gb - args.reserve_gb]
-    named = fitting or sorted(totals, key=totals.__getitem__)[:1]
-    says = ", ".join(f"{totals[option]:.2f} GiB with `{option}`" for option in named)
+    named = fitting or [min(totals, key=totals.__getitem__)]
+    says = ", ".join(f"{totals[option]:.2f} GiB{option}" for option in named)
     return f"One pair takes {says}." if fitting else f"One pair takes at least {says}: use more or larger GPUs."
 
 

@@ -163,7 +163,7 @@ class ExactResume(MixedTrainer):
             return super().save_model(output_dir, _internal_call)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
-        # Loss, time and speed cover the complete run, not only the part since it was resumed
+        # Loss, time and speed cover the complete run, not only the part after resuming
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
     def _tokens_seen(self) -> int:
@@ -217,19 +217,14 @@ def write_record(folder: Path, args: TrainingArguments, **trained):
     part.replace(folder / RECORD)
 
 
-def is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint is complete."""
-    return (folder / RECORD).is_file()
-
-
 def whole_checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    return [folder for folder in _checkpoints(output_dir) if is_whole(folder)]
+    return [folder for folder in _checkpoints(output_dir) if (folder / RECORD).is_file()]
 
 
 def interrupted_checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the incomplete checkpoints of a run, oldest first."""
-    return [folder for folder in _checkpoints(output_dir) if not is_whole(folder)]
+    return [folder for folder in _checkpoints(output_dir) if not (folder / RECORD).is_file()]
 
 
 def check_unused(args: TrainingArguments, resumed: Path | None = None):
@@ -265,13 +260,14 @@ def tidy_up(output_dir: Path, resumed: Path):
 
 def hash_rows(dataset: Dataset) -> str:
     """Hash the contents of all rows, in their order."""
+    # Not the dataset's fingerprint, which changes with the path and with the code that encoded it
     digest = hashlib.sha256()
     for batch in dataset.with_format("pandas").iter(1000):
         for name in sorted(batch):
             digest.update(name.encode())
             for value in batch[name]:
                 array = np.asarray(value)
-                # The bytes of an array of objects are their addresses
+                # The bytes of an array of objects are addresses, which differ in every process
                 content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
                 digest.update(f"{array.shape}".encode() + content)
     return digest.hexdigest()
@@ -289,7 +285,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     """
     output_dir: Any = args.output_dir
     folder = _last_whole(output_dir) if str(asked).lower() == "true" else Path(str(asked))
-    if not is_whole(folder):
+    if not (folder / RECORD).is_file():
         raise ValueError(
             f"{folder} is not a complete checkpoint: it lacks {RECORD}, which is written last. The last complete one is "
             f"{name_last(folder.parent)}."
@@ -359,6 +355,7 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
 
 def _last_whole(output_dir: str | Path) -> Path:
     whole = whole_checkpoints(output_dir)
+    # The steps of different runs are not comparable, so none of them is the last
     if len({run_of(folder) for folder in whole}) > 1:
         raise ValueError(
             f"{output_dir} holds checkpoints of several runs: name the one to resume from, `--resume_from_checkpoint FOLDER`."

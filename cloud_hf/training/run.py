@@ -5,22 +5,16 @@ from typing import Any
 from datasets import Dataset
 from transformers import ProgressCallback
 
-from .arguments import checkpoint_to_resume
 from .resume import name_last
 
 
 def train_and_save(trainer: Any, rows: Dataset):
     """
-    Train, save state, model and card, and upload them if `push_to_hub` is set.
-
-    Args:
-        trainer ([`CLoudTrainer`] or [`CritiqueSFTTrainer`]):
-            The trainer, with its `origin`.
-        rows (`Dataset`):
-            The training rows before encoding; the card shows one of them.
+    Train, save state, model and card, and upload them if `push_to_hub` is set. `rows` are the training rows before encoding, one of which
+    the card shows.
     """
     try:
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except KeyboardInterrupt:
         _end_bars(trainer)
         raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -32,12 +33,12 @@ def group_pairs(
         `ValueError`: If one pair alone exceeds the budget.
     """
     groups = []
-    for indices, examples in _rows(dataset, max_pairs if collator.shared_prompt else 1):
-        tokens = collator.num_tokens(examples)
+    for pairs in _rows(dataset, max_pairs if collator.shared_prompt else 1):
+        tokens = collator.num_tokens([example for _, example in pairs])
         if token_budget is None or tokens <= token_budget:
-            groups.append(PairGroup(tuple(indices), tokens))
+            groups.append(PairGroup(tuple(index for index, _ in pairs), tokens))
             continue
-        for index, example in zip(indices, examples, strict=True):
+        for index, example in pairs:
             tokens = collator.num_tokens([example])
             if tokens > token_budget:
                 raise ValueError(
@@ -48,24 +49,32 @@ def group_pairs(
     return groups
 
 
-def _rows(dataset: Any, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Yield up to `max_pairs` neighbours with the same prompt and responses: the pairs of one row."""
-    indices: list[int] = []
-    examples: list[dict[str, Any]] = []
-    for index, example in enumerate(dataset):
-        if examples and (len(examples) == max_pairs or _prefixes(example) != _prefixes(examples[0])):
-            yield indices, examples
-            indices, examples = [], []
-        indices.append(index)
-        examples.append(example)
-    yield indices, examples
+def _rows(dataset: Any, max_pairs: int) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yield up to `max_pairs` neighbours with the same prompt and responses, and their indices: the pairs of one row."""
+
+    def prefixes(pair: tuple[int, dict[str, Any]]) -> list[list[int]]:
+        return [pair[1][f"{side}_ids"][: pair[1][f"{side}_prefix_length"]] for side in SIDES]
+
+    for _, row in groupby(enumerate(dataset), key=prefixes):
+        while pairs := list(islice(row, max_pairs)):
+            yield pairs
 
 
-def _prefixes(example: dict[str, Any]) -> list[list[int]]:
-    return [example[f"{side}_ids"][: example[f"{side}_prefix_length"]] for side in SIDES]
+class _SeededSampler(Sampler):
+    """Sampler whose order depends only on its seed and the epoch."""
+
+    def __init__(self, seed: int):
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + self.epoch)
 
 
-class TokenBudgetSampler(Sampler[list[int]]):
+class TokenBudgetSampler(_SeededSampler):
     """
     Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
 
@@ -90,9 +99,9 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self, groups: list[PairGroup], token_budget: int, max_pairs: int, padded: bool,
         num_processes: int = 1, seed: int = 0, drop_last: bool = False,
     ):  # fmt: skip
+        super().__init__(seed)
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
-        self.num_processes, self.seed = num_processes, seed
-        self.epoch = 0
+        self.num_processes = num_processes
         # `alike` has the groups by number of pairs and rounded length, `turns` the keys of the groups that each batch
         # draws. An epoch may draw any groups with these keys, so batches stay within the budget in every epoch
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
@@ -138,7 +147,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             start = end
 
     def _rounded(self, tokens: int) -> int:
-        # To five significant bits: coarse enough to make groups of similar length interchangeable, fine enough to fill batches
+        # To five significant bits, coarse enough to make groups of similar length interchangeable and fine enough to fill batches
         unit = 2 ** max(0, tokens.bit_length() - 5)
         return min(-(-tokens // unit) * unit, self.token_budget)
 
@@ -147,12 +156,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         taken = len(tokens) * max(tokens) if self.padded else sum(tokens)
         return taken <= self.token_budget and sum(size for size, _ in batch) <= self.max_pairs
 
-    def set_epoch(self, epoch: int):
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = self._generator()
         drawn = {key: iter(_shuffled(groups, generator)) for key, groups in self.alike.items()}
         turns = [[[next(drawn[key]) for key in batch] for batch in turn] for turn in self.turns]
         for turn in _shuffled(turns, generator):
@@ -163,19 +168,15 @@ class TokenBudgetSampler(Sampler[list[int]]):
         return len(self.turns) * self.num_processes
 
 
-class GroupSampler(Sampler[int]):
+class GroupSampler(_SeededSampler):
     """Pairs in random order; pairs of a group are consecutive."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
-        self.groups, self.seed = groups, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int):
-        """Choose the order of this epoch."""
-        self.epoch = epoch
+        super().__init__(seed)
+        self.groups = groups
 
     def __iter__(self) -> Iterator[int]:
-        for group in _shuffled(self.groups, torch.Generator().manual_seed(self.seed + self.epoch)):
+        for group in _shuffled(self.groups, self._generator()):
             yield from group.pairs
 
     def __len__(self) -> int:

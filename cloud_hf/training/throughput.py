@@ -8,7 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .resume import MixedTrainer
 
 
-# Dense bf16 operations per second of one device, from the vendors' data sheets, by a substring of its name
+# Dense bf16 operations per second of one device, from the vendors' data sheets, by a substring of its name. The first match counts, so
+# longer names come first
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -54,7 +55,7 @@ class LogsThroughput(MixedTrainer):
             (6 if weight.requires_grad else 4) * _size(weight)
             for name, weight in self.model.named_parameters()
             if id(weight) not in idle
-            and "original_module" not in name  # PEFT keeps the originals of modules that it trains as copies
+            and "original_module" not in name  # PEFT trains copies of some modules, and keeps the originals unused
         )
         self._measured = (0, 0)  # tokens and steps at the last log
 

@@ -1,60 +1,44 @@
 """TRL's reward trainer with the critique LM loss of arXiv 2408.11791, equation 4."""
 
-import math
-from collections import defaultdict
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import gather_object, is_peft_model, recursively_apply
+from accelerate.utils import is_peft_model
 from datasets import Dataset
-from peft import PeftModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoTokenizer, DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
+from transformers import DataCollator, PreTrainedTokenizerBase, TrainingArguments
 from trl import RewardTrainer
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+from trl.trainer.utils import global_then_local_main_first
 
-from ..adapters import check_lora, check_tied_layers
+from ..adapters import check_lora
 from ..cards import Kind, kind_of
 from ..configuration_cloud import CLoudConfig, check_name
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.rows import check_columns
-from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config, record_base
-from ..modeling_cloud import CLoudForRewardModeling, unused_token_id
-from ..published import HUB_KWARGS
+from ..loading import read_model_config, record_base
+from ..modeling_cloud import unused_token_id
 from ..scoring import context_length
-from .arguments import set_chat_template
 from .card import Origin, WritesCard
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
 from .finite import StopsWhenNotFinite
 from .launch import check_parallelism
-from .lora import (
-    HEAD,
-    check_dropout,
-    check_head,
-    check_quantization,
-    complete_lora,
-    continue_adapter,
-    report_dropout,
-    spare_head,
-)
+from .lora import HEAD, check_dropout
+from .metrics import PairMetrics, num_pairs
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
+from .starting_model import check_model, choose_trained_weights, load_model, prepare_tokenizer
 from .throughput import LogsThroughput
 
-
-# Options that are stored in the model's config, and must not change once the model exists
-_MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format", "reward_head")
 
 # Tokens inside each critique that `partial_reward_weight` trains
 _INNER_REWARDS = 4
 
 
-class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
+class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 
@@ -97,7 +81,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     ```
     """
 
-    # Tell the Trainer not to divide the loss by the number of micro-batches: compute_loss divides by the step's counts
+    # Tell the Trainer not to divide the loss by the number of micro-batches: `compute_loss` divides by the counts of the step
     loss_is_scaled_for_ga = True
 
     # The Trainer declares these more loosely
@@ -136,21 +120,14 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # already used; TRL warns about them for a model instance
         else:
-            _check_model(model, quantization_config, peft_config)
+            check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
-        if model.config.critique_end_token_id is None:  # a published checkpoint, whose config has no token ids
-            model.config.critique_end_token_id = self.critique_format.end_token_id
-            model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
+        _complete_config(model.config, self.critique_format)
         self._context_length = context_length(model.config)
-        # Floats at the start and after a resume, otherwise tensors on the device
-        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
-        model = _prepare_adapter(model, peft_config, args.disable_dropout, revision)
+        model = choose_trained_weights(model, peft_config, args.disable_dropout, revision)
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
-        if not model.config.critique and not model.config.tie_word_embeddings:
-            # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
-            model.get_output_embeddings().requires_grad_(False)
         super().__init__(
             model,
             args=args,
@@ -163,9 +140,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
-            # Shifting all rewards does not change the Bradley-Terry loss, so Adam would only follow the rounding
-            # errors of this gradient
-            if name.endswith("out_proj.bias") and HEAD in name and not args.center_rewards_coefficient:
+            # The Bradley-Terry loss does not change if all rewards shift, so this bias gets only rounding errors as gradients, which Adam
+            # would scale up to full steps
+            if HEAD in name and name.endswith("out_proj.bias") and not args.center_rewards_coefficient:
                 weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
 
@@ -205,9 +182,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         # The Trainer drops all columns that are not listed here before it collates
-        for column in (*ENCODED_COLUMNS, "cut"):
-            if column not in self._signature_columns:
-                self._signature_columns.append(column)
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ENCODED_COLUMNS, "cut"]))
 
     # ------------------------------------------------------------------------------------------------------- batches
 
@@ -263,8 +238,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
-    # Nothing below reads a value on the host: the host would wait for everything queued on the GPU. Metrics are read
-    # at logging steps
+    # Nothing below reads a value on the host, because the host would wait for everything queued on the GPU. Metrics stay on
+    # the device until a logging step
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
@@ -340,108 +315,10 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         self._add_sums(columns, chosen, rejected)
         self._count_tokens(inputs)
 
-    def _count_tokens(self, inputs: dict[str, Any]):
-        if self.model.training:
-            self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
-
-    def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
-        """Add columns with one value per pair to the sums, and update the lowest and highest reward."""
-        real = self._real_pairs(len(chosen))
-        totals = self._sums["train" if self.model.training else "eval"]
-        exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack float64
-        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
-        for name, value in zip(columns, table.sum(-1), strict=True):
-            totals[name] = totals[name] + value
-        if real:
-            rewards = torch.cat([chosen[:real], rejected[:real]])
-            totals["min_reward"] = rewards.min().clamp(max=totals.get("min_reward", math.inf))
-            totals["max_reward"] = rewards.max().clamp(min=totals.get("max_reward", -math.inf))
-
-    def _real_pairs(self, pairs: int) -> int:
-        """Count the pairs of this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
-        state = self.accelerator.gradient_state
-        if self.model.training or not state.end_of_dataloader or state.remainder <= 0:
-            return pairs
-        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
-
-    def _take_means(self, mode: str) -> dict[str, float]:
-        """Return the metrics since the last call, over all ranks."""
-        ranks = gather_object([_floats(self._sums[mode])])
-        self._sums[mode].clear()
-        combine = {"min_reward": min, "max_reward": max}
-        names = dict.fromkeys(name for rank in ranks for name in rank)
-        return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
-
-    def _joint_loss(self, means: dict[str, float]) -> float:
-        """Weight an evaluation's means over pairs and tokens as training does; remove `centring` from them."""
-        centring = (self.args.center_rewards_coefficient or 0.0) * means.pop("centring", 0.0)
-        others = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
-        others += self.args.partial_reward_weight * means.get("partial_pairwise_loss", 0.0)
-        return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + others
-
-    def _tokens_seen(self) -> int:
-        total = torch.as_tensor(self._total_train_tokens, device=self.accelerator.device)
-        return int(self.accelerator.gather(total[None]).sum())
-
     def _uses_lm_head(self) -> bool:
         return self.model.config.critique
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training and self._sums["train"]:
-            # The log already has the joint loss, including centring, as `loss`
-            means = self._take_means("train")
-            means.pop("centring", None)
-            means["num_tokens"] = self._tokens_seen()
-            self._metrics["train"].update({name: [value] for name, value in means.items()})
-        super().log(logs, start_time)
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        self._eval_pairs = _num_pairs(inputs)
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch over all ranks: chosen rows, then rejected ones, without the pairs that only pad it."""
-
-        # accelerate truncates the last batch to the number of pairs, so its rows must be pairs
-        def gather(rows: torch.Tensor) -> torch.Tensor:
-            if len(rows) != 2 * self._eval_pairs:  # losses, or the user's own tensors with one row per pair
-                return self.accelerator.gather_for_metrics(rows)
-            pairs = rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous()
-            return self.accelerator.gather_for_metrics(pairs).transpose(0, 1).flatten(0, 1)
-
-        return recursively_apply(gather, data)
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        batch = self.args.eval_batch_size * self.args.world_size
-        rows, compute_metrics = len(dataloader.dataset), self.compute_metrics
-        pairs = rows - rows % batch if self.args.dataloader_drop_last else rows
-        if compute_metrics is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs, batch))
-        self.gather_function = self._gather_rows
-        # TRL only logs these metrics, under the same names for every evaluation set. Return them under the set's prefix, so
-        # that `metric_for_best_model` can use them
-        try:
-            output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        finally:
-            self.compute_metrics = compute_metrics
-        output = type(output)(_chosen_first(output.predictions, pairs, batch), *output[1:])
-        means = self._take_means("eval")
-        # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among them
-        means["loss"] = self._joint_loss(means)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        self._metrics["eval"].clear()
-        return output
-
     # -------------------------------------------------------------------------------------------------------- saving
-
-    def _running_metrics(self):
-        return {**super()._running_metrics(), "sums": _floats(self._sums["train"])}
-
-    def _restore_running_metrics(self, state):
-        super()._restore_running_metrics(state)
-        self._sums["train"] = defaultdict(float, state["sums"])
-        if not self.is_world_process_zero():
-            self._total_train_tokens = 0  # each rank counts its own tokens, and the checkpoint has the total
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -467,30 +344,11 @@ def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingCo
     return CLoudTrainingConfig(**options)
 
 
-def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    if tokenizer is None:
-        if not name:
-            raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    if args.chat_template_path is not None:
-        # TRL would set the template later, but the critique format is built from it before that
-        set_chat_template(tokenizer, args.chat_template_path)
-        args.chat_template_path = None
-    return tokenizer
-
-
-def _check_model(model: Any, quantization_config, peft_config):
-    """Check that a model instance can be trained with these options."""
-    if quantization_config is not None:
-        raise ValueError("`quantization_config` applies only to models loaded by name; load `model` with it instead.")
-    if peft_config is not None and is_peft_model(model):
-        raise ValueError("`model` is already an adapter; omit `peft_config`, or merge the adapter first.")
-    if not isinstance(model.config, CLoudConfig):
-        raise ValueError(
-            f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
-        )
+def _complete_config(config: CLoudConfig, critique_format: CritiqueFormat):
+    """Add the token ids that the configs of published checkpoints lack."""
+    if config.critique_end_token_id is None:
+        config.critique_end_token_id = critique_format.end_token_id
+        config.reward_token_id = unused_token_id(critique_format.tokenizer, config.text_config.vocab_size)
 
 
 def _prepare_batches(
@@ -498,17 +356,15 @@ def _prepare_batches(
 ) -> DataCollator:
     """Make the data collator for `args`, and prepare the model's attention for its batches."""
     pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
-    options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
-    if options and data_collator is not None:
-        raise ValueError(f"`{options[0]}` assembles the batches itself: omit `data_collator`.")
+    options = ("padding_free", "shared_prompt", "token_budget", "partial_reward_weight")
+    if data_collator is not None and (given := [name for name in options if getattr(args, name)]):
+        raise ValueError(f"`{given[0]}` assembles the batches itself: omit `data_collator`.")
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     if args.partial_reward_weight and model.config.format != "cloud":
         raise ValueError(
             "`partial_reward_weight`: a model with `format` 'reference' reads no reward inside critiques."
         )
-    if args.partial_reward_weight and data_collator is not None:
-        raise ValueError("`partial_reward_weight` chooses the tokens in the batches itself: omit `data_collator`.")
     return data_collator or DataCollatorForCLoud(
         pad_token_id=pad,  # padding is masked, so any id of the vocabulary works
         pad_to_multiple_of=pad_to_multiple_of,
@@ -520,123 +376,8 @@ def _prepare_batches(
     )
 
 
-def _prepare_adapter(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
-    """Wrap the model in the adapter, if one is requested, and check that the reward head is trained."""
-    if peft_config is not None and not is_peft_model(model):
-        complete_lora(peft_config, model)
-        peft_config.revision = revision
-        model = adapt(model, peft_config)
-    if is_peft_model(model):
-        check_head(model)
-        check_tied_layers(model)
-        report_dropout(model, disable_dropout)
-    return model
-
-
-def load_model(
-    name: str,
-    args: CLoudTrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    quantization_config=None,
-    peft_config=None,
-) -> CLoudForRewardModeling | PeftModel:
-    """
-    Load a model for training by name: a CLoud model, a plain language model (which becomes one), or a LoRA adapter of
-    either on its base.
-    """
-    given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
-    kwargs: dict[str, Any] = dict(given)
-    kwargs.setdefault("dtype", "float32")  # weights in bf16 would lose small updates
-    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-    config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
-    config = read_model_config(name, **hub_kwargs, **config_kwargs)
-    adapter = name if is_adapter(name, **hub_kwargs) else None
-    check_quantization(quantization_config, adapter is not None or peft_config is not None)
-    if isinstance(config, CLoudConfig):
-        _check_options(name, config, args)
-        if quantization_config is not None:
-            kwargs["quantization_config"] = spare_head(quantization_config, config)
-        if adapter is None:
-            return CLoudForRewardModeling.from_pretrained(name, **kwargs)
-        # Hub options, such as a revision, belong to the adapter; the base has its own
-        own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
-        model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
-    else:
-        if adapter is not None:
-            name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
-        model = _make_model(name, args, tokenizer, quantization_config, kwargs)
-    return model if adapter is None else continue_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
-
-
-def _make_model(
-    name: str, args: CLoudTrainingConfig, tokenizer, quantization_config, kwargs
-) -> CLoudForRewardModeling:
-    """Make a reward model from a plain language model, with a new reward head."""
-    config = CLoudForRewardModeling.config_from_base(
-        name,
-        tokenizer,
-        **{option: getattr(args, option) for option in _MODEL_OPTIONS},
-        **{key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs},
-    )
-    if quantization_config is not None:
-        kwargs["quantization_config"] = spare_head(quantization_config, config)
-    torch.manual_seed(args.seed)  # the Trainer sets the seed only later, and the reward head is initialised here
-    return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
-
-
-def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
-    """Check that a CLoud model is trained with the options it was made with."""
-    for option in _MODEL_OPTIONS:
-        value = getattr(args, option)
-        # An option left at its default follows the model; `critique` never does, since it selects the loss
-        follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
-        if not follows and getattr(config, option) != value:
-            raise ValueError(
-                f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
-                "base model, or change the option."
-            )
-
-
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Count pairs and labelled tokens of a micro-batch."""
     # No position predicts the first token of a row, so its label does not count
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
-    return torch.stack([tokens.new_full((), _num_pairs(batch)), tokens])
-
-
-def _num_pairs(batch: dict[str, Any]) -> int:
-    return len(batch["reward_positions"] if "segments" in batch else batch["input_ids"]) // 2
-
-
-def _floats(totals: dict[str, Any]) -> dict[str, float]:
-    """Copy sums to the host, which waits for the device."""
-    return {name: float(total) for name, total in totals.items()}
-
-
-def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:
-    """Reorder rows that arrive batch by batch: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
-    if isinstance(rows, list | tuple):
-        return type(rows)(_chosen_first(part, pairs, batch) for part in rows)
-    if rows is None or len(rows) != 2 * pairs:
-        return rows
-    pair = np.arange(pairs)
-    start = pair - pair % batch
-    chosen = start + pair
-    return rows[np.concatenate([chosen, chosen + np.minimum(batch, pairs - start)])]
-
-
-def _chosen_first_in(made: EvalPrediction, pairs: int, batch: int) -> EvalPrediction:
-    predictions, inputs = (_chosen_first(rows, pairs, batch) for rows in (made.predictions, made.inputs))
-    return EvalPrediction(predictions, made.label_ids, inputs, made.losses)
-
-
-def _means(totals: dict[str, float]) -> dict[str, float]:
-    pairs, tokens = totals.pop("pairs"), totals.pop("tokens", 0.0)
-    lm_loss, square_reward = totals.pop("lm_loss", 0.0), totals.pop("square_reward")
-    metrics = {name: totals.pop(name) for name in ("min_reward", "max_reward")}
-    metrics |= {name: total / pairs for name, total in totals.items()}
-    metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
-    if tokens:
-        metrics["lm_loss"] = lm_loss / tokens
-        metrics.setdefault("critique_length", tokens / (2 * pairs) - 1)  # without the end of turn
-    return metrics
+    return torch.stack([tokens.new_full((), num_pairs(batch)), tokens])

@@ -14,7 +14,8 @@ from shared_data import read_rows as read_jsonl
 from shared_data import shared_data
 from trl import TrlParser
 
-from cloud_hf.data.builders.prompts import ARGUMENTS, main, prompt_id
+from cloud_hf.data.builders.prompt_sources import prompt_id
+from cloud_hf.data.builders.prompts import ARGUMENTS, main
 from cloud_hf.data.duplicates import EvaluationNGrams, find_near_duplicates, words
 
 

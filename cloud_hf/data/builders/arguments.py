@@ -267,10 +267,6 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
             **self.describe(rows, PAIR_COLUMNS),
             **identify_model(self.model_name_or_path),
             **engine,
-            "critique_prompt": config.critique_prompt,
-            "critique_role": config.critique_role,
-            "keep_thinking": config.keep_thinking,
-            "format": config.format,
-            "chat_template_kwargs": config.chat_template_kwargs,
+            **{option: getattr(config, option) for option in (*_PROMPT_OPTIONS, "chat_template_kwargs")},
             **{option.name: getattr(self, option.name) for option in fields(CritiqueOptions)},
         }

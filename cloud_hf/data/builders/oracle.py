@@ -25,6 +25,10 @@ from ..run import (
 from .arguments import BuilderArguments, ServerArguments
 
 
+# Options on which the critiques depend
+SETTINGS = ("temperature", "top_p", "max_tokens", "longer_tries", "truncated", "num_critiques", "seed")
+
+
 @documented
 @dataclass(kw_only=True)
 class OracleCritiqueArguments(BuilderArguments, ServerArguments):
@@ -85,24 +89,18 @@ def main(args: OracleCritiqueArguments):
     replaced = [name for name in FEEDBACK_COLUMNS if name in rows.column_names]
     if replaced:
         print(f"The new critiques replace the dataset's {' and '.join(replaced)}.")
-    sampling = {"temperature": args.temperature, "top_p": args.top_p}
     settings = {
         "builder": "oracle critiques",
         **args.describe(rows, PAIR_COLUMNS),
         "critic_prompt": template,
-        **sampling,
-        "max_tokens": args.max_tokens,
-        "longer_tries": args.longer_tries,
-        "truncated": args.truncated,
-        "num_critiques": args.num_critiques,
-        "seed": args.seed,
+        **{name: getattr(args, name) for name in SETTINGS},
     }
     folder = DatasetFolder(args.output_dir, "Oracle critiques", settings, [args.dataset_name])
     kind = Value("string") if args.num_critiques == 1 else List(Value("string"))
     features = Features({**rows.features, **{f"{side}_feedback": kind for side in SIDES}})
 
     def make_work(critic: JournaledClient):
-        return lambda row: criticise(row, critic, template, sampling, args)
+        return lambda row: criticise(row, critic, template, args)
 
     clients = {"critic": args.client(args.base_url, args.model)}
     build = build_dataset(folder, rows, features, clients, make_work)
@@ -116,21 +114,23 @@ def judged_messages(row: dict[str, Any], side: str, template: str = CRITIC_PROMP
 
 
 async def criticise(
-    row: dict[str, Any],
-    critic: JournaledClient,
-    template: str,
-    sampling: dict[str, Any],
-    args: OracleCritiqueArguments,
+    row: dict[str, Any], critic: JournaledClient, template: str, args: OracleCritiqueArguments
 ) -> list[dict[str, Any]]:
     """Add critiques of both responses to a row."""
 
     async def critique(side: str, number: int) -> str:
         key = [row["id"], side, number]
-        messages = judged_messages(row, side, template)
         seed = {} if args.seed is None else {"seed": seed_of(args.seed, *key)}
-        tries = {"longer_tries": args.longer_tries, "truncated": args.truncated}
-        options = {"max_tokens": args.max_tokens, **tries, **sampling, **seed}
-        answer = await critic.chat_until_complete(key, messages, **options)
+        answer = await critic.chat_until_complete(
+            key,
+            judged_messages(row, side, template),
+            max_tokens=args.max_tokens,
+            longer_tries=args.longer_tries,
+            truncated=args.truncated,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            **seed,
+        )
         if reason := why_incomplete(answer, "a critique", args.longer_tries):
             raise Dropped(reason)
         return answer.text.strip()

@@ -32,6 +32,11 @@ from .arguments import BuilderArguments, ServerArguments
 Pair = tuple[int, int]
 # Columns of the output; prompt_id only if a prompt may have several rows
 NEW_COLUMNS = ("prompt_id", "chosen", "rejected", "margin", "judgements")
+# Options on which the rows depend
+SETTINGS = (
+    "num_responses", "gen_temperature", "gen_top_p", "gen_max_tokens", "longer_tries", "truncated", "pairs", "margin",
+    "judge_temperature", "judge_max_tokens", "judge_tries", "seed",
+)  # fmt: skip
 JUDGEMENTS = List(
     {"first": Value("string"), "verdict": Value("string"), "text": Value("string"), "tries": Value("int64")}
 )
@@ -130,7 +135,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
 
     @property
     def several_rows(self) -> bool:
-        """Whether a prompt may have several output rows."""
+        """Return whether a prompt may have several output rows."""
         return self.pairs == "all" and self.num_responses > 2
 
 
@@ -147,20 +152,9 @@ def main(args: PreferenceArguments):
     settings = {
         "builder": "preferences",
         **args.describe(rows, ("prompt", *args.keep_columns)),
-        "num_responses": args.num_responses,
-        "gen_temperature": args.gen_temperature,
-        "gen_top_p": args.gen_top_p,
-        "gen_max_tokens": args.gen_max_tokens,
-        "longer_tries": args.longer_tries,
-        "truncated": args.truncated,
-        "pairs": args.pairs,
-        "margin": args.margin,
+        **{name: getattr(args, name) for name in SETTINGS},
         "judge_prompt": template,
-        "judge_temperature": args.judge_temperature,
         "judge_retry_temperature": max(args.judge_temperature, RETRY_TEMPERATURE),
-        "judge_max_tokens": args.judge_max_tokens,
-        "judge_tries": args.judge_tries,
-        "seed": args.seed,
     }
     folder = DatasetFolder(args.output_dir, "Preferences", settings, [args.dataset_name])
     clients = {
@@ -224,16 +218,17 @@ async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: Preference
 
 async def respond(row: dict, number: int, gen: JournaledClient, args: PreferenceArguments) -> Answer:
     """Request a response, and retry with more tokens while it is truncated."""
-    sampling: dict[str, Any] = {"temperature": args.gen_temperature, "top_p": args.gen_top_p}
-    if args.seed is not None:
-        sampling["seed"] = seed_of(args.seed, "gen", row["id"], number)
-    options = {
-        "max_tokens": args.gen_max_tokens,
-        "longer_tries": args.longer_tries,
-        "truncated": args.truncated,
-        **sampling,
-    }
-    return await gen.chat_until_complete([row["id"], number], messages_for_generator(row), **options)
+    seed = {} if args.seed is None else {"seed": seed_of(args.seed, "gen", row["id"], number)}
+    return await gen.chat_until_complete(
+        [row["id"], number],
+        messages_for_generator(row),
+        max_tokens=args.gen_max_tokens,
+        longer_tries=args.longer_tries,
+        truncated=args.truncated,
+        temperature=args.gen_temperature,
+        top_p=args.gen_top_p,
+        **seed,
+    )
 
 
 async def compare(

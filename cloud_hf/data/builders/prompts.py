@@ -2,184 +2,42 @@
 
 import asyncio
 import hashlib
-import json
 import os
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-from datasets import Dataset, Features, LargeList, List, Value
+from datasets import Dataset, Features, List, Value
 from tqdm import tqdm
 
 from ...arguments import check_bounds, documented
 from ...prompts import read_prompt
 from ..bad_rows import kind_of
-from ..column_forms import MESSAGES, TEXT, read_column
+from ..column_forms import read_column
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
-from ..folder import DatasetFolder, Reject
-from ..rows import check_columns, load_rows, short_names
-from ..rows import dataset_label as rows_label
+from ..folder import DatasetFolder
+from ..rows import dataset_label, load_rows, short_names
 from ..run import check_not_empty
+from .prompt_sources import (
+    Prompt,
+    PromptReject,
+    PromptSource,
+    canonical,
+    check_prompts,
+    check_trajectories,
+    read_sources,
+    turns,
+    user_text,
+)
+from .prompt_sources import plain_prompt as plain_prompt  # version 0.1 had it here
+from .prompt_sources import prompt_id as prompt_id
 
 
 FEEDBACK, INTERACT = "ultrafeedback", "ultrainteract"
-
-
-# ------------------------------------------------------------------------------------------------ prompts and their ids
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A usable prompt, as text or as messages with `role` and `content`. `row` is its zero-based position in the source."""
-
-    id: str
-    prompt: str | list[dict[str, str]]
-    source: str
-    row: int
-    form: str = TEXT  # in which it was read
-
-
-@dataclass(frozen=True)
-class PromptReject(Reject):
-    """
-    A rejected row of a source. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
-    is `"failed"`. `details` holds the duplicated prompt, the shared n-grams, or the error.
-    """
-
-    source: str
-
-    @classmethod
-    def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
-        """Reject a usable prompt."""
-        return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details=details)
-
-
-@dataclass(frozen=True)
-class PromptSource:
-    """
-    A dataset with a column of prompts. The name is part of the ids, so it should not depend on a path.
-
-    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Only single-turn ones
-    become prompts.
-    """
-
-    name: str
-    rows: Dataset
-    column: str
-    trajectories: bool = False
-    drop_last_answer: bool = False
-
-    def read(self) -> Iterator[Prompt | PromptReject]:
-        """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
-        rows = self.rows.select_columns(self.column)
-        for row in range(len(rows)):
-            try:
-                value = rows[row][self.column]
-            except UnicodeDecodeError as error:
-                yield PromptReject(row, None, "failed", "not UTF-8", self.name, details={"error": str(error)})
-                continue
-            if self.trajectories and len(value or []) > 1:
-                yield PromptReject(row, None, "dropped", "several turns", self.name)
-                continue
-            yield self._read(row, value[0]["value"] if self.trajectories and value else value)
-
-    def _read(self, row: int, value: Any) -> Prompt | PromptReject:
-        if isinstance(value, str) and not value.strip():
-            return PromptReject(row, None, "failed", "empty", self.name)
-        try:
-            is_conversation = isinstance(value, dict) and "messages" in value
-            form, value = (TEXT, value) if is_conversation else read_column(value, "prompt")
-            if self.drop_last_answer and isinstance(value, list) and value[-1]["role"] == "assistant":
-                value = value[:-1]
-            prompt = plain_prompt(value)
-        except ValueError as error:
-            return PromptReject(row, None, "failed", "not a prompt", self.name, details={"error": str(error)})
-        return Prompt(prompt_id(self.name, prompt), prompt, self.name, row, form)
-
-
-def plain_prompt(value: Any) -> str | list[dict[str, str]]:
-    """
-    Check a prompt, and reduce chat messages to `role` and `content`. Strings are returned unchanged.
-
-    Raises `ValueError` if it is empty, does not end with a turn that asks for a response, or contains anything that would be lost
-    (tools, tool calls, names).
-    """
-    conversation = read_prompt(value)
-    if isinstance(value, str):
-        return value
-    if conversation.tools:
-        raise ValueError("`prompt` comes with tools; only text is kept.")
-    for index, message in enumerate(conversation.messages):
-        if extra := sorted(key for key in message if key not in ("role", "content") and message[key]):
-            raise ValueError(f"`prompt` message {index} has {', '.join(extra)}; only `role` and `content` are kept.")
-    return [{"role": message["role"], "content": message["content"]} for message in conversation.messages]
-
-
-def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return the role and text of each message. A string is one user message."""
-    return [("user", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
-
-
-def canonical(prompt: str | list[dict[str, str]]) -> str:
-    """
-    Return the same text for prompts that differ only in white space, in Unicode composition, or in whether a single user
-    message is wrapped in a list.
-
-    Examples:
-
-    ```python
-    >>> canonical("What  is 2+2?\\n") == canonical([{"role": "user", "content": "What is 2+2?"}])
-    True
-    ```
-    """
-    parts = [(role, " ".join(unicodedata.normalize("NFC", text).split())) for role, text in turns(prompt)]
-    return json.dumps(parts, ensure_ascii=False)
-
-
-def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
-    """
-    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt, not on the position,
-    other rows, the run or the machine.
-    """
-    text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
-    """
-    Sample prompts, keeping their order; return all if there are fewer than `number`. The sample depends on ids and seed, not on
-    positions.
-    """
-
-    def rank(prompt: Prompt) -> bytes:
-        return hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
-
-    drawn = {prompt.id for prompt in sorted(prompts, key=rank)[:number]}
-    return [prompt for prompt in prompts if prompt.id in drawn]
-
-
-def count_outcomes(
-    sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
-) -> dict[str, dict[str, int]]:
-    """Count the rows of each source: read, rejected by reason, and kept."""
-    rejected = Counter((reject.source, reject.reason) for reject in rejects)
-    reasons = sorted({reason for _, reason in rejected})
-    return {
-        source.name: {
-            "read": len(source.rows),
-            **{reason: rejected[source.name, reason] for reason in reasons},
-            "kept": sum(prompt.source == source.name for prompt in kept),
-        }
-        for source in sources
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------- the command
 
 
 @documented
@@ -268,18 +126,14 @@ class PromptArguments:
             raise ValueError(
                 f"Two sources have the name {repeated[0]!r}; give each dataset a name with `source_name`."
             )
-        read = [
-            *(self.dataset_name or []),
-            self.feedback_name,
-            self.interact_name,
-            *(self.decontaminate_against or []),
-        ]
+        named = (self.dataset_name or []) + (self.decontaminate_against or [])
+        read = [*named, self.feedback_name, self.interact_name]
         if os.path.realpath(self.output_dir) in map(os.path.realpath, read):
             raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
         """Return the name, dataset, configuration and column of each source, in order, and whether it contains trajectories."""
-        labels = self.source_name or [dataset_label(name) for name in self.dataset_name or []]
+        labels = self.source_name or [source_label(name) for name in self.dataset_name or []]
         places = []
         if FEEDBACK in (self.sources or []):
             places.append((FEEDBACK, self.feedback_name, None, "instruction", False))
@@ -297,7 +151,7 @@ def main(args: PromptArguments):
     sources = open_sources(args)
     evaluation, sets = open_evaluation_sets(args)
     folder = DatasetFolder(
-        args.output_dir, "Prompts", settings_of(args, sources, sets), [name for _, name, *_ in args.places()]
+        args.output_dir, "Prompts", settings_of(args, sources, sets), [source.dataset for source in sources]
     )
     with folder.locked():
         counts = build(args, sources, evaluation, list(sets), folder)
@@ -321,12 +175,13 @@ def build(
     """Read the prompts, leave out rejected ones, write the dataset, and return the counts."""
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
-    prompts = remove_exact_duplicates(prompts, rejects)
-    # Run after the cheap filter, so fewer prompts are compared
+    exact = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
+    prompts = remove_duplicates(prompts, exact, "exact duplicate", rejects)
+    # After the cheap filter, so that fewer prompts are compared
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
-    # Run last, so both sources end up equally large in the dataset
+    # Last, so that both sources are equally large in the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 
@@ -348,13 +203,13 @@ def settings_of(args: PromptArguments, sources: list[PromptSource], sets: dict[s
     destinations = {"output_dir", "push_to_hub"}
     described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
     read = {
-        label: {
-            "dataset": rows_label(name),
-            "column": column,
+        source.name: {
+            "dataset": dataset_label(source.dataset),
+            "column": source.column,
             "rows": len(source.rows),
-            "hash": hash_of(source.rows, column),
+            "hash": hash_of(source.rows, source.column),
         }
-        for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
+        for source in sources
     }
     rest = {name: value for name, value in asdict(args).items() if name not in destinations | described}
     return {"builder": "prompts", "sources": read, **rest, "decontaminate_against": sets}
@@ -372,7 +227,7 @@ def hash_of(rows: Dataset, column: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def dataset_label(name: str) -> str:
+def source_label(name: str) -> str:
     """Return the Hub id, or the name of a file or folder without path and extension, because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
@@ -387,7 +242,7 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
         check = check_trajectories if trajectories else check_prompts
         check(rows, column, f"Reading {name} as {label}{option}")
         rows = rows.select(range(min(args.limit or len(rows), len(rows))))
-        sources.append(PromptSource(label, rows, column, trajectories, args.drop_last_answer))
+        sources.append(PromptSource(label, rows, column, trajectories, args.drop_last_answer, name))
     return sources
 
 
@@ -415,55 +270,11 @@ def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[
     return evaluation, described
 
 
-def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user turns of a prompt, because a single turn can be as short as "yes"."""
-    return "\n".join(message["content"] for message in messages if message["role"] == "user")
-
-
-def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Reject a column that is missing or holds neither text nor chats, instead of rejecting its rows one by one."""
-    check_columns(rows.column_names, (column,), purpose)
-    feature = rows.features[column]
-    if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
-        raise ValueError(
-            f"{purpose}: the column {column!r} contains {feature.dtype}; prompts are strings or lists of chat messages."
-        )
-
-
-def check_trajectories(rows: Dataset, column: str, purpose: str):
-    """Check that the layout is UltraInteract's."""
-    check_columns(rows.column_names, (column,), purpose)
-    feature = rows.features[column]
-    message = feature.feature if isinstance(feature, List | LargeList) else None
-    if not isinstance(message, dict) or "value" not in message:
-        raise ValueError(f"{purpose}: the column {column!r} does not contain lists of `from` and `value`.")
-
-
-def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:
-    """Return the usable prompts of all sources in order, and add the other rows to `rejects`."""
-    prompts: list[Prompt] = []
-    for source in sources:
-        for outcome in tqdm(source.read(), total=len(source.rows), desc=f"Reading {source.name}", disable=None):
-            if isinstance(outcome, Prompt):
-                prompts.append(outcome)
-            else:
-                rejects.append(outcome)
-    forms = Counter((prompt.source, prompt.form) for prompt in prompts if prompt.form not in (TEXT, MESSAGES))
-    for (source, form), number in forms.items():
-        print(f"{source}: {number} prompts are read as {form}.")
-    return prompts
-
-
 # ----------------------------------------------------------------------------------------------------------- filters
 
 
-def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) -> list[Prompt]:
-    duplicates = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
-    return remove_duplicates(prompts, duplicates, "exact duplicate", rejects)
-
-
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """Compare only the turns of prompts with the same system prompt. System prompts are often long and shared."""
+    """Compare the other turns of prompts with the same system prompt: system prompts are often long and shared."""
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
@@ -493,6 +304,19 @@ def remove_contaminated(
     return kept
 
 
+def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
+    """
+    Sample prompts, keeping their order; return all if there are fewer than `number`. The sample depends on ids and seed, not on
+    positions.
+    """
+
+    def rank(prompt: Prompt) -> bytes:
+        return hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
+
+    drawn = {prompt.id for prompt in sorted(prompts, key=rank)[:number]}
+    return [prompt for prompt in prompts if prompt.id in drawn]
+
+
 def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) -> list[Prompt]:
     """Sample as many UltraInteract prompts as UltraFeedback has."""
     number = sum(prompt.source == FEEDBACK for prompt in prompts)
@@ -503,6 +327,22 @@ def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) 
 
 
 # -------------------------------------------------------------------------------------------------- counts and output
+
+
+def count_outcomes(
+    sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
+) -> dict[str, dict[str, int]]:
+    """Count the rows of each source: read, rejected by reason, and kept."""
+    rejected = Counter((reject.source, reject.reason) for reject in rejects)
+    reasons = sorted({reason for _, reason in rejected})
+    return {
+        source.name: {
+            "read": len(source.rows),
+            **{reason: rejected[source.name, reason] for reason in reasons},
+            "kept": sum(prompt.source == source.name for prompt in kept),
+        }
+        for source in sources
+    }
 
 
 def count_overlaps(rejects: list[PromptReject], names: list[str]) -> dict[str, dict[str, Any]]:
@@ -536,13 +376,15 @@ def print_counts(
 
 def explain_failures(rejects: list[PromptReject]) -> list[str]:
     """Return a line for each of the three most common errors of unusable rows, with the first such row."""
-    errors = [(reject, reject.details["error"]) for reject in rejects if "error" in reject.details]
-    kinds = Counter(kind_of(error) for _, error in errors)
+    kinds: dict[str, list[PromptReject]] = defaultdict(list)
+    for reject in rejects:
+        if "error" in reject.details:
+            kinds[kind_of(reject.details["error"])].append(reject)
     lines = []
-    for kind, number in kinds.most_common(3):
-        reject, error = next(found for found in errors if kind_of(found[1]) == kind)
+    for failed in sorted(kinds.values(), key=len, reverse=True)[:3]:
+        error = failed[0].details["error"]
         hint = " `--drop_last_answer` takes the turns before it." if "ends on a 'assistant'" in error else ""
-        lines.append(f"{number} x not usable, such as row {reject.index} of {reject.source}: {error}{hint}")
+        lines.append(f"{len(failed)} x not usable, such as row {failed[0].index} of {failed[0].source}: {error}{hint}")
     return lines
 
 

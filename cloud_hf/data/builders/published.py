@@ -8,7 +8,7 @@ the ones the authors used: their row counts are checked, and the published respo
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,9 +35,8 @@ PUBLISHED_ROWS = {"train": "117k", "test": "6.13k"}
 SOURCE_ROWS = {"feedback": "64k", "interact": "220k"}
 
 _ID = re.compile(r"([^-]+)-(\d+)")
-_ROWS_AT_ONCE = 1000
 _EXAMPLES = 3
-# Number of rows to compare with each other. Neighbours suffice: a missing or moved row shifts all numbers after it.
+# Number of rows to compare with each other. Neighbours suffice: a missing or moved row shifts the numbers of all later ones
 _COMPARED = 100
 _FEWEST_COMPARED = 3
 # In ten preference sets of 67 to 2,096 rows, the fit of 100 rows was 0.87 to 1, and at most 0.22 with shuffled prompts
@@ -103,8 +102,8 @@ class PromptSources:
         seen: set[str] = set()
         for split, rows in splits.items():
             for index, name in enumerate(rows["id"]):
-                source, problem = self._look_up(name)
-                problem = "are repeated" if name in seen else problem
+                source, number = _read_id(name)
+                problem = "are repeated" if name in seen else self._problem(source, number)
                 seen.add(name)
                 found[source] += 1
                 if problem:
@@ -126,14 +125,13 @@ class PromptSources:
         """
         places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
         for place, name in enumerate(ids):
-            source, number = cast(tuple[str, int], _read_id(name))  # checked before
+            source, number = _read_id(name)
             places[source].append((place, number))
         prompts: list[Any] = [None] * len(ids)
         for source, found in places.items():
-            for start in range(0, len(found), _ROWS_AT_ONCE):
-                some = found[start : start + _ROWS_AT_ONCE]
-                for (place, _), prompt in zip(some, self._read(source, [number for _, number in some]), strict=True):
-                    prompts[place] = prompt
+            read = self._read(source, [number for _, number in found])
+            for (place, _), prompt in zip(found, read, strict=True):
+                prompts[place] = prompt
         if bad := [name for name, prompt in zip(ids, prompts, strict=True) if not isinstance(prompt, str)]:
             raise ValueError(
                 f"{len(bad)} of {len(ids)} source rows hold no prompt (a null `instruction`, or a `trajectory` whose first message has "
@@ -143,34 +141,34 @@ class PromptSources:
 
     def hashes(self) -> dict[str, str]:
         """Return hashes of the columns that hold prompts."""
-        columns = {"feedback": self.feedback.select_columns("instruction")}
-        columns["interact"] = self.interact.select_columns("trajectory")
-        return {f"{name}_hash": hash_of_rows(rows) for name, rows in columns.items()}
+        return {
+            "feedback_hash": hash_of_rows(self.feedback.select_columns("instruction")),
+            "interact_hash": hash_of_rows(self.interact.select_columns("trajectory")),
+        }
 
-    def _read(self, source: str, numbers: list[int]) -> list[Any]:
+    def _read(self, source: str, numbers: list[int]) -> Iterator[Any]:
         if source == "feedback":
-            return self.feedback.select_columns("instruction")[numbers]["instruction"]
-        trajectories = self.interact.select_columns("trajectory")[numbers]["trajectory"]
-        return [(trajectory or [{}])[0].get("value") for trajectory in trajectories]
+            yield from self.feedback.select(numbers)["instruction"]
+        else:
+            for trajectory in self.interact.select(numbers)["trajectory"]:
+                yield (trajectory or [{}])[0].get("value")
 
-    def _look_up(self, name: Any) -> tuple[str | None, str | None]:
-        """Return the source of an id and the problem with the id; either can be `None`."""
-        read = _read_id(name)
-        if read is None:
-            return None, "do not have the form feedback-0 or interact-0"
-        source, number = read
+    def _problem(self, source: str, number: int) -> str | None:
+        """Return the problem with an id, or `None` if there is none."""
+        if not source:
+            return "do not have the form feedback-0 or interact-0"
         size = len(getattr(self, source))
-        return source, None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
+        return None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
 
 
-def _read_id(name: Any) -> tuple[str, int] | None:
-    """Return the source and row number of an id, or `None` if it is malformed."""
+def _read_id(name: Any) -> tuple[str, int]:
+    """Return the source and row number of an id; the source is empty if the id is malformed."""
     match = _ID.fullmatch(name) if isinstance(name, str) else None
-    return match and ("feedback" if match[1] == "feedback" else "interact", int(match[2]))
+    return ("feedback" if match[1] == "feedback" else "interact", int(match[2])) if match else ("", -1)
 
 
 def _source_row(name: str) -> str:
-    source, number = cast(tuple[str, int], _read_id(name))
+    source, number = _read_id(name)
     return f"{number} of `{source}` (id {name!r})"
 
 
@@ -181,9 +179,7 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
     Raises `ValueError` naming the first source rows whose prompts would fit other responses as well as their own.
     """
     found = [
-        (*cast(tuple[str, int], _read_id(name)), split, index)
-        for split, rows in splits.items()
-        for index, name in enumerate(rows["id"])
+        (*_read_id(name), split, index) for split, rows in splits.items() for index, name in enumerate(rows["id"])
     ]
     texts = {split: rows.select_columns(["prompt", "chosen", "rejected"]) for split, rows in splits.items()}
     compared = 0
@@ -291,19 +287,21 @@ class PublishedDataArguments:
 
     def sources(self) -> list[str]:
         """Return the names of all datasets that are read."""
-        published = self.dataset_name or published_name(self.mode, self.model_size)
-        names = [published, self.dataset_test_name, self.feedback_name, self.interact_name]
+        names = [self.published, self.dataset_test_name, self.feedback_name, self.interact_name]
         return [name for name in names if name is not None]
+
+    @property
+    def published(self) -> str:
+        """Name of the published data."""
+        return self.dataset_name or published_name(self.mode, self.model_size)
 
     def load_splits(self) -> dict[str, Dataset]:
         """Load the published rows by split."""
-        name = self.dataset_name or published_name(self.mode, self.model_size)
-        splits = {"train": load_rows(name, "train")}
-        if self.dataset_test_name is None:
-            splits["test"] = load_rows(name, "test", needs_split=True)
-        else:
-            splits["test"] = load_rows(self.dataset_test_name, "test")
-        return splits
+        test = self.dataset_test_name
+        return {
+            "train": load_rows(self.published, "train"),
+            "test": load_rows(test or self.published, "test", needs_split=test is None),
+        }
 
 
 ARGUMENTS = (PublishedDataArguments,)
@@ -319,7 +317,7 @@ def main(args: PublishedDataArguments):
     counts = {**{f"rows_{split}": len(rows) for split, rows in splits.items()}, **sources.check_ids(splits)}
     settings = {
         "builder": "official ultra llama",
-        "dataset": dataset_label(args.dataset_name or published_name(args.mode, args.model_size)),
+        "dataset": dataset_label(args.published),
         "mode": args.mode,
         "model_size": args.model_size,
         "feedback": dataset_label(args.feedback_name),

@@ -1,6 +1,5 @@
 """Write critiques on a Ray cluster: Ray Data sends token ids to vLLM engines, and this process journals the outputs."""
 
-import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,17 +23,17 @@ from ...interrupts import deferred_interrupts
 from ...loading import is_adapter
 from ...scoring import context_length
 from ...serving.backends import BackendArguments
-from ..critiques import Critique, CritiqueBuilder, CritiqueTask, features_with_critiques
+from ..critiques import Critique, CritiqueBuilder, CritiqueTask, write_rows
 from ..folder import DatasetFolder
 from ..journal import Journal, key_of
 from ..rows import Rows
-from ..run import Dropped, Run, check_rows, run_builder
+from ..run import Dropped, check_rows, run_builder
 from .arguments import CriticArguments
 
 
 # Batches that an engine works on at once: Ray's default
 _BATCHES_IN_PROGRESS = 8
-# If each took a full CPU, Ray on a small node would copy all requests before it returned the first answer
+# With a full CPU for each task, Ray on a small node would copy all requests before it returned the first answer
 _LIGHT_TASKS = {"num_cpus": 0.1, "concurrency": 1}
 # Columns copied from a request to its answer
 _PASSED_ON = ("row", "key", "max_new_tokens")
@@ -312,10 +311,7 @@ def write_with_ray(
         critic = RayCritic(builder, config, journal, is_reward_model)
         connect(args.ray_address)
         failures = critic.write_all(engines, rows)
-        counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
-        run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1, failures)
-        features = features_with_critiques(rows.features, args.num_critiques)
-        counts = asyncio.run(folder.write(run.results(), features, counts))
+        counts = write_rows(builder, critic.ask, rows, folder, journal, kept, failures)
     counts |= {name: count for name, count in builder.counts().items() if not name.endswith("_tokens")}
     folder.write_record(counts)
     return counts

@@ -1,6 +1,5 @@
 """Stage 2: rewrite the critiques of a preference dataset with the stage 1 model, in this process or on servers."""
 
-import asyncio
 import json
 import math
 import tempfile
@@ -22,13 +21,13 @@ from ...modeling_cloud import CLoudForRewardModeling
 from ...scoring import Scorer, TransformersScorer, context_length
 from ...serving.backends import BackendArguments, open_backend
 from ..completions import ServerUnusable
-from ..critiques import CritiqueBuilder, ScorerCritic, ServedCritic, features_with_critiques
+from ..critiques import CritiqueBuilder, ScorerCritic, ServedCritic, features_with_critiques, write_rows
 from ..folder import DatasetFolder
-from ..run import JournaledClient, Run, build_dataset, check_rows, run_builder
+from ..run import JournaledClient, build_dataset, check_rows, run_builder
 from .arguments import CriticArguments, ServerArguments
 
 
-# Sequences per call: enough to keep vLLM and a reward server busy. Each is journaled as soon as it ends.
+# Sequences per call: enough to keep vLLM or a reward server busy. Each is journaled as soon as it ends
 _SEQUENCES_PER_CALL = {"vllm": 2048, "server": 512}
 
 
@@ -117,10 +116,7 @@ def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoud
             builder = CritiqueBuilder(critique_format, context, args, args.bad_rows)
             critic = ScorerCritic(builder, journal)
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
-        run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1)
-        counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
-        features = features_with_critiques(rows.features, args.num_critiques)
-        counts = asyncio.run(folder.write(run.results(), features, counts))
+        counts = write_rows(builder, critic.ask, rows, folder, journal, kept)
     return report(folder, counts, builder, config)
 
 
@@ -135,7 +131,7 @@ async def write_with_servers(
     check_rows(rows, lambda row: builder.needed(builder.lengths(row)))
 
     def make_work(critic: JournaledClient):
-        served = ServedCritic.of(critic, critique_format, config, args)
+        served = ServedCritic(critic, critique_format, config, args)
         return lambda row: builder.build(row, served.ask)
 
     features = features_with_critiques(rows.features, args.num_critiques)

@@ -1,0 +1,174 @@
+"""Read prompts from datasets, with ids that depend only on a source's name and the text."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, LargeList, List, Value
+from tqdm import tqdm
+
+from ...prompts import read_prompt
+from ..column_forms import MESSAGES, TEXT, read_column
+from ..folder import Reject
+from ..rows import check_columns
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A usable prompt, as text or as messages with `role` and `content`. `row` is its zero-based position in the source."""
+
+    id: str
+    prompt: str | list[dict[str, str]]
+    source: str
+    row: int
+    form: str = TEXT  # in which it was read
+
+
+@dataclass(frozen=True)
+class PromptReject(Reject):
+    """
+    A rejected row of a source. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
+    is `"failed"`. `details` holds the duplicated prompt, the shared n-grams, or the error.
+    """
+
+    source: str
+
+    @classmethod
+    def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
+        """Reject a usable prompt."""
+        return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details=details)
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """
+    A dataset with a column of prompts. The name is part of the ids, so it should not depend on a path.
+
+    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Only single-turn ones
+    become prompts.
+    """
+
+    name: str
+    rows: Dataset
+    column: str
+    trajectories: bool = False
+    drop_last_answer: bool = False
+    dataset: str = ""  # Hub id or path of the rows
+
+    def read(self) -> Iterator[Prompt | PromptReject]:
+        """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
+        rows = self.rows.select_columns(self.column)
+        for row in range(len(rows)):
+            try:
+                value = rows[row][self.column]
+            except UnicodeDecodeError as error:
+                yield PromptReject(row, None, "failed", "not UTF-8", self.name, details={"error": str(error)})
+                continue
+            if self.trajectories and len(value or []) > 1:
+                yield PromptReject(row, None, "dropped", "several turns", self.name)
+                continue
+            yield self._read(row, value[0]["value"] if self.trajectories and value else value)
+
+    def _read(self, row: int, value: Any) -> Prompt | PromptReject:
+        if isinstance(value, str) and not value.strip():
+            return PromptReject(row, None, "failed", "empty", self.name)
+        try:
+            is_conversation = isinstance(value, dict) and "messages" in value
+            form, value = (TEXT, value) if is_conversation else read_column(value, "prompt")
+            if self.drop_last_answer and isinstance(value, list) and value[-1]["role"] == "assistant":
+                value = value[:-1]
+            prompt = plain_prompt(value)
+        except ValueError as error:
+            return PromptReject(row, None, "failed", "not a prompt", self.name, details={"error": str(error)})
+        return Prompt(prompt_id(self.name, prompt), prompt, self.name, row, form)
+
+
+def plain_prompt(value: Any) -> str | list[dict[str, str]]:
+    """
+    Check a prompt, and reduce chat messages to `role` and `content`. Strings are returned unchanged.
+
+    Raises `ValueError` if it is empty, does not end with a turn that asks for a response, or contains anything that would be lost
+    (tools, tool calls, names).
+    """
+    conversation = read_prompt(value)
+    if isinstance(value, str):
+        return value
+    if conversation.tools:
+        raise ValueError("`prompt` comes with tools; only text is kept.")
+    for index, message in enumerate(conversation.messages):
+        if extra := sorted(key for key in message if key not in ("role", "content") and message[key]):
+            raise ValueError(f"`prompt` message {index} has {', '.join(extra)}; only `role` and `content` are kept.")
+    return [{"role": message["role"], "content": message["content"]} for message in conversation.messages]
+
+
+def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return the role and text of each message. A string is one user message."""
+    return [("user", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
+
+
+def canonical(prompt: str | list[dict[str, str]]) -> str:
+    """
+    Return the same text for prompts that differ only in white space, in Unicode composition, or in whether a single user
+    message is wrapped in a list.
+
+    Examples:
+
+    ```python
+    >>> canonical("What  is 2+2?\\n") == canonical([{"role": "user", "content": "What is 2+2?"}])
+    True
+    ```
+    """
+    parts = [(role, " ".join(unicodedata.normalize("NFC", text).split())) for role, text in turns(prompt)]
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
+    """
+    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt, not on the position,
+    other rows, the run or the machine.
+    """
+    text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def user_text(messages: list[dict[str, Any]]) -> str:
+    """Join the user turns of a prompt, because a single turn can be as short as "yes" and would match too much."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "user")
+
+
+def check_prompts(rows: Dataset, column: str, purpose: str):
+    """Reject a column that is missing or holds neither text nor chats, instead of rejecting its rows one by one."""
+    check_columns(rows.column_names, (column,), purpose)
+    feature = rows.features[column]
+    if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
+        raise ValueError(
+            f"{purpose}: the column {column!r} contains {feature.dtype}; prompts are strings or lists of chat messages."
+        )
+
+
+def check_trajectories(rows: Dataset, column: str, purpose: str):
+    """Check that the layout is UltraInteract's."""
+    check_columns(rows.column_names, (column,), purpose)
+    feature = rows.features[column]
+    message = feature.feature if isinstance(feature, List | LargeList) else None
+    if not isinstance(message, dict) or "value" not in message:
+        raise ValueError(f"{purpose}: the column {column!r} does not contain lists of `from` and `value`.")
+
+
+def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:
+    """Return the usable prompts of all sources in order, and add the other rows to `rejects`."""
+    prompts: list[Prompt] = []
+    for source in sources:
+        for outcome in tqdm(source.read(), total=len(source.rows), desc=f"Reading {source.name}", disable=None):
+            if isinstance(outcome, Prompt):
+                prompts.append(outcome)
+            else:
+                rejects.append(outcome)
+    forms = Counter((prompt.source, prompt.form) for prompt in prompts if prompt.form not in (TEXT, MESSAGES))
+    for (source, form), number in forms.items():
+        print(f"{source}: {number} prompts are read as {form}.")
+    return prompts

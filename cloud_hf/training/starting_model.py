@@ -1,0 +1,128 @@
+"""Load the model and the tokenizer to train, and choose the weights that training changes."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.trainer.utils import get_config_model_id
+
+from ..adapters import check_tied_layers
+from ..configuration_cloud import CLoudConfig
+from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config
+from ..modeling_cloud import CLoudForRewardModeling
+from ..published import HUB_KWARGS
+from .arguments import set_chat_template
+from .config import CLoudTrainingConfig
+from .lora import check_head, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
+
+
+# Options that are stored in the model's config, and must not change once the model exists
+_MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format", "reward_head")
+
+
+def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    if tokenizer is None:
+        if not name:
+            raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if args.chat_template_path is not None:
+        # TRL would set the template later, but the critique format is built from it before that
+        set_chat_template(tokenizer, args.chat_template_path)
+        args.chat_template_path = None
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    args: CLoudTrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    quantization_config=None,
+    peft_config=None,
+) -> CLoudForRewardModeling | PeftModel:
+    """
+    Load a model for training by name: a CLoud model, a plain language model (which becomes one), or a LoRA adapter of
+    either on its base.
+    """
+    given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
+    kwargs: dict[str, Any] = dict(given)
+    kwargs.setdefault("dtype", "float32")  # weights in bf16 would lose small updates
+    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
+    config = read_model_config(name, **hub_kwargs, **config_kwargs)
+    adapter = name if is_adapter(name, **hub_kwargs) else None
+    check_quantization(quantization_config, adapter is not None or peft_config is not None)
+    if isinstance(config, CLoudConfig):
+        _check_options(name, config, args)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = spare_head(quantization_config, config)
+        if adapter is None:
+            return CLoudForRewardModeling.from_pretrained(name, **kwargs)
+        # Hub options, such as a revision, belong to the adapter; the base has its own
+        own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
+        model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
+    else:
+        if adapter is not None:
+            name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
+        model = _make_model(name, args, tokenizer, quantization_config, kwargs)
+    return model if adapter is None else continue_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
+
+
+def _make_model(
+    name: str, args: CLoudTrainingConfig, tokenizer, quantization_config, kwargs
+) -> CLoudForRewardModeling:
+    """Make a reward model from a plain language model, with a new reward head."""
+    config = CLoudForRewardModeling.config_from_base(
+        name,
+        tokenizer,
+        **{option: getattr(args, option) for option in _MODEL_OPTIONS},
+        **{key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs},
+    )
+    if quantization_config is not None:
+        kwargs["quantization_config"] = spare_head(quantization_config, config)
+    torch.manual_seed(args.seed)  # the Trainer sets the seed only later, and the reward head is initialised here
+    return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
+
+
+def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
+    """Check that a CLoud model is trained with the options it was made with."""
+    for option in _MODEL_OPTIONS:
+        value = getattr(args, option)
+        # An option left at its default follows the model; `critique` never does, since it selects the loss
+        follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
+        if not follows and getattr(config, option) != value:
+            raise ValueError(
+                f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
+                "base model, or change the option."
+            )
+
+
+def check_model(model: Any, quantization_config, peft_config):
+    """Check that a model instance can be trained with these options."""
+    if quantization_config is not None:
+        raise ValueError("`quantization_config` applies only to models loaded by name; load `model` with it instead.")
+    if peft_config is not None and is_peft_model(model):
+        raise ValueError("`model` is already an adapter; omit `peft_config`, or merge the adapter first.")
+    if not isinstance(model.config, CLoudConfig):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
+        )
+
+
+def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
+    """Wrap the model in the adapter, if one is requested, check that the reward head is trained, and freeze an unused LM head."""
+    if peft_config is not None and not is_peft_model(model):
+        complete_lora(peft_config, model)
+        peft_config.revision = revision
+        model = adapt(model, peft_config)
+    if is_peft_model(model):
+        check_head(model)
+        check_tied_layers(model)
+        report_dropout(model, disable_dropout)
+    if not model.config.critique and not model.config.tie_word_embeddings:
+        # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
+        model.get_output_embeddings().requires_grad_(False)
+    return model
