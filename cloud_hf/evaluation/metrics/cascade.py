@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ...cascade import CascadeFit, StageFit, run_cascade
-from ..stats import Estimate, bootstrap_interval, share
+from ..stats import Estimate, mean_estimate, share
 
 
 FEWEST_PAIRS = 20  # minimum number of right/wrong dev pairs; with fewer, a threshold would be chance
@@ -102,9 +102,7 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
         return float(value.mean()), signed_PF.T @ slope_P / len(odds_P)
 
     start = np.zeros(features_PF.shape[1])
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)
-    )  # fmt: skip
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start))
     return (found.x / scale_F).tolist()
 
 
@@ -113,30 +111,21 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
 
 @dataclass(frozen=True)
 class CascadePoint:
-    """
-    Result of a cascade with one threshold on some rows.
+    """Result of a cascade with one threshold on some rows."""
 
-    Args:
-        threshold (`float`):
-            The probability that decides a prompt, for all stages.
-        worth (`tuple[float, ...]`):
-            Worth of the chosen response, by row: 1 or 0 for pairs.
-        tokens (`tuple[float, ...]`):
-            Tokens of the critiques, by row.
-        reached (`tuple[float, ...]`):
-            For each stage, the share of the responses that it scored.
-        rewards (`tuple[tuple[float, ...], ...]`):
-            The cascade's rewards, by row and response.
-        asked (`tuple[tuple[tuple[int, ...], ...], ...]`):
-            By row and stage, the indices of the responses that the stage scored.
-    """
+    threshold: float  # the probability that decides a prompt, for all stages
+    worth: tuple[float, ...]  # of the chosen response, by row: 1 or 0 for pairs
+    tokens: tuple[float, ...]  # of the critiques, by row
+    rewards: tuple[tuple[float, ...], ...]  # the cascade's rewards, by row and response
+    asked: tuple[
+        tuple[tuple[int, ...], ...], ...
+    ]  # by row and stage, the indices of the responses that the stage scored
 
-    threshold: float
-    worth: tuple[float, ...]
-    tokens: tuple[float, ...]
-    reached: tuple[float, ...]
-    rewards: tuple[tuple[float, ...], ...] = ()
-    asked: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    @property
+    def reached(self) -> tuple[float, ...]:
+        """For each stage, the share of the responses that it scored."""
+        responses = sum(map(len, self.rewards))
+        return tuple(sum(map(len, places)) / responses for places in zip(*self.asked, strict=True))
 
     @cached_property
     def accuracy(self) -> Estimate:
@@ -146,8 +135,7 @@ class CascadePoint:
     @cached_property
     def tokens_per_row(self) -> Estimate:
         """Mean tokens of a row's critiques, with a bootstrap interval."""
-        values = np.array(self.tokens, dtype=float)
-        return Estimate(float(values.mean()), len(values), bootstrap_interval([values], np.mean))
+        return mean_estimate(self.tokens)
 
 
 def run_recorded(
@@ -177,19 +165,14 @@ def run_recorded(
         sum(stage.tokens[row][place] for stage, places in zip(stages, one.asked, strict=True) for place in places)
         for row, one in enumerate(judged)
     ]
-    responses = sum(map(len, correct))
-    reached = [sum(len(one.asked[number]) for one in judged) / responses for number in range(len(stages))]
     rewards = tuple(tuple(one.rewards) for one in judged)
     worth = tuple(worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
     asked = tuple(tuple(map(tuple, one.asked)) for one in judged)
-    return CascadePoint(threshold, worth, tuple(tokens), tuple(reached), rewards, asked)
+    return CascadePoint(threshold, worth, tuple(tokens), rewards, asked)
 
 
 def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
-    """
-    Return the worth of the response with the highest reward; in a tie, the lowest worth of the tied responses, because a tie is not
-    right.
-    """
+    """Return the worth of the response with the highest reward; in a tie, the lowest worth, because a tie is not right."""
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
 
@@ -197,7 +180,7 @@ def cascade_curve(
     stages: Sequence[StageScores], fits: Sequence[StageFit], correct: Sequence[Sequence[float]],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> list[CascadePoint]:  # fmt: skip
-    """Run a cascade with each threshold."""
+    """Run a cascade on recorded rewards with each threshold."""
     return [run_recorded(stages, fits, threshold, correct) for threshold in thresholds]
 
 

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 
 from .style import WIDTH, add_grid, styles_of  # isort: skip  # before pyplot: chooses the backend
 from matplotlib import pyplot as plt
 
 from ..formatting import Form, Section, Table, picture_name, show_estimate
 from ..metrics.anytime import Anytime
-from .plots import save
+from .plots import save, with_reach
 
 
 ANYTIME = """\
@@ -48,10 +46,7 @@ def plot_anytime(by_model: AnytimeResults, path: Path, models: Sequence[str] = (
     styles = styles_of(by_model, models)
     for model, found in by_model.items():
         tokens = [point.tokens.value for point in found.points]
-        values = 100 * np.array([point.accuracy.value for point in found.points])
-        # An estimate without an interval is a point
-        ends = [point.accuracy.ci95 or (point.accuracy.value,) * 2 for point in found.points]
-        reach = np.abs(100 * np.array(ends).T - values)
+        values, reach = with_reach([point.accuracy for point in found.points])
         axes.errorbar(tokens, values, reach, label=model, linestyle=styles[model].line, **styles[model].points())
     n = max(found.points[-1].accuracy.n for found in by_model.values())
     axes.set(

@@ -14,7 +14,6 @@ from ..evaluation_arguments import SETTINGS
 from ..formatting import Section, file_name, render
 from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
-from ..stats import json_safe
 from .files import BEST_OF_N_VERSION, VERSION, write_json
 from .tables import DIFFERENCE, difference_table
 
@@ -203,4 +202,4 @@ def write_comparison(folders: Sequence[str], output_dir: str | None):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / "comparison.md").write_text(text, encoding="utf-8")
         page = {"version": VERSION, "differences": found.differences, "notes": found.notes}
-        write_json(json_safe(page), Path(output_dir) / "comparison.json")
+        write_json(page, Path(output_dir) / "comparison.json")
