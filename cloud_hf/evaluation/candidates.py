@@ -55,7 +55,7 @@ class ScoredSet:
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer models at once.")
-        # Each model scored only the problems that fit it, so a problem's index can differ between models
+        # Each model scored only the problems that fit it, so a problem's place among the scores differs between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -168,7 +168,12 @@ class SetResult:
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:
-        summary = {"model": model, "dataset": self.scored.name, "title": self.title, "quality": self.quality}
+        summary: dict[str, Any] = {
+            "model": model,
+            "dataset": self.scored.name,
+            "title": self.title,
+            "quality": self.quality,
+        }
         summary |= {**self.scored.counts(), "seeds": self.scored.seeds()[name], **self.curves[name].summary()}
         summary["notes"] = self.notes
         summary["yardsticks"] = [{"name": key, **curve.summary()} for key, curve in self.yardsticks.items()]

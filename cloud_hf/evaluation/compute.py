@@ -11,18 +11,10 @@ from ..scores import Score
 
 @dataclass(frozen=True)
 class Cost:
-    """
-    Cost of scoring a set.
+    """Cost of scoring a set."""
 
-    Args:
-        tokens (`Sequence[Sequence[Sequence[float]]]`):
-            Tokens of the critiques by row, response and critique, without end tokens.
-        seconds (`float`):
-            Seconds for the whole set; NaN where unknown.
-    """
-
-    tokens: Sequence[Sequence[Sequence[float]]]
-    seconds: float = math.nan
+    tokens: Sequence[Sequence[Sequence[float]]]  # of critiques by row, response and critique, without end tokens
+    seconds: float = math.nan  # for the complete set; NaN where unknown
 
     @property
     def per_row(self) -> float:
@@ -47,9 +39,8 @@ class Cost:
 def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: CritiqueFormat) -> list[list[list[int]]]:
     """Count the tokens of critiques by row, response and critique. Journals keep them as text, without their ids."""
     texts = [text for scores in row_scores for score in scores for text in score.critiques]
-    if not critique_format.critique or not texts:
-        counts = iter([0] * len(texts))
-    else:
+    counts = iter([0] * len(texts))
+    if critique_format.critique and texts:
         counts = map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"])
     return [[[next(counts) for _ in score.critiques] for score in scores] for scores in row_scores]
 

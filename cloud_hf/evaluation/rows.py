@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ class BenchmarkRow:
         """The wrong responses."""
         return self.responses[self.num_chosen :]
 
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield the indices of the right and the wrong response of each pair."""
+        return product(range(self.num_chosen), range(self.num_chosen, len(self.responses)))
+
     @property
     def is_undecidable(self) -> bool:
         """Whether a right and a wrong response are the same text, which no reward can tell apart."""
@@ -89,7 +94,7 @@ def make_row(
     `ValueError` naming the row and the field.
     """
     try:
-        sides = [_texts(name, value) for name, value in (("chosen", chosen), ("rejected", rejected))]
+        chosen, rejected = _texts("chosen", chosen), _texts("rejected", rejected)
         prompt = prompt_of(row) if prompt is None else prompt
         read_prompt(prompt, allow_empty=True)
     except ValueError as error:
@@ -97,14 +102,11 @@ def make_row(
     id_ = str(index if row.get("id") is None else row["id"])
     # Files with several subsets may number the rows of each from 0
     id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
-    return BenchmarkRow(id_, subset, prompt, (*sides[0], *sides[1]), len(sides[0]), details)
+    return BenchmarkRow(id_, subset, prompt, (*chosen, *rejected), len(chosen), details)
 
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
-    """
-    Call [`make_row`] with the columns `prompt`, `chosen`, `rejected` and, unless given as an argument, `subset`. `title` names the
-    benchmark.
-    """
+    """Call [`make_row`] with the columns of a pair and, unless it is given, the column `subset`. `title` names the benchmark."""
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
     subset = text_of(source, index, row, "subset") if subset is None else subset
     return make_row(source, index, row, subset, row["chosen"], row["rejected"])

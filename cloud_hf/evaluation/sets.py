@@ -51,9 +51,8 @@ class Sets:
     def describe(self) -> list[dict[str, Any]]:
         """Describe each set by kind, name, number of rows and a hash of their contents, in JSON form."""
         columns = ("prompt", *SIDES, *PROBLEM_COLUMNS[1:], "tools")
-        parts: list[tuple[str, str, Iterable[Any]]] = [
-            ("benchmark", found.name, found.rows) for found in self.benchmarks
-        ]
+        parts: list[tuple[str, str, Iterable[Any]]] = []
+        parts += [("benchmark", found.name, found.rows) for found in self.benchmarks]
         for kind, datasets in (("pairs", self.pairs), ("problems", self.problems)):
             for name, rows in datasets.items():
                 parts.append((kind, name, rows.select_columns([one for one in columns if one in rows.column_names])))
@@ -67,31 +66,19 @@ class Sets:
         Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
         that write critiques) and name.
         """
-        parts: list[tuple[tuple[str, str], Iterable[Any], Callable]] = [
-            (
-                ("benchmark", found.name),
-                [
-                    {
-                        "id": row.id,
-                        "prompt": row.prompt,
-                        "responses": list(row.responses),
-                        "num_chosen": row.num_chosen,
-                    }
-                    for row in found.rows
-                ],
-                itemgetter("responses"),
-            )
-            for found in self.benchmarks
-        ]
-        parts += [(("pairs", name), rows, pair_responses) for name, rows in self.pairs.items()]
-        parts += [(("problems", name), rows, candidates) for name, rows in self.problems.items()]
+        names = ("id", "prompt", "responses", "num_chosen")
+        parts: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
+        for found in self.benchmarks:
+            rows = [{name: getattr(row, name) for name in names} for row in found.rows]
+            parts["benchmark", found.name] = rows, lambda row: list(row["responses"])
+        parts |= {("pairs", name): (rows, pair_responses) for name, rows in self.pairs.items()}
+        parts |= {("problems", name): (rows, candidates) for name, rows in self.problems.items()}
         if critique_format.critique:
-            parts += [
-                (("critiques", name), fittable(rows), itemgetter("responses")) for name, rows in self.critiques.items()
-            ]
+            for name, rows in self.critiques.items():
+                parts["critiques", name] = fittable(rows), itemgetter("responses")
         return {
             key: fit_rows(rows, responses_of, critique_format, **limits, name=key[1])
-            for key, rows, responses_of in parts
+            for key, (rows, responses_of) in parts.items()
         }
 
     def judged(
@@ -132,6 +119,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
     wrong.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
+    source = (args.dataset_test_split, args.dataset_config)
     pairs = load_datasets(args, (*SIDES, *columns))
     sets = Sets(
         pairs={name: read_preferences(rows, name, bad_rows=args.bad_rows) for name, rows in pairs.items()},
@@ -141,9 +129,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
         },
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
         critiques={
-            name: critique_quality.load([name], args.dataset_test_split, args.dataset_config, args.bad_rows)[
-                : args.limit
-            ]
+            name: critique_quality.load([name], *source, args.bad_rows)[: args.limit]
             for name in args.reference_critiques
         },
     )
@@ -265,13 +251,18 @@ def summarize(
     return ModelResults(evaluations, pairs, best_of_n, parts=parts)
 
 
+def _summarize_combined(*parts) -> ModelResults:
+    """Apply [`summarize`] to scores without sampled critiques and probes, and assess their uncertainty."""
+    results = summarize(*parts)
+    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
+
+
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
     """Compute the results of the judge, without sampled critiques and probes."""
     fitted, scores, report = sets.judged(args, args.seed, folder)
-    results = summarize(sets, fitted, scores, args.group_column, shown)
-    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {}))), report
+    return _summarize_combined(sets, fitted, scores, args.group_column, shown), report
 
 
 def summarize_ensemble(
@@ -289,8 +280,7 @@ def summarize_ensemble(
     }
     fitted = {key: rows for key, (rows, _) in combined.items()}
     row_scores = {key: scores for key, (_, scores) in combined.items()}
-    results = summarize(sets, fitted, row_scores, group_column, shown)
-    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
+    return _summarize_combined(sets, fitted, row_scores, group_column, shown)
 
 
 def summarize_cascade(
@@ -306,12 +296,10 @@ def summarize_cascade(
     """
     fitted, row_scores, found, costs = {}, {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
-        parts = [_stage_part(members[name], key, count) for name, count in cascade.stages]
-        if any(part is None for part in parts):  # candidates have no sampled critiques
+        parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
+        if len(parts) < len(cascade.stages):  # candidates have no sampled critiques
             continue
-        fitted[key], row_scores[key], result = cascade.combine(
-            shown.get(key[1], key[1]), [part for part in parts if part]
-        )
+        fitted[key], row_scores[key], result = cascade.combine(shown.get(key[1], key[1]), parts)
         found.append(result)
         costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(fitted[key].rows))
     kept = replace(
@@ -320,12 +308,14 @@ def summarize_cascade(
         pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in fitted},
         problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in fitted},
     )
-    results = summarize(kept, fitted, row_scores, group_column, shown)
-    robustness = Robustness(assess_uncertainty(results.evaluations, {}))
-    return replace(results, robustness=robustness, costs=costs), found
+    return replace(_summarize_combined(kept, fitted, row_scores, group_column, shown), costs=costs), found
 
 
-def _stage_part(results: ModelResults, key: tuple[str, str], count: int | None) -> StagePart | None:
+def _stage_part(
+    members: Mapping[str, ModelResults], key: tuple[str, str], name: str, count: int | None
+) -> StagePart | None:
+    """Return a stage's scores of a set: those of the model, or `count` of its sampled critiques, if the set has them."""
+    results = members[name]
     fitted, scores = results.parts[key]
     if count is None:
         return StagePart(fitted, scores, results.costs[key])

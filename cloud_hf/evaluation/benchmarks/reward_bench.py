@@ -77,19 +77,15 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 
 def leaderboard_results(
-    scores: BenchmarkScores,
-    model: str,
-    names: Collection[str] = tuple(OFFICIAL_COUNTS),
-    model_type: str = "Custom Classifier",
-    chat_template: str = "tokenizer",
+    scores: BenchmarkScores, model: str, names: Collection[str] = tuple(OFFICIAL_COUNTS)
 ) -> dict[str, float | str]:
     """
-    Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one,
-    plus the other arguments. By default `names` are RewardBench's own subsets, because the prior sets have a separate file.
+    Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one. By default `names` are
+    RewardBench's own subsets, because the prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
-    return {**known, "model": model, "model_type": model_type, "chat_template": chat_template}
+    return {**known, "model": model, "model_type": "Custom Classifier", "chat_template": "tokenizer"}
 
 
 def result_files(

@@ -29,15 +29,15 @@ def _answers(texts: Sequence[str]):
 
 
 def _leads(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """Return the answer's reward minus that of each right (or wrong) response."""
+    """Return the reward of an answer minus that of each right (or wrong) response."""
     count = row.row.row.num_chosen
     rewards = row.row.rewards[:count] if right else row.row.rewards[count:]
     return [row.variants[label, -1].reward - reward for reward in rewards] if row.places(label) else []
 
 
-def beaten(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """Compare this answer with each right (or wrong) response: 1 if it has the strictly higher reward, otherwise 0."""
-    return [float(lead > 0) for lead in _leads(row, label, right)]
+def beaten(row: ProbedRow, label: str) -> list[float]:
+    """Compare an answer with each right response: 1 if it has the strictly higher reward, otherwise 0."""
+    return [float(lead > 0) for lead in _leads(row, label)]
 
 
 def _tied(row: ProbedRow, label: str) -> list[float]:

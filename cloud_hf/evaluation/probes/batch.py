@@ -45,10 +45,9 @@ def probe_batches(
             Measure(f"mean difference, {label}", REWARD, mean_estimate(gaps.tolist())),
         ]
         changes = [order_changes(margins) for margins in _margins(rows, alone, together)]
-        for name, outcomes in zip(
-            ("order of a pair changes", "tie arises or ends"), zip(*changes, strict=True), strict=True
-        ):
-            measures.append(Measure(f"{name}, {label}", SHARE, share_of_rows(outcomes)))
+        orders, ties = zip(*changes, strict=True)
+        measures.append(Measure(f"order of a pair changes, {label}", SHARE, share_of_rows(orders)))
+        measures.append(Measure(f"tie arises or ends, {label}", SHARE, share_of_rows(ties)))
     return measures
 
 
