@@ -25,18 +25,19 @@ def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
     sections = [Section("Accuracy against tokens read", ANYTIME)]
     for name, by_model in by_dataset.items():
         rows = [
-            [
-                model,
-                "all" if point.limit is None else f"at most {point.limit}",
-                show_estimate(point.tokens, Form(digits=1), with_n=False),
-                show_estimate(point.accuracy),
-            ]
+            {
+                "model": model,
+                "tokens of a critique": "all" if point.limit is None else f"at most {point.limit}",
+                "tokens per response": show_estimate(point.tokens, Form(digits=1), with_n=False),
+                "accuracy": show_estimate(point.accuracy),
+            }
             for model, found in by_model.items()
             for point in found.points
         ]
-        table = Table(["model", "tokens of a critique", "tokens per response", "accuracy"], rows)
         picture = {picture_name("anytime", name): "accuracy against tokens read"}
-        sections.append(Section(f"Accuracy against tokens read: {name}", tables=[table], pictures=picture, level=3))
+        sections.append(
+            Section(f"Accuracy against tokens read: {name}", tables=[Table.of(rows)], pictures=picture, level=3)
+        )
     return sections
 
 

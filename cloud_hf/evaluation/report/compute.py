@@ -161,39 +161,34 @@ def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | Rat
 def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:
     """Make the sections on compute and on cascades; the table shows only the chosen point of each cascade."""
     rows = [
-        [point.dataset, point.model, point.setting, show_estimate(point.accuracy), show(point.tokens, _TOKENS)]
+        {
+            "set": point.dataset,
+            "model": point.model,
+            "setting": point.setting,
+            "row accuracy": show_estimate(point.accuracy),
+            "tokens per row": show(point.tokens, _TOKENS),
+        }
         for point in points
         if point.is_chosen
     ]
-    table = Table(["set", "model", "setting", "row accuracy", "tokens per row"], rows)
-    sections = [Section("Accuracy against compute", COMPUTE, [table])]
+    sections = [Section("Accuracy against compute", COMPUTE, [Table.of(rows)])]
     if cascades:
-        columns = [
-            "set",
-            "cascade",
-            "thresholds",
-            "accuracy",
-            "last stage alone",
-            "tokens per row",
-            "share of its tokens",
-            "reached",
-        ]
-        sections.append(Section("Cascades", CASCADES, [Table(columns, list(map(_cascade_row, cascades)))], level=3))
+        sections.append(Section("Cascades", CASCADES, [Table.of(map(_cascade_row, cascades))], level=3))
     return sections
 
 
-def _cascade_row(found: CascadeResult) -> list[Any]:
+def _cascade_row(found: CascadeResult) -> dict[str, Any]:
     tokens, full = found.chosen.tokens_per_row, found.last.tokens_per_row.value
-    return [
-        found.dataset,
-        found.name,
-        ", ".join(f"{threshold:.3f}" for threshold in found.thresholds),
-        show_estimate(found.chosen.accuracy),
-        show_estimate(found.last.accuracy, with_n=False),
-        show_estimate(tokens, _TOKENS, with_n=False),
-        show(tokens.value / full if full else math.nan),
-        ", ".join(show(share) for share in found.chosen.reached),
-    ]
+    return {
+        "set": found.dataset,
+        "cascade": found.name,
+        "thresholds": ", ".join(f"{threshold:.3f}" for threshold in found.thresholds),
+        "accuracy": show_estimate(found.chosen.accuracy),
+        "last stage alone": show_estimate(found.last.accuracy, with_n=False),
+        "tokens per row": show_estimate(tokens, _TOKENS, with_n=False),
+        "share of its tokens": show(tokens.value / full if full else math.nan),
+        "reached": ", ".join(show(share) for share in found.chosen.reached),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- best-of-N
@@ -206,13 +201,20 @@ problems, with 95 % bootstrap intervals over problems. Tokens are those of the c
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:
     """Make the section on successive halving."""
-    columns = ["set", "", "critiques", "choice", "full choice", "difference", "tokens", "full tokens", "share"]
     rows = []
     for one in results:
         is_share = 0 <= one.worth.value <= 1 and 0 <= one.full_worth.value <= 1
         form, difference = (PERCENT, POINTS) if is_share else (_SCORE, _SCORE)
-        cells = [(one.worth, form), (one.full_worth, form), (one.difference, difference)]
-        cells += [(one.tokens, _TOKENS), (one.full_tokens, _TOKENS)]
-        shown = [show_estimate(estimate, shape, with_n=False) for estimate, shape in cells]
-        rows.append([one.title, one.name, one.num_critiques, *shown, show(one.share)])
-    return Section("Successive halving", HALVING, [Table(columns, rows)])
+        row = {
+            "set": one.title,
+            "": one.name,
+            "critiques": one.num_critiques,
+            "choice": show_estimate(one.worth, form, with_n=False),
+            "full choice": show_estimate(one.full_worth, form, with_n=False),
+            "difference": show_estimate(one.difference, difference, with_n=False),
+            "tokens": show_estimate(one.tokens, _TOKENS, with_n=False),
+            "full tokens": show_estimate(one.full_tokens, _TOKENS, with_n=False),
+            "share": show(one.share),
+        }
+        rows.append(row)
+    return Section("Successive halving", HALVING, [Table.of(rows)])
