@@ -101,6 +101,7 @@ def _answer_http(request: Request, error) -> Response:
 
 
 def _refuse(request: Request, status: int, error: str, headers=None) -> Response:
+    """Return an error response, and note the error for the log."""
     request.scope["cloud_record"].error = error
     return error_response(status, error, headers)
 
