@@ -203,10 +203,7 @@ def read_cascades(
 ) -> list[Cascade]:
     """
     Read cascades such as `"cheap,full,full@4"`, whose stages are names or short names of `models`; `sampled` is the number of critiques that
-    self-consistency samples.
-
-    Raises:
-        `ValueError`: If a stage is unknown or named twice, there is only one stage, or a stage uses more critiques than are sampled.
+    self-consistency samples. Raises `ValueError` if a stage is unknown or listed twice, there is only one, or one uses more critiques than that.
     """
     found: list[Cascade] = []
     for text in texts:

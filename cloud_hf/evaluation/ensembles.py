@@ -68,10 +68,8 @@ def _standardised(rewards: Sequence[float]) -> np.ndarray:
 
 def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble]:
     """
-    Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`.
-
-    Raises:
-        `ValueError`: If the kind or a member is unknown, a member is named twice, or there is only one member.
+    Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`. Raises `ValueError` if a kind or member is unknown,
+    a member or ensemble is listed twice, or there is only one member.
     """
     found = []
     for text in texts:

@@ -104,10 +104,8 @@ def compare_halving(
 
 def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: int) -> list[Halving]:
     """
-    Read halvings such as `"cheap,full"` or `"full"`, which are names or short names of `models`.
-
-    Raises:
-        `ValueError`: If a model is unknown, there are more than two, or there is nothing to halve: one critique and no cheap model.
+    Read halvings such as `"cheap,full"` or `"full"`, with names or short names of `models`. Raises `ValueError` if a model is unknown, there are
+    more than two, or there is nothing to halve: one critique and no cheap model.
     """
     found: list[Halving] = []
     for text in texts:

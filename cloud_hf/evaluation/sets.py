@@ -1,4 +1,4 @@
-"""Sets to score: fit them to a model's context, score them in one call, and compute a model's results."""
+"""Sets to score: load them, fit them to a model's context, score them in one call, and compute a model's results."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping

@@ -20,7 +20,7 @@ RESAMPLES = 2000
 FEW_ROWS = 10
 # Statistics of weighted rows are slow, because many sort or bin the rows in every resample
 RESAMPLES_OF_ROWS = 1000
-_AT_ONCE = 100  # bounds memory: a set may have 100,000 rows
+_AT_ONCE = 100  # resamples per call, to bound memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
 _ROUNDING = 1e-12
 
@@ -39,7 +39,7 @@ class Estimate(Summarised):
 
     value: float  # a share from 0 to 1 unless stated otherwise; NaN if rows are missing
     n: int  # rows behind it
-    # Wilson interval for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
+    # Wilson's for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
     ci95: Interval | None = None
 
 
@@ -211,8 +211,8 @@ def collect_scores(
     **scores: Any,
 ) -> BenchmarkScores:
     """
-    Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count what
-    every benchmark reports: ties, undecidable rows, and missing and unknown subsets.
+    Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count ties,
+    undecidable rows, and missing and unknown subsets, which every benchmark reports.
 
     `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether some
     metrics are means over subsets. `scores` are the other fields.

@@ -23,7 +23,7 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
 
-# Maximum bytes of an answer without scores, and of a critique's token in JSON, with its logprob and its text three times (vLLM)
+# Maximum bytes of an answer without scores, and of one critique token in JSON (vLLM sends its logprob, and its text three times)
 _LONGEST_MESSAGE = 2**20
 _BYTES_PER_TOKEN = 1024
 

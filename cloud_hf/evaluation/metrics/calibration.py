@@ -12,7 +12,7 @@ from scipy.special import expit
 from ..stats import Estimate, interval_over_rows
 
 
-FEW_PAIRS = 5  # a bin with fewer pairs tells little
+FEW_PAIRS = 5  # with fewer, a bin's accuracy is mostly noise
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     Compare probabilities with outcomes. The margin of a pair is the reward of its right response minus the reward of its wrong
     response.
 
-    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so that the order of a
-    pair does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if
+    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair
+    does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if
     there are no margins or no bins.
     """
     margins = np.array(margins, dtype=float)

@@ -93,14 +93,14 @@ def self_consistency(
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
-    # R responses of all rows, K critiques each. Sums of float32 numbers are exact in float64, so that ties stay ties in any order of
-    # the critiques; rewards that were rescaled or parsed have more digits.
+    # R responses of all rows, K critiques each. Rounded to float32, whose sums are exact in float64: otherwise equal sums could differ by
+    # the order of the critiques, and ties would be decided at random. Rewards that were rescaled or parsed have more digits.
     rewards_RK = np.array(flat, dtype=np.float32).astype(float)
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 
     def draw(pool_RK: np.ndarray) -> np.ndarray:
         """Return each row's outcome for every k, as the mean over disjoint draws of k critiques from a pool: columns for k = 1, 2, …"""
-        # Sums instead of means, which would round
+        # Compare sums instead of means: dividing by k would round
         sums = np.pad(rng.permuted(pool_RK, axis=1).cumsum(1), ((0, 0), (1, 0)))
         outcomes = []
         for k in range(1, num_critiques + 1):

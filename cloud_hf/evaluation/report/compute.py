@@ -46,7 +46,7 @@ class ComputePoint:
     tokens: float  # per row
     seconds: float = math.nan  # per row
     is_chosen: bool = True  # false for the thresholds of a cascade that were not chosen
-    series: str = ""  # for plots: what the points of one curve have in common, besides the model
+    series: str = ""  # in plots, points of the same model and series form a curve
 
     @property
     def label(self) -> str:

@@ -57,7 +57,7 @@ _PARTIAL = pa.field("partial_rewards", pa.list_(pa.list_(pa.float64())))  # with
 _RELIABILITY = "reliability.png"
 
 PICTURES = """\
-![headline figures with 95 % intervals](benchmarks.png)
+![headline metrics with 95 % intervals](benchmarks.png)
 
 ![distribution of reward margins](margins.png)
 

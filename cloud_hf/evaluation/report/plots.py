@@ -103,7 +103,7 @@ def plot_benchmarks(results: Mapping[str, list[Evaluation]], path: Path, models:
     by_model = {model: [estimates[number] for _, estimates in quoted] for number, model in enumerate(results)}
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + len(quoted) * (0.25 + 0.17 * len(results))))
     _draw_estimates(axes, [label for label, _ in quoted], by_model, models)
-    axes.set(xlim=(-2, 102), xlabel="figure of the benchmark (%), with 95 % interval")
+    axes.set(xlim=(-2, 102), xlabel="headline metric (%), with 95 % interval")
     save(figure, axes, path)
 
 
@@ -409,5 +409,5 @@ def plot_probe(results: Mapping[str, ProbeResult], path: Path, models: Sequence[
         else:
             axes.axvline(0, color=GREY, linestyle="--", linewidth=1, zorder=ON_TOP)
     title = next(iter(results.values())).title
-    figure.suptitle(f"{title}: figures with 95 % intervals")
+    figure.suptitle(f"{title}: estimates with 95 % intervals")
     save_panels(figure, grid.flat, path)

@@ -305,7 +305,7 @@ def log_as_json():
 
 def load_app(args: argparse.Namespace) -> FastAPI:
     """Load the model that the command line names, and make the application that serves it."""
-    # Scoring reacquires the GIL after each operation, and would wait long for it while a request is parsed or encoded
+    # Scoring reacquires the GIL after each operation; at the default of 5 ms, it would wait long while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Report mistakes before the model loads, which may take minutes
@@ -314,7 +314,7 @@ def load_app(args: argparse.Namespace) -> FastAPI:
     engine = load_engine(args)
     version = identify_model(args.model)["model_version"]
     app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
-    # Libraries and model live as long as the process, and the garbage collector would take seconds to visit their objects
+    # Exempt the objects of libraries and model, which live as long as the process: a full collection would take seconds to visit them
     gc.freeze()
     return app
 
