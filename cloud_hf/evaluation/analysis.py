@@ -113,10 +113,7 @@ def mean_label(num_critiques: int, temperature: float) -> str:
 def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
-    """
-    Compute each set's uncertainty for the rewards as scored and, per temperature, for the means over sampled critiques. Rows of
-    subsets that are not part of a benchmark are excluded.
-    """
+    """Compute each set's uncertainty for the rewards as scored and for the means over sampled critiques. Unknown subsets are excluded."""
     labelled = [("as scored", evaluation) for evaluation in evaluations]
     labelled += [
         (mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation)

@@ -47,10 +47,7 @@ class ScoredSet:
     def of(
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
-        """
-        Keep the problems that fit every model. `fitted` and `scores` are keyed by model, and contain the problems that fit it. Raises
-        `ValueError` if no problem is left.
-        """
+        """Keep the problems that fit every model, given rows and scores by model. Raises `ValueError` if no problem is left."""
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:

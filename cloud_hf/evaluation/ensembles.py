@@ -39,10 +39,7 @@ class Ensemble:
         return f"{self.kind}({','.join(self.members)})"
 
     def combine(self, parts: Mapping[str, tuple[FittedRows, RowScores]]) -> tuple[FittedRows, RowScores]:
-        """
-        Combine the members' rows and scores of a set, which are keyed by short name. Rows that some member has not scored count as dropped.
-        Raises `ValueError` if no row is left.
-        """
+        """Combine the members' rows and scores of a set, by short name. Rows that a member lacks count as dropped; `ValueError` if none is left."""
         found = [parts[member] for member in self.members]
         by_index = [
             {row.index: scores for row, scores in zip(fitted.rows, row_scores, strict=True)}
@@ -85,10 +82,7 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
 
 
 def read_members(option: str, text: str, names: Sequence[str], models: Sequence[str]) -> list[str]:
-    """
-    Return the short names of the models that `text`, a value of `option`, combines; `names` may be full or short. Raises `ValueError` if one is
-    not among `models`.
-    """
+    """Return the short names of the models in `text`, a value of `option`. Raises `ValueError` if one is not among `models`."""
     shown = short_names(list(models))
     known = shown | {short: short for short in shown.values()}
     names = [name.strip() for name in names]

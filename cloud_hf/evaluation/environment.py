@@ -23,10 +23,7 @@ def describe_set(kind: str, name: str, rows: Iterable[Any]) -> dict[str, Any]:
 
 
 def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> dict[str, str]:
-    """
-    Map each absolute path among the arguments to a name that reveals nothing about this machine: its short name in `shown`, or its last
-    part.
-    """
+    """Map each absolute path among the arguments to its short name in `shown` or its last part, which reveal nothing about this machine."""
 
     def name_of(path: str) -> str:
         return shown.get(path, Path(path).name) if Path(path).is_absolute() else path

@@ -106,10 +106,7 @@ def _line(cells: Iterable[Any]) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """
-    A section of a report: a heading with its level (or no heading), paragraphs, tables, a list of notes, and descriptions of pictures by file
-    name.
-    """
+    """A section of a report, without a heading if `title` is empty; `pictures` maps file names to descriptions."""
 
     title: str = ""
     text: str = ""

@@ -66,10 +66,7 @@ def read_sources(
     config: str | None = None,
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
-    """
-    Load files or Hub datasets in turn, and convert their columns to ours with `read`. Yields the source, the row's index in it, and the row.
-    Each file is read completely.
-    """
+    """Load files or Hub datasets in turn, converted by `read`. Yields the source, the row's index in it, and the row."""
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
     for name in names:
@@ -155,10 +152,7 @@ def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
-    """
-    Split the rewards of each row's responses into those of right and of wrong responses. Raises `ValueError` naming the row if
-    a reward is missing, not a number or infinite.
-    """
+    """Split each row's rewards into those of right and of wrong responses. Raises `ValueError` naming the row if one is missing or not finite."""
     if len(rows) != len(rewards):
         raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")
     split = []

@@ -86,10 +86,7 @@ class Sets:
     ) -> tuple[
         dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
     ]:
-        """
-        Compare the responses of benchmarks and pairs with a judge, or rate them and the candidates of best-of-N. Returns the rows and scores
-        by kind and name, and counts.
-        """
+        """Let a judge compare the responses of benchmarks and pairs, or rate all. Returns rows and scores by kind and name, and counts."""
         parts: dict[tuple[str, str], tuple[FittedRows, int]] = {}
         for found in self.benchmarks:
             rows = [({"id": row.id}, row.prompt, list(row.responses)) for row in found.rows]
@@ -114,10 +111,7 @@ def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
-    """
-    Load and check all sets, including columns that are read only after scoring. Raises `ValueError` naming what is missing or
-    wrong.
-    """
+    """Load and check all sets, including columns that are read only after scoring. Raises `ValueError` naming what is missing or wrong."""
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
     source = (args.dataset_test_split, args.dataset_config)
     pairs = load_datasets(args, (*SIDES, *columns))
@@ -227,10 +221,7 @@ def summarize(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """
-    Compute the results of a model from the scores of all sets. `fitted` and `row_scores` are by kind and name of the set;
-    `shown` are short names.
-    """
+    """Compute a model's results from its rows and scores by kind and name of the set; `shown` are short names."""
     evaluations = []
     for found in sets.benchmarks:
         part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
@@ -290,10 +281,7 @@ def summarize_cascade(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> tuple[ModelResults, list[CascadeResult]]:
-    """
-    Compute the results of a cascade from its stages' results, by short name. Sampled critiques come from the first temperature. Raises
-    `ValueError` if the rows do not support its goal.
-    """
+    """Compute a cascade's results from those of its stages, by short name. Raises `ValueError` if the rows do not support its goal."""
     fitted, row_scores, found, costs = {}, {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
         parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
@@ -319,7 +307,7 @@ def _stage_part(
     fitted, scores = results.parts[key]
     if count is None:
         return StagePart(fitted, scores, results.costs[key])
-    temperature, costs = next(iter(results.sampled_costs.items()))
+    temperature, costs = next(iter(results.sampled_costs.items()))  # those of the first temperature
     if key not in costs:
         return None
     [evaluation] = [one for one, other in zip(results.sampled[temperature], costs, strict=True) if other == key]

@@ -207,10 +207,7 @@ class CLoudClient:
         return self._served[1]
 
     async def _ask_replica(self, replica: Replica) -> RewardServerError | None:
-        """
-        Ask a replica for its model. Then use the replica, or leave it out and return the error. Raises [`RewardServerError`] if
-        another replica serves another model.
-        """
+        """Ask a replica for its model, and use it or leave it out and return the error. Raises [`RewardServerError`] if models differ."""
         try:
             served = await self._ask_model(replica.url)
         except RewardServerError as error:

@@ -101,9 +101,7 @@ class Replicas:
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
-        """
-        Stop using a replica that failed (`is_asked`: when asked for its model) until it is back. A single replica is kept.
-        """
+        """Stop using a replica that failed (`is_asked`: when asked for its model) until it is back. A single replica is kept."""
         if not self.several:
             return
         with self._lock:

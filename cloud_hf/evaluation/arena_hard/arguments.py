@@ -109,10 +109,7 @@ class Arena:
 
 
 def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
-    """
-    Load and check everything before any paid request. Raises `ValueError` or `OSError` naming the question, answer or judge
-    prompt that is missing or wrong.
-    """
+    """Load and check everything before any paid request. Raises `ValueError` or `OSError` naming what is missing or wrong."""
     assert args.arena_hard is not None
     questions = load_questions(args.arena_hard)
     categories = list(dict.fromkeys(question.category for question in questions))

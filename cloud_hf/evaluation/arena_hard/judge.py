@@ -144,10 +144,7 @@ def _read_system(path: str) -> str:
 
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
-    """
-    Group files by category; files without `CATEGORY=` apply to all other categories, under the key `""`. A prefix counts only if it is a known
-    category, because file names may contain `=`.
-    """
+    """Group files by category, those without `CATEGORY=` under `""`. Any other text before a `=` is part of the file name."""
     found: dict[str, list[str]] = {}
     for name in names:
         category, separator, path = name.partition("=")

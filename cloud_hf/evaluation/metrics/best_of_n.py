@@ -91,9 +91,7 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
 
 
 def candidates(row: dict[str, Any]) -> list[str]:
-    """
-    Return the candidates of a row. Raises `ValueError` unless they are text, and `correct` holds one finite number for each.
-    """
+    """Return a row's candidates. Raises `ValueError` unless they are text, and `correct` holds a finite number for each."""
     responses, correct = listed(row["responses"]), listed(row["correct"])
     if not isinstance(responses, list) or not responses:
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")

@@ -183,10 +183,7 @@ def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[
 
 
 def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:
-    """
-    Split rows by length: one bucket per value if values are few, otherwise quarters. Return each bucket's range and the indices
-    of its rows, shortest first.
-    """
+    """Split rows by length: a bucket for each value, or quarters if values are many. Returns each bucket's range and rows, shortest first."""
     lengths = np.array(lengths, dtype=float)
     values = np.unique(lengths)
     if len(values) <= _MOST_VALUES:

@@ -255,10 +255,7 @@ def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
 
 
 def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
-    """
-    For each alteration of a wrong response, add its control: the original response plus a neutral ending that changes the length as much
-    as the alteration did.
-    """
+    """Add a control for each altered wrong response: the original plus a neutral ending that changes the length as much."""
     controls = []
     for variant in variants:
         if variant.place >= row.row.num_chosen:

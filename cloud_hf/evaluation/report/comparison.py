@@ -57,10 +57,7 @@ class Results:
 
 
 def read_results(folder: str, name: str) -> Results:
-    """
-    Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it holds neither, or results of an
-    earlier version.
-    """
+    """Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it has none, or those of another version."""
     pages, outcomes = {}, {}
     for file, version in _PAGES.items():
         path = Path(folder) / file

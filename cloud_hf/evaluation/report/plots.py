@@ -347,10 +347,7 @@ def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequenc
 
 
 def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[str] = ()):
-    """
-    Draw row accuracy against tokens and against seconds, one line of panels for each set, with 95 % intervals. A cascade's curve over
-    thresholds is a line, and its chosen threshold a marker.
-    """
+    """Draw row accuracy against tokens and seconds, with 95 % intervals. A cascade's thresholds form a line; only the chosen one has a marker."""
     datasets = list(dict.fromkeys(point.dataset for point in points))
     figure, grid = plt.subplots(
         len(datasets), 2, figsize=(WIDTH, 1.2 + 3.2 * len(datasets)), sharey="row", squeeze=False, layout="constrained"

@@ -252,10 +252,7 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
 
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
-    """
-    Load the parser for the chat template of the policy (by default, of the reward model). Returns `None` if text in this template cannot
-    be parsed back into conversations.
-    """
+    """Load the parser for the policy's (by default, the reward model's) chat template; `None` if its texts cannot be parsed back."""
     if args.policy_tokenizer is not None:
         chats = RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
         logger.info("%s parse texts with the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)

@@ -27,10 +27,7 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 
 
 class VLLMEngine(EncodingEngine):
-    """
-    [`RewardEngine`] over vLLM's asynchronous engine; `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError`
-    if `model` is not a CLoud model.
-    """
+    """[`RewardEngine`] over vLLM's asynchronous engine, with options of `vllm.AsyncEngineArgs`. `ValueError` if `model` is not a CLoud model."""
 
     def __init__(self, model: str, **vllm_options):
         self.name = str(model)

@@ -36,9 +36,7 @@ _FLAG_BYTES = 16
 
 
 class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
-    """
-    A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward.
-    """
+    """A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward."""
 
     _head_is_stale = False
 

@@ -33,10 +33,7 @@ _OWN_VARIABLES = {"add_generation_prompt", "continue_final_message", "tokenize",
 
 
 class CLoudRenderer(HfRenderer):
-    """
-    vLLM's renderer for chat templates, with the conversations of [`CritiqueFormat`]. Raises `ValueError` if the tokenizer is
-    absent or not the model's.
-    """
+    """vLLM's renderer with the chats of [`CritiqueFormat`]. Raises `ValueError` if the tokenizer is absent or not the model's."""
 
     def __init__(self, config: VllmConfig, tokenizer):
         if tokenizer is None:

@@ -147,10 +147,7 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
 
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
-    """
-    Derive a request's seed from the text to judge, so that neither order nor batch matters. Return `None` if sampling is greedy. Raises
-    `ValueError` if a seed would crash the engine.
-    """
+    """Derive a request's seed from its text, so order and batch do not matter; `None` if greedy. `ValueError` if a seed would crash the engine."""
     if sampling.seed is None or sampling.temperature == 0:
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
@@ -176,10 +173,7 @@ class VLLMRequests:
     def load(
         cls, model: str, options: dict[str, Any], resources: ExitStack
     ) -> tuple["VLLMRequests", str, dict[str, Any]]:
-        """
-        Check a model and the options of its engine. Returns its requests, the name or folder that vLLM loads, and all options; `resources` keeps
-        that folder.
-        """
+        """Check a model and its engine's options. Returns its requests, the name or folder to load, which `resources` keeps, and all options."""
         check_options(options)
         folder = resources.enter_context(servable_model(model))
         config = read_config(folder)
@@ -241,9 +235,10 @@ class VLLMRequests:
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
         """Make the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
         # Both return the logprobs of sampled tokens. The end of turn's logprob also holds the rewards inside the critique
-        logprobs: dict[str, Any] = {"logprobs": 0}
+        more: dict[str, Any] = {"logprobs": 0}
         if sampling.read_every is not None:
-            logprobs = {"logprob_token_ids": [self.critique_format.end_token_id]}
+            more = {"logprob_token_ids": [self.critique_format.end_token_id]}
+        more |= {"output_kind": RequestOutputKind.FINAL_ONLY, **options}
         return SamplingParams(
             n=sampling.num_critiques,
             temperature=sampling.temperature,
@@ -251,7 +246,7 @@ class VLLMRequests:
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
             detokenize=False,
-            **(logprobs | {"output_kind": RequestOutputKind.FINAL_ONLY} | options),
+            **more,
         )
 
     def prompt_of(self, prefix: EncodedPrefix) -> TokensInput:
