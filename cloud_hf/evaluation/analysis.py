@@ -36,10 +36,8 @@ METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set.
-
-    Selective accuracy rejects pairs with small margins. If responses have several critiques, it also rejects pairs by reward spread: the
-    square root of the summed variances of both rewards over critiques. Pairs with a smaller spread are more certain.
+    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins and, if responses have several critiques, pairs with a
+    large spread of the rewards: the square root of the summed variances of both rewards over critiques.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -136,10 +134,10 @@ def assess_self_consistency(
     seed: int = 0,
 ) -> dict[str, list[SelfConsistency]]:
     """
-    Compute self-consistency for each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
+    Compute self-consistency for each set and temperature. Unknown subsets are excluded.
 
-    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of
-    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
+    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of `length_column` in sets
+    that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():
@@ -200,8 +198,8 @@ def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
     """
-    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows with responses that are more
-    than text cannot be altered; they are left out, and a warning counts them.
+    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows whose responses are messages
+    cannot be altered; they are left out, and a warning counts them.
     """
     rows = [
         ProbeRow(

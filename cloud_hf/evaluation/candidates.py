@@ -235,10 +235,8 @@ def arena_results(
     found: ScoredSet, questions: Mapping[str, Question], judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
 ) -> tuple[list[SetResult], list[str]]:  # fmt: skip
     """
-    Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result.
-
-    Returns a result for each category, and notes on categories without a result, where the judge gave no verdict on the chosen
-    candidates.
+    Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result. Returns a result for each
+    category, and notes on categories without one, because the judge gave no verdict on the chosen candidates.
     """
     results, unjudged = [], []
     for category in dict.fromkeys(questions[problem.id].category for problem in found.problems):

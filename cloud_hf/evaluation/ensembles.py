@@ -24,10 +24,8 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @dataclass(frozen=True)
 class Ensemble:
     """
-    An ensemble of models that one run scores.
-
-    Rewards of different models have different scales, so each member's rewards are first standardised: to mean 0 and standard deviation 1
-    over all responses of a set.
+    An ensemble of models that one run scores. Rewards of different models have different scales, so each member's are first standardised: to
+    mean 0 and standard deviation 1 over all responses of a set.
     """
 
     kind: str  # key of `KINDS`

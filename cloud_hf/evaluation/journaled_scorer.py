@@ -25,9 +25,8 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores; `kind` is the first part of its file name, and `settings` names everything that scores depend on.
-    Raises [`~cloud_hf.data.journal.JournalError`] if the journal was started with other settings or for another model, or another process is
-    writing to it.
+    Open the journal of a model's scores; `kind` starts its file name, `settings` names what scores depend on. Raises [`JournalError`] if it was
+    started with other settings or for another model, or another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
     # Left out if unset, so that journals of earlier releases can be resumed
@@ -84,11 +83,11 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        With `lengths`, the tokens of each chat, the longest chats are scored first, in the batches that a backend that sorts by length
-        would form. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
+        With `lengths`, the tokens of each chat, the longest are scored first, in the batches that a backend that sorts by length would form. Otherwise
+        chats keep their order. `names` identify the chats in error messages; they default to indices.
 
-        Raises `ValueError` if a reward is not a finite number. By then all other scores are in the journal, unless an entire
-        chunk has no finite reward, which stops the run immediately.
+        Raises `ValueError` if a reward is not a finite number. By then the journal has all other scores, unless a chunk without any finite reward ended
+        the run early.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}

@@ -232,9 +232,8 @@ def losses_of_sets(
     scorer: Scorer, sets: Mapping[str, FittedRows], overlong_policy: str, batch_size: int
 ) -> Mapping[str, list[ReferenceLoss] | None]:
     """
-    Compute the losses of reference critiques by set; `None` with vLLM and servers, which do not return losses.
-
-    With the policy `"error"`, raises `ValueError` if a row does not fit the model's context with its reference critique.
+    Compute the losses of reference critiques by set; `None` with vLLM and servers, which do not return losses. With the policy `"error"`, raises
+    `ValueError` if a row does not fit the model's context with its reference critique.
     """
     if not isinstance(scorer, TransformersScorer):
         return dict.fromkeys(sets)

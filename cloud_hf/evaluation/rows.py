@@ -85,10 +85,8 @@ def make_row(
     **details,
 ) -> BenchmarkRow:
     """
-    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` each hold one or several responses.
-
-    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` become the row's details. Raises
-    `ValueError` naming the row and the field.
+    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` hold one or several responses each. The id defaults to the
+    index, and `prompt` to the row's, with its `tools`. Raises `ValueError` naming the row and the field.
     """
     try:
         chosen, rejected = _texts("chosen", chosen), _texts("rejected", rejected)

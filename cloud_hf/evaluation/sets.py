@@ -61,10 +61,8 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]; error messages also name the set.
-
-        Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
-        that write critiques) and name.
+        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]. Returns the rows by kind (`"benchmark"`,
+        `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models that write critiques) and name.
         """
         names = ("id", "prompt", "responses", "num_chosen")
         parts: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
@@ -175,10 +173,10 @@ def score_sets(
     combine: str = "mean",
 ) -> dict[Key, list[list[Score]]]:
     """
-    Score all sets together, so that equal chats are scored once and batches stay full; return the scores of each set's rows.
+    Score all sets together, so equal chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    In error messages, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its
-    batches by length; `options` are those of [`Scorer`]; `combine` is one of [`~critique_weights.COMBINATIONS`].
+    In errors, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its batches by length;
+    `options` are those of [`Scorer`]; `combine` is one of [`~critique_weights.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [

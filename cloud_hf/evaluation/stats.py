@@ -67,9 +67,9 @@ def percentile_interval(
     """
     Compute the 95 % percentile interval of any statistic of resampled rows. The result is deterministic.
 
-    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum, of shape
-    (resamples, size) each, and returns one value per resample, NaN where undefined. Returns `None` if a
-    stratum has fewer than two rows, or if all values are equal, because an interval of zero width would claim certainty.
+    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each, shape (resamples, size),
+    and returns one value per resample, NaN where undefined. Returns `None` if a stratum has fewer than two rows, or if all values are equal,
+    because an interval of zero width would claim certainty.
     """
     if min(sizes) < 2:
         return None

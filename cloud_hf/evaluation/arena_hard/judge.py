@@ -111,9 +111,8 @@ def read_texts(
     """
     Read the judge's prompts, by default this package's, as `template` and `systems` of [`JudgeSettings`].
 
-    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt; without `system_role`, the
-    default is a single text. Raises `ValueError` or `OSError` if a text lacks a verdict or a placeholder, a category has no
-    file or two, or a file is unreadable.
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt. Raises `ValueError` or `OSError` if
+    a text lacks a verdict or a placeholder, a category has no file or two, or a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}

@@ -159,10 +159,8 @@ class Votes:
 @dataclass(frozen=True)
 class WinRate(Summarised):
     """
-    Rate at which answers beat the baseline's, from 0.0 to 1.0.
-
-    `ci95` is the official interval of version 0.1, from resampled votes (version 2.0 takes the middle 90 % of the same resamples). It is too
-    narrow, because the votes on a question are not independent.
+    Rate at which answers beat the baseline's, from 0.0 to 1.0. `ci95` is the official interval of version 0.1, from resampled votes (version 2.0
+    takes the middle 90 % of the same resamples). It is too narrow, because the votes on a question are not independent.
     """
 
     value: float  # Bradley-Terry probability of a win
@@ -179,9 +177,8 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     """
     Compute the win rate of answers from the votes on each question, with bootstraps of `rounds` resamples.
 
-    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half. This also
-    holds for several models if each plays only the baseline. Raises [`~best_of_n.NothingJudged`] if there
-    are no votes.
+    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half; also for several models
+    that each play only the baseline. Raises [`~best_of_n.NothingJudged`] if there are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])

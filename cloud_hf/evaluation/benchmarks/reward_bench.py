@@ -40,11 +40,11 @@ PRIOR_SETS_WEIGHT = 0.5
 
 def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
     """
-    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds the four of
-    `allenai/preference-test-sets`, which have about six times as many rows.
+    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds about six times as many rows of
+    `allenai/preference-test-sets`.
 
-    Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set
-    (`anthropic_hhh.jsonl`) holds that set, regardless of its `subset` column.
+    Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set (`anthropic_hhh.jsonl`) holds
+    that set, regardless of its `subset` column.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -120,8 +120,7 @@ def score_reward_bench(
     subsets: Sequence[str], chosen: Sequence[float], rejected: Sequence[float]
 ) -> RewardBenchScores:
     """
-    Compute RewardBench scores in percent from columns of rewards and of subset names (for prior sets, the name of the split).
-    A tie counts as wrong.
+    Compute RewardBench scores in percent from columns of rewards and of subsets (prior sets: names of the splits). A tie is wrong.
     Raises `ValueError` if the columns differ in length, or a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):

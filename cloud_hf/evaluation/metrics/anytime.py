@@ -57,8 +57,7 @@ RowReadings = Sequence[Sequence[Reading]]
 
 def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int) -> Anytime:
     """
-    Compute pair accuracy by the maximum number of tokens read per critique: 1, 2, 4, … times `read_every`, the tokens between readings, up to the
-    longest critique.
+    Compute pair accuracy by the maximum number of tokens read per critique: 1, 2, 4, … times `read_every`, up to the longest critique.
 
     `rows` hold the critiques of each row's responses, `num_chosen` right ones first. A response's reward is the mean over its critiques.
     """

@@ -33,12 +33,10 @@ class Calibration:
 
 def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
-    Compare probabilities with outcomes. The margin of a pair is the reward of its right response minus the reward of its wrong
-    response.
+    Compare probabilities with outcomes; a margin is a pair's right minus its wrong reward.
 
-    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair
-    does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if
-    there are no margins or no bins.
+    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair does not matter (Guo
+    et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if there are no margins or no bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
@@ -67,10 +65,8 @@ def log_loss(margins: np.ndarray, weights_BP: np.ndarray) -> np.ndarray:
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
     """
-    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows.
-
-    `rows` holds the index of each pair's row: the bootstrap resamples rows, with all their pairs. With fewer than two rows there is no
-    interval.
+    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows, if there are at least two. `rows` holds the
+    index of each pair's row: the bootstrap resamples rows, with all their pairs.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))

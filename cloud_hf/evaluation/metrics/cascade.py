@@ -48,11 +48,10 @@ class StageScores:
 
 def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]) -> tuple[StageFit, ...]:
     """
-    Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression.
+    Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression. Weights are not negative.
 
-    `correct` holds the worth of each response by prompt. The target of each of n pairs is (n + 1) / (n + 2) instead of 1 (Platt's
-    rule), so weights stay finite even if a stage orders every pair correctly. Weights are not negative. Raises `ValueError` if there are fewer
-    than 20 pairs.
+    `correct` holds the worth of each response by prompt. The target of each of n pairs is (n + 1) / (n + 2) instead of 1 (Platt's rule), so weights
+    stay finite even if a stage orders every pair correctly. Raises `ValueError` if there are fewer than 20 pairs.
     """
     pairs = [
         (row, better, worse)

@@ -17,10 +17,8 @@ def probe_batches(
     rows: Sequence[ProbeRow], scorer: Scorer, journal: Journal, batch_size: int, seed: int, options: dict
 ) -> list[Measure]:
     """
-    Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments.
-
-    `scorer` is the backend itself, because a [`JournaledScorer`] would return its stored rewards. `journal` stores
-    complete batches, so that a resumed run finds the same differences.
+    Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments. `scorer` is the backend itself, because a
+    [`JournaledScorer`] would return its stored rewards; `journal` stores complete batches, so a resumed run finds the same differences.
     """
     if not rows:
         return []

@@ -35,8 +35,8 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Check a row before it is queued. Raise `ValueError` if its prompt, response or given critiques are not usable, or do not fit
-        the model's context (the message states the lengths). Called from several threads.
+        Check a row before it is queued, from any thread. Raises `ValueError` if its prompt, response or given critiques are not usable, or do not
+        fit the model's context (the message states the lengths).
         """
         ...
 

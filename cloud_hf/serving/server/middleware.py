@@ -101,10 +101,8 @@ class Lifecycle:
 
 class RequestMiddleware:
     """
-    ASGI middleware around all routes.
-
-    Starlette's middleware is not enough: the body limit must apply before the body is read, and a disconnect must cancel JSON
-    routes, which Starlette would run to their end.
+    ASGI middleware around all routes. Starlette's is not enough: the body limit must apply before the body is read, and a disconnect must cancel
+    JSON routes, which Starlette would run to their end.
     """
 
     def __init__(

@@ -141,10 +141,8 @@ class CLoudVLLM:
 
 class _Run:
     """
-    Requests of one call, each with a callback for its output.
-
-    `LLM.generate` would return all outputs at the end, which would delay `on_score`. Leaving the block aborts unfinished
-    requests, whose outputs the engine would hand to the next call.
+    Requests of one call, each with a callback for its output. `LLM.generate` would return all outputs at the end, and delay `on_score`. Leaving
+    the block aborts unfinished requests, whose outputs the engine would hand to the next call.
     """
 
     def __init__(self, engine: LLMEngine):
