@@ -108,16 +108,18 @@ class Cascade:
         """The cascade's name in reports and file names."""
         return f"cascade({','.join(self.labels)})"
 
-    def combine(self, dataset: str, parts: Sequence[StagePart]) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
+    def combine(
+        self, kind: str, dataset: str, parts: Sequence[StagePart]
+    ) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
         """
-        Run the cascade on those rows of a set that all stages have scored.
+        Run the cascade on those rows of a set that all stages have scored; `kind` is that of the set.
 
         Returns the rows, the scores that the chosen thresholds give, and the result. Raises `ValueError` if the rows do not support the goal.
         """
         found = [part.by_index() for part in parts]
         first = parts[0].fitted
         rows = [row for row in first.rows if all(row.index in scored for scored in found)]
-        correct = [worth_of(row) for row in rows]
+        correct = [worth_of(kind, row) for row in rows]
         stages, seconds = [], []
         for number, ((name, _), scored) in enumerate(zip(self.stages, found, strict=True)):
             _, rewards, tokens, spent = zip(*(scored[row.index] for row in rows), strict=True)
@@ -174,11 +176,12 @@ def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[fl
     return total / len(point.asked)
 
 
-def worth_of(row: FittedRow) -> list[float]:
-    """Return the worth of each response: the row's `correct`, or else 1 for right responses, which come first, and 0 for others."""
-    if "correct" in row.row:
+def worth_of(kind: str, row: FittedRow) -> list[float]:
+    """Return the worth of each response: `correct` for `"problems"`, otherwise 1 for right responses, which come first, and 0 for others."""
+    # Not by column: a preference set may have a column `correct` of its own
+    if kind == "problems":
         return [float(value) for value in listed(row.row["correct"])]
-    right = row.row.get("num_chosen", 1)
+    right = row.row["num_chosen"] if kind == "benchmark" else 1
     return [float(place < right) for place in range(len(row.responses))]
 
 

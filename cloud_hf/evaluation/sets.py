@@ -59,24 +59,28 @@ class Sets:
         parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
         return [describe_set(*part) for part in parts]
 
+    def _rows(self) -> dict[tuple[str, str], tuple[Iterable[dict[str, Any]], Callable[[dict[str, Any]], list]]]:
+        """Return the rows of all sets by kind and name, and the function that returns a row's responses."""
+        names = ("id", "prompt", "responses", "num_chosen")
+        found: dict[tuple[str, str], tuple[Iterable[dict[str, Any]], Callable]] = {}
+        for one in self.benchmarks:
+            rows = [{name: getattr(row, name) for name in names} for row in one.rows]
+            found["benchmark", one.name] = rows, lambda row: list(row["responses"])
+        found |= {("pairs", name): (rows, pair_responses) for name, rows in self.pairs.items()}
+        found |= {("problems", name): (rows, candidates) for name, rows in self.problems.items()}
+        for name, rows in self.critiques.items():
+            found["critiques", name] = fittable(rows), itemgetter("responses")
+        return found
+
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
         Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]. Returns the rows by kind (`"benchmark"`,
         `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models that write critiques) and name.
         """
-        names = ("id", "prompt", "responses", "num_chosen")
-        parts: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
-        for found in self.benchmarks:
-            rows = [{name: getattr(row, name) for name in names} for row in found.rows]
-            parts["benchmark", found.name] = rows, lambda row: list(row["responses"])
-        parts |= {("pairs", name): (rows, pair_responses) for name, rows in self.pairs.items()}
-        parts |= {("problems", name): (rows, candidates) for name, rows in self.problems.items()}
-        if critique_format.critique:
-            for name, rows in self.critiques.items():
-                parts["critiques", name] = fittable(rows), itemgetter("responses")
         return {
-            key: fit_rows(rows, responses_of, critique_format, **limits, name=key[1])
-            for key, (rows, responses_of) in parts.items()
+            (kind, name): fit_rows(rows, responses_of, critique_format, **limits, name=name)
+            for (kind, name), (rows, responses_of) in self._rows().items()
+            if kind != "critiques" or critique_format.critique
         }
 
     def judged(
@@ -85,27 +89,21 @@ class Sets:
         dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
     ]:
         """Let a judge compare the responses of benchmarks and pairs, or rate all. Returns rows and scores by kind and name, and counts."""
-        parts: dict[tuple[str, str], tuple[FittedRows, int]] = {}
-        for found in self.benchmarks:
-            rows = [({"id": row.id}, row.prompt, list(row.responses)) for row in found.rows]
-            parts["benchmark", found.name] = _unfitted(rows), max(row.num_chosen for row in found.rows)
-        for name, given in self.pairs.items():
-            parts["pairs", name] = _given(given, pair_responses), 1
-        fitted = {key: part for key, (part, _) in parts.items()}
-        if args.judge_mode == "pairwise":
-            return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
-        for name, given in self.problems.items():
-            fitted["problems", name] = _given(given, candidates)
-        return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
+        kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
+        fitted = {
+            key: _unfitted(rows, responses_of) for key, (rows, responses_of) in self._rows().items() if key[0] in kinds
+        }
+        if args.judge_mode != "pairwise":
+            return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
+        num_chosen = {one.name: max(row.num_chosen for row in one.rows) for one in self.benchmarks}
+        parts = {key: (rows, num_chosen[key[1]] if key[0] == "benchmark" else 1) for key, rows in fitted.items()}
+        return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
 
 
-def _given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
-    return _unfitted((row, prompt_of(row), responses_of(row)) for row in rows.to_list())
-
-
-def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
+def _unfitted(rows: Iterable[dict[str, Any]], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
     """Return rows with their prompts and responses unchanged, for a judge, which has its own context."""
-    return FittedRows([FittedRow(place, *row, []) for place, row in enumerate(rows)], 0, 0)
+    found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows)]
+    return FittedRows(found, 0, 0)
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
@@ -285,7 +283,7 @@ def summarize_cascade(
         parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
         if len(parts) < len(cascade.stages):  # candidates have no sampled critiques
             continue
-        fitted[key], row_scores[key], result = cascade.combine(shown.get(key[1], key[1]), parts)
+        fitted[key], row_scores[key], result = cascade.combine(key[0], shown.get(key[1], key[1]), parts)
         found.append(result)
         costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(fitted[key].rows))
     kept = replace(

@@ -121,7 +121,7 @@ def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]
         if key[0] == "problems":
             fitted, scores = found.parts[key]
             worth = [
-                worth_of_best([score.reward for score in row], worth_of(read))
+                worth_of_best([score.reward for score in row], worth_of("problems", read))
                 for row, read in zip(scores, fitted.rows, strict=True)
             ]
             dataset = shown.get(key[1], key[1])
