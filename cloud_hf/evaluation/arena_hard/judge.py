@@ -263,7 +263,10 @@ def judge_candidates(
     votes, failed = dict.fromkeys(alike, Votes.of("A=B", "A=B")), 0
     if rows:
         failed = _ask_judge(rows, client, judging, folder)["failed"]
-        votes |= _read_votes(folder)
+        votes |= {
+            (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
+            for row in Dataset.load_from_disk(str(folder)).to_list()
+        }
     unreadable = sum(not found.number for found in votes.values())
     counts = {"judged": len(votes), "like_the_baseline": len(alike), "without_verdict": unreadable, "failed": failed}
     return Judged(votes, counts)
@@ -311,11 +314,3 @@ def _ask_judge(
         return work
 
     return complete_build(build_dataset(output, rows, _JUDGEMENTS, {"judge": client}, make_work), output)
-
-
-def _read_votes(folder: Path) -> dict[tuple[str, str], Votes]:
-    """Read the votes by question and response."""
-    return {
-        (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
-        for row in Dataset.load_from_disk(str(folder)).to_list()
-    }

@@ -43,7 +43,11 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
         raise ValueError("There are no pairs to calibrate on.")
     if num_bins < 1:
         raise ValueError(f"`num_bins` is {num_bins}; it must be at least 1.")
-    confidence, right, bins = _confidence(margins, num_bins)
+    # For each pair: the probability of the preferred response, whether that one is right (ties: half), and the bin
+    confidence = expit(np.abs(margins))
+    right = np.where(margins == 0, 0.5, margins > 0)
+    # A confidence of 1 belongs to the last bin
+    bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
     filled = [
         (float(confidence[bins == place].mean()), float(right[bins == place].mean()), int((bins == place).sum()))
         for place in np.unique(bins)
@@ -72,15 +76,6 @@ def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estim
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))
     value = float(statistic(margins, np.ones((1, len(margins))))[0])
     return Estimate(value, len(margins), interval)
-
-
-def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each pair the probability of the preferred response, whether it is right, and its bin."""
-    confidence = expit(np.abs(margins))
-    right = np.where(margins == 0, 0.5, margins > 0)
-    # A confidence of 1 belongs to the last bin
-    bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
-    return confidence, right, bins
 
 
 def _mean_loss(margins: np.ndarray) -> float:

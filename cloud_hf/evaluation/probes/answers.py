@@ -40,16 +40,15 @@ def beaten(row: ProbedRow, label: str) -> list[float]:
     return [float(lead > 0) for lead in _leads(row, label)]
 
 
-def _tied(row: ProbedRow, label: str) -> list[float]:
-    return [float(lead == 0) for lead in _leads(row, label)]
-
-
 def _largest_leads(row: ProbedRow, labels: Sequence[str], right: bool) -> list[float]:
     leads = [_leads(row, label, right) for label in labels if row.places(label)]
     return [max(of_response) for of_response in zip(*leads, strict=True)]
 
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
+    def tied(row: ProbedRow, label: str) -> list[float]:
+        return [float(lead == 0) for lead in _leads(row, label)]
+
     labels = labels_of(rows)
     by_any = []
     for kind in ("right", "wrong"):
@@ -60,7 +59,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     return [
         *by_any,
         *shares(rows, "right response beaten by {}", labels, beaten),
-        *shares(rows, "right response tied with {}", labels, _tied),
+        *shares(rows, "right response tied with {}", labels, tied),
     ]
 
 

@@ -215,14 +215,6 @@ def lost_pairs(row: ProbedRow, label: str) -> list[float]:
     return [float(margin < 0) for margin in _margins_after(row, label, 1)]
 
 
-def _tied_pairs(row: ProbedRow, label: str) -> list[float]:
-    return [float(margin == 0) for margin in _margins_after(row, label, 1)]
-
-
-def _won_pairs(row: ProbedRow, label: str) -> list[float]:
-    return [float(margin > 0) for margin in _margins_after(row, label, -1)]
-
-
 def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
     """Return the margins of [`ProbeRow.ordered_pairs`] after the alteration of their wrong responses."""
     altered, rewards = row.places(label), row.row.rewards
@@ -271,7 +263,11 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
     Return, for each alteration of a probe with `controls`, how many more right pairs it loses than its control, then the pairs that each
     of the two loses, ties and wins. `note` is added to the labels.
     """
-    counted = {"right pairs lost": lost_pairs, "right pairs tied": _tied_pairs, "wrong pairs won": _won_pairs}
+    counted = {
+        "right pairs lost": lost_pairs,
+        "right pairs tied": lambda row, label: [float(margin == 0) for margin in _margins_after(row, label, 1)],
+        "wrong pairs won": lambda row, label: [float(margin > 0) for margin in _margins_after(row, label, -1)],
+    }
     measures = [
         Measure(f"right pairs lost beyond the control, {label}{note}", SHARE_DIFFERENCE, _excess(rows, label))
         for label in labels

@@ -154,13 +154,15 @@ class CLoudRenderer(HfRenderer):
                     "The prompt must end with the response's end of turn, where the reward is read. " + _SEND_MESSAGES
                 )
             return None
+        size = len(self._opening)
         if ids[-1] == self._reward_id:
-            if self._format.critique and not self._format.rereads_critiques and not self._holds_opening(ids):
+            has_turn = any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
+            if self._format.critique and not self._format.rereads_critiques and not has_turn:
                 return "The prompt ends with the reward token, but holds no critique turn."
             return None
         if not self._format.critique:
             return "A classic reward model writes nothing: serve it with `--runner pooling`, or end the prompt with its reward token."
-        if ids[-len(self._opening) :] != self._opening:
+        if ids[-size:] != self._opening:
             return (
                 "This prompt does not open the critique turn, so its last token would not carry a reward. "
                 + _SEND_MESSAGES
@@ -171,10 +173,6 @@ class CLoudRenderer(HfRenderer):
                 f"{self.model_config.max_model_len}."
             )
         return None
-
-    def _holds_opening(self, ids: tuple[int, ...]) -> bool:
-        size = len(self._opening)
-        return any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
 
     @staticmethod
     def _count_bos(ids: Sequence[int], bos_id: Any) -> int:
