@@ -266,7 +266,7 @@ def _arena_result(
     if judge_all:
         choose, kind = choice_probabilities, "the mean over all draws of N candidates"
         compared = baselines(found.problems, sizes, worth, weights)
-    else:  # the other candidates are not judged
+    else:  # a mean over draws would need verdicts on all candidates
         choose, kind = best_of_the_first, "of the first N candidates"
         equal = [[[0.0] * len(row) for row in votes]]
         compared = {"first": best_of_n_curve(equal, worth, sizes, weights, choose)}

@@ -89,7 +89,7 @@ def compare_halving(
         cheap = None
         if halving.cheap is not None:
             others = found.rewards(halving.cheap)
-            cheap = others[seed % len(others)]
+            cheap = others[seed % len(others)]  # a classic model has one seed only
         choices, spent = halve_recorded(rewards, counts, cheap)
         best = [int(np.argmax([score.reward for score in row])) for row in of_seed]
         full = [sum(map(sum, row)) for row in counts]

@@ -47,6 +47,11 @@ NO_ROWS = Estimate(math.nan, 0)
 Figure = Estimate  # its name in version 0.1
 
 
+def powers_of_two(last: int) -> list[int]:
+    """Return 1, 2, 4, … up to `last`."""
+    return [1 << power for power in range(last.bit_length())]
+
+
 def json_safe(value: Any) -> Any:
     """Convert dataclasses and tuples to JSON types; NaN, which JSON lacks, becomes `None`."""
     if is_dataclass(value):

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ..stats import Estimate, Summarised, mean_estimate, share
+from ..stats import Estimate, Summarised, mean_estimate, powers_of_two, share
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[in
     `rows` hold the critiques of each row's responses, `num_chosen` right ones first. A response's reward is the mean over its critiques.
     """
     steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
-    limits = [read_every << power for power in range(steps.bit_length())]
-    return Anytime(read_every, [_point(rows, num_chosen, read_every, limit) for limit in (*limits, None)])
+    limits = (*(read_every * power for power in powers_of_two(steps)), None)
+    return Anytime(read_every, [_point(rows, num_chosen, read_every, limit) for limit in limits])
 
 
 def _point(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limit: int | None) -> AnytimePoint:

@@ -298,7 +298,7 @@ def _weigh(
     probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
 ) -> tuple[float, float]:
     """Return the expected value of the choice's worth times its weight, and of its weight."""
-    if weights is None:  # exactly 1, where the probabilities may sum to 1 - 1e-16
+    if weights is None:  # the weight is exactly 1; the sum of the probabilities may be 1 - 1e-16
         return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
     shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]
     return math.fsum(share * value for share, value in zip(shares, worth, strict=True)), math.fsum(shares)

@@ -76,7 +76,7 @@ def _fit_stage(better_P: np.ndarray, worse_P: np.ndarray, before_P: np.ndarray) 
     ones = np.ones(len(better_P))
     slope, prior = _logistic(np.stack([better_P - worse_P, before_P], axis=1), ones)
     rewards, before = np.r_[better_P, worse_P], np.r_[before_P, -before_P]
-    # Centred, so that the bounds of the offset's two parts fit any scale
+    # `_logistic` allows no negative weight, so an offset of either sign takes two: up and down. Standardised rewards keep both small
     middle, spread = rewards.mean(), rewards.std() or 1.0
     features = np.stack([(rewards - middle) / spread, before, np.ones_like(rewards), -np.ones_like(rewards)], axis=1)
     one_slope, one_prior, up, down = _logistic(features, np.r_[ones, -ones])
@@ -91,7 +91,7 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
     signed_PF = features_PF * signs_P[:, None]
     scale_F = np.abs(signed_PF).mean(0)
     scale_F[scale_F == 0] = 1.0
-    signed_PF = signed_PF / scale_F  # so that one step size fits all weights
+    signed_PF = signed_PF / scale_F  # features of one scale, so one step size fits all weights
 
     def loss(weights_F: np.ndarray) -> tuple[float, np.ndarray]:
         odds_P = signed_PF @ weights_F
@@ -277,7 +277,7 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     target = goal.accuracy or 0.0
     if goal.loss is not None:
         target = min(last_stage, curve[-1].accuracy.value) - goal.loss
-    # Search down from scoring everything, for as long as every threshold reaches the goal, so that a lucky threshold does not win
+    # Go down from scoring everything while every threshold reaches the goal: a low threshold that reaches it by luck must not win
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(

@@ -13,7 +13,7 @@ from ..judges import JudgeReport, RatingReport
 from ..metrics.cascade import worth_of_best
 from ..outcomes import Evaluation
 from ..sets import ModelResults
-from ..stats import Estimate, share
+from ..stats import Estimate, powers_of_two, share
 
 
 PICTURE = "accuracy_vs_compute.png"
@@ -101,7 +101,7 @@ def _points_of_model(
     sampled = zip(found.robustness.self_consistency.get(name, []), found.sampled_costs.values(), strict=False)
     for critiques, costs in sampled:
         curve, count, series = critiques.everything, critiques.num_critiques, f"T = {critiques.temperature:g}"
-        for k in sorted({2**power for power in range(count.bit_length())} | {count}):
+        for k in sorted({*powers_of_two(count), count}):
             accuracy = Estimate(curve.accuracy[k - 1], curve.rows, curve.intervals[k - 1])
             tokens, seconds = k / count * costs[key].per_row, k / count * costs[key].seconds_per_row
             yield ComputePoint(name, model, f"{series}, k = {k}", accuracy, tokens, seconds, series=series)

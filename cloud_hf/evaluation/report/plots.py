@@ -22,7 +22,7 @@ from ..metrics.self_consistency import AccuracyCurve, SelfConsistency
 from ..outcomes import Evaluation, headline_estimates
 from ..probes import ProbeResult
 from ..probes.probe import SHARE
-from ..stats import Estimate, wilson
+from ..stats import Estimate, powers_of_two, wilson
 from .compute import ComputePoint
 
 
@@ -200,13 +200,12 @@ def plot_reward_distributions(arms: Mapping[str, tuple[list[float], list[float]]
 
 
 def plot_curves(
-    curves: Mapping[str, Curve], yardsticks: Mapping[str, Curve], quality: str, is_share: bool, path: Path, n: int | None = None,
+    curves: Mapping[str, Curve], baselines: Mapping[str, Curve], quality: str, is_share: bool, path: Path, n: int | None = None,
     models: Sequence[str] = (),
 ):  # fmt: skip
     """
-    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top.
-
-    `quality` names the quantity on the y axis. With `is_share` it is a share from 0 to 1, shown in percent.
+    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top. `quality` names the quantity on the y axis;
+    with `is_share` it is a share from 0 to 1, shown in percent.
     """
     scale, unit = (100, " (%)") if is_share else (1, "")
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
@@ -221,7 +220,7 @@ def plot_curves(
             reach = [np.minimum(reach, values), np.minimum(reach, np.abs(100 - values))]
         places = [size + aside for size in curve.values]
         handles.append(axes.errorbar(places, values, reach, label=name, **styles[name].points()))
-    for name, curve in yardsticks.items():
+    for name, curve in baselines.items():
         values, style = [scale * x for x in curve.values.values()], {"color": GREY, "linewidth": 1.5, "zorder": ON_TOP}
         handles += axes.plot(list(curve.values), values, linestyle=_BASELINES[name], label=name, **style)
     sizes = list(next(iter(curves.values())).values)
@@ -270,9 +269,8 @@ def plot_self_consistency(
     curves: Mapping[str, SelfConsistency], as_scored: Mapping[str, float], path: Path, models: Sequence[str] = ()
 ):
     """
-    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length.
-
-    `as_scored` holds each model's accuracy without self-consistency, drawn as flat lines in the first panel.
+    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length. `as_scored` holds each model's accuracy
+    without self-consistency, drawn as flat lines in the first panel.
     """
     count = 1 + max(len(found.buckets) for found in curves.values())
     figure, grid = _panels(count, 3, 2.6, "row accuracy (%)", sharex=True)
@@ -292,7 +290,7 @@ def plot_self_consistency(
     for number, (label, value) in enumerate(as_scored.items()):
         line = _FLAT_LINES[number % len(_FLAT_LINES)]
         grid[0, 0].axhline(100 * value, label=f"{label}, as scored", color=flat[label].color, linestyle=line)
-    ticks = [size for size in range(1, 1 + max(found.num_critiques for found in curves.values())) if _is_power(size)]
+    ticks = powers_of_two(max(found.num_critiques for found in curves.values()))
     for axes in grid.flat[:count]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, ticks)
@@ -302,21 +300,16 @@ def plot_self_consistency(
     save_panels(figure, grid.flat, path)
 
 
-def _is_power(size: int) -> bool:
-    return size & (size - 1) == 0
-
-
 def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
     sizes = np.arange(1, 1 + len(curve.accuracy))
     values, errors = 100 * np.array(curve.accuracy), 100 * np.array(curve.standard_errors)
-    marked = [place for place, size in enumerate(sizes) if _is_power(int(size))]  # evenly spaced on this axis
-    color = style.color
+    marked = [size - 1 for size in powers_of_two(len(sizes))]  # evenly spaced on this axis
     axes.plot(sizes, values, linewidth=1.4, **style.stroke())
     spans = errors[marked], np.minimum(errors[marked], 100 - values[marked])
     errors_label = f"{label} (± one standard error over critiques, bootstrap)"
     axes.errorbar(sizes[marked], values[marked], yerr=spans, linestyle="none", label=errors_label, **style.points())
     low, high = 100 * np.array(curve.intervals).T
-    axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0, label=f"{label} (95 % over rows)")
+    axes.fill_between(sizes, low, high, color=style.color, alpha=0.15, linewidth=0, label=f"{label} (95 % over rows)")
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):

@@ -27,7 +27,7 @@ from ..metrics.self_consistency import DRAWS, AccuracyCurve, CombinedAccuracy, S
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
 from ..probes.probe import SHARE, SHARE_DIFFERENCE
-from ..stats import NO_ROWS
+from ..stats import NO_ROWS, powers_of_two
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks
@@ -145,7 +145,7 @@ def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
     """Make the section on a set of candidates; `picture` is the file with its curves."""
     sizes = list(next(iter(result.curves.values())).values)
     # Wide tables are hard to read; plots and best_of_n.json have all sizes
-    shown = sizes if len(sizes) <= 8 else [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
+    shown = sizes if len(sizes) <= 8 else sorted({*powers_of_two(sizes[-1]), sizes[-1]})
     tables = [_curve_table(result, shown)]
     if result.differences:
         form = POINTS if result.is_share else DIFFERENCE
@@ -226,7 +226,7 @@ def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsiste
     sections = [Section("Self-consistency", text)]
     for name, curves in by_dataset.items():
         last = max(found.num_critiques for found in curves.values())
-        sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k <= last} | {last})
+        sizes = sorted({*powers_of_two(min(last, 64)), last})  # more columns would be hard to read
         rows = [
             [
                 label,
