@@ -275,7 +275,7 @@ def _arena_result(
         model: [row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)] for model in found.scores
     }
     first = [row[0] for row in votes]
-    # Win rates over different questions could not be compared
+    # The same questions for all models, because win rates over different ones could not be compared
     judged_for_all = [
         all(one.number for one in of_question) for of_question in zip(first, *chosen.values(), strict=True)
     ]

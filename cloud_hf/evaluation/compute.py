@@ -28,7 +28,7 @@ class Cost:
 
     @property
     def work(self) -> float:
-        """Number of work units among which the seconds are divided: one for each response, and one for each token."""
+        """Units of work among which the seconds are divided: one for each response, because reading it takes time, too, and one for each token."""
         return sum(1 + sum(counts) for row in self.tokens for counts in row)
 
     def seconds_of(self, tokens: float) -> float:

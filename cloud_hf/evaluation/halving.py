@@ -81,7 +81,7 @@ def halve_recorded(
 def compare_halving(
     halving: Halving, found: ScoredSet, tokens: Sequence[Sequence[Sequence[Sequence[int]]]]
 ) -> HalvingResult:
-    """Compare a halving with full best-of-N on a set; `tokens` holds the model's tokens by seed, problem, candidate and critique."""
+    """Compare a halving with full best-of-N on a set, as means over seeds; `tokens` are by seed, problem, candidate and critique."""
     worth_of = [problem.worth or () for problem in found.problems]
     columns = []
     for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):

@@ -22,7 +22,7 @@ FEW_ROWS = 10
 RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # resamples per call, to bound memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # statistics of equal resamples may differ by this much, relative to their size
 
 
 class Summarised:

@@ -20,9 +20,8 @@ class Calibration:
     """Bradley-Terry probabilities compared with outcomes."""
 
     log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
-    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. It has no interval:
-    # noise adds to absolute values, so even a calibrated model has a positive ECE, and no bootstrap interval covers the true value often
-    # enough.
+    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. Without an interval: noise adds
+    # to absolute values, so even a calibrated model has a positive ECE, and bootstrap intervals contain the true value too rarely
     ece: float
     # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
     bins: tuple[tuple[float, float, int], ...]

@@ -163,10 +163,10 @@ def _standard_errors(
         resampled = rng.integers(num_critiques, size=rewards_RK.shape)
         pool = np.take_along_axis(rewards_RK, resampled, axis=1)
         twice.append([[outcomes[places].mean(0) for places in groups] for outcomes in (draw(pool), draw(pool))])
-    # The noise of each draw is independent of that of the other draw from the same pool, so it does not affect their covariance.
+    # Two draws from one pool share the pool's deviation, but not their own noise, so their covariance is the variance over pools alone
     one, other = np.moveaxis(np.array(twice), 1, 0)
     variance = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (RESAMPLES - 1)
-    # A resample of K critiques varies less than K new ones do
+    # A resample of K critiques varies less than K new ones do, by (K - 1) / K (Bessel's correction)
     return np.sqrt(np.maximum(variance, 0.0) * num_critiques / max(1, num_critiques - 1))
 
 
