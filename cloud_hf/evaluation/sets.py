@@ -59,15 +59,17 @@ class Sets:
         parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
         return [describe_set(*part) for part in parts]
 
-    def _rows(self) -> dict[tuple[str, str], tuple[Iterable[dict[str, Any]], Callable[[dict[str, Any]], list]]]:
+    def _rows(self) -> dict[tuple[str, str], tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
         """Return the rows of all sets by kind and name, and the function that returns a row's responses."""
         names = ("id", "prompt", "responses", "num_chosen")
-        found: dict[tuple[str, str], tuple[Iterable[dict[str, Any]], Callable]] = {}
+        found: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
         for one in self.benchmarks:
             rows = [{name: getattr(row, name) for name in names} for row in one.rows]
             found["benchmark", one.name] = rows, lambda row: list(row["responses"])
-        found |= {("pairs", name): (rows, pair_responses) for name, rows in self.pairs.items()}
-        found |= {("problems", name): (rows, candidates) for name, rows in self.problems.items()}
+        for name, rows in self.pairs.items():
+            found["pairs", name] = rows, pair_responses
+        for name, rows in self.problems.items():
+            found["problems", name] = rows, candidates
         for name, rows in self.critiques.items():
             found["critiques", name] = fittable(rows), itemgetter("responses")
         return found
@@ -100,7 +102,7 @@ class Sets:
         return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
 
 
-def _unfitted(rows: Iterable[dict[str, Any]], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
+def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
     """Return rows with their prompts and responses unchanged, for a judge, which has its own context."""
     found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows)]
     return FittedRows(found, 0, 0)
