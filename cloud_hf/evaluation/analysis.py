@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..critique_format import CritiqueFormat
 from ..scoring import Score
+from .compute import token_counts
 from .fitting import FittedRows
 from .metrics.anytime import Anytime, Reading, accuracy_against_tokens
 from .metrics.calibration import Calibration, Statistic, calibrate, estimate, log_loss
@@ -34,10 +36,8 @@ METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set.
-
-    Selective accuracy rejects pairs with small margins. If responses have several critiques, it also rejects pairs by reward spread: the
-    square root of the summed variances of both rewards over critiques. Pairs with a smaller spread are more certain.
+    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins and, if responses have several critiques, pairs with a
+    large spread of the rewards: the square root of the summed variances of both rewards over critiques.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -58,12 +58,11 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
     """Measure the uncertainty of scored rows over all right/wrong pairs. `critiques` labels the rewards."""
     margins, spreads, owners = [], [], []
     for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
-        for right in scores[: row.num_chosen]:
-            for wrong in scores[row.num_chosen :]:
-                margins.append(right.reward - wrong.reward)
-                # Standard deviation of the margin over critiques, which are sampled independently for both responses
-                spreads.append(math.hypot(right.reward_std, wrong.reward_std))
-                owners.append(place)
+        for right, wrong in row.pairs():
+            margins.append(scores[right].reward - scores[wrong].reward)
+            # Standard deviation of the margin over critiques, which are sampled independently for both responses
+            spreads.append(math.hypot(scores[right].reward_std, scores[wrong].reward_std))
+            owners.append(place)
     certainty: dict[str, np.ndarray] = {MARGIN: np.abs(margins)}
     if any(len(score.rewards) > 1 for scores in row_scores for score in scores):
         certainty[SPREAD] = -np.array(spreads)
@@ -112,14 +111,13 @@ def mean_label(num_critiques: int, temperature: float) -> str:
 def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
-    """
-    Compute each set's uncertainty for the rewards as scored and, per temperature, for the means over sampled critiques. Rows of
-    subsets that are not part of a benchmark are excluded.
-    """
+    """Compute each set's uncertainty for the rewards as scored and for the means over sampled critiques. Unknown subsets are excluded."""
     labelled = [("as scored", evaluation) for evaluation in evaluations]
-    for temperature, means in sampled.items():
-        for evaluation in means:
-            labelled.append((mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation))
+    labelled += [
+        (mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation)
+        for temperature, means in sampled.items()
+        for evaluation in means
+    ]
     found: dict[str, list[Uncertainty]] = {evaluation.name: [] for evaluation in evaluations}
     for label, evaluation in labelled:
         if known := list(evaluation.known_rows()):
@@ -136,10 +134,10 @@ def assess_self_consistency(
     seed: int = 0,
 ) -> dict[str, list[SelfConsistency]]:
     """
-    Compute self-consistency for each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
+    Compute self-consistency for each set and temperature. Unknown subsets are excluded.
 
-    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of
-    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
+    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of `length_column` in sets
+    that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():
@@ -152,7 +150,8 @@ def assess_self_consistency(
                 lengths = [read_length(read.row, length_column) for _, _, read in known]
             else:
                 length_of = "mean tokens of a row's critiques"
-                lengths = [critique_tokens(scores, critique_format) for _, scores, _ in known]
+                counts = token_counts([scores for _, scores, _ in known], critique_format)
+                lengths = [fmean(chain.from_iterable(of_row)) for of_row in counts]
             likelihoods = [[score.log_likelihoods for score in scores] for _, scores, _ in known]
             has_likelihoods = all(found for row in likelihoods for found in row)
             curves = self_consistency(
@@ -177,12 +176,10 @@ def assess_anytime(
         known = list(evaluation.known_rows())
         if not known:
             continue
-        # Journals keep critiques as text, without their ids
-        texts = [text for _, scores in known for score in scores for text in score.critiques]
-        lengths = iter(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        counts = token_counts([scores for _, scores in known], critique_format)
         rows = [
-            [[Reading(rewards, next(lengths)) for rewards in score.partial_rewards] for score in scores]
-            for _, scores in known
+            [list(map(Reading, score.partial_rewards, tokens)) for score, tokens in zip(scores, of_row, strict=True)]
+            for (_, scores), of_row in zip(known, counts, strict=True)
         ]
         num_chosen = [row.num_chosen for row, _ in known]
         found[evaluation.name] = accuracy_against_tokens(rows, num_chosen, read_every)
@@ -197,19 +194,12 @@ def read_length(row: dict[str, Any], column: str) -> float:
     return value
 
 
-def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) -> float:
-    """Return the mean length of a row's critiques in tokens."""
-    # Journals keep critiques as text, without their ids
-    texts = [text for score in scores for text in score.critiques]
-    return fmean(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
-
-
 def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
     """
-    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows with responses that are more
-    than text cannot be altered; they are left out, and a warning counts them.
+    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows whose responses are messages
+    cannot be altered; they are left out, and a warning counts them.
     """
     rows = [
         ProbeRow(

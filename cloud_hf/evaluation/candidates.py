@@ -47,15 +47,12 @@ class ScoredSet:
     def of(
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
-        """
-        Keep the problems that fit every model. `fitted` and `scores` are keyed by model, and contain the problems that fit it. Raises
-        `ValueError` if no problem is left.
-        """
+        """Keep the problems that fit every model, given rows and scores by model. Raises `ValueError` if no problem is left."""
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer models at once.")
-        # Each model scored only the problems that fit it, so a problem's index can differ between models
+        # Each model scored only the problems that fit it, so a problem's place among the scores differs between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -168,7 +165,12 @@ class SetResult:
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:
-        summary = {"model": model, "dataset": self.scored.name, "title": self.title, "quality": self.quality}
+        summary: dict[str, Any] = {
+            "model": model,
+            "dataset": self.scored.name,
+            "title": self.title,
+            "quality": self.quality,
+        }
         summary |= {**self.scored.counts(), "seeds": self.scored.seeds()[name], **self.curves[name].summary()}
         summary["notes"] = self.notes
         summary["yardsticks"] = [{"name": key, **curve.summary()} for key, curve in self.yardsticks.items()]
@@ -233,10 +235,8 @@ def arena_results(
     found: ScoredSet, questions: Mapping[str, Question], judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
 ) -> tuple[list[SetResult], list[str]]:  # fmt: skip
     """
-    Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result.
-
-    Returns a result for each category, and notes on categories without a result, where the judge gave no verdict on the chosen
-    candidates.
+    Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result. Returns a result for each
+    category, and notes on categories without one, because the judge gave no verdict on the chosen candidates.
     """
     results, unjudged = [], []
     for category in dict.fromkeys(questions[problem.id].category for problem in found.problems):
@@ -266,7 +266,7 @@ def _arena_result(
     if judge_all:
         choose, kind = choice_probabilities, "the mean over all draws of N candidates"
         compared = baselines(found.problems, sizes, worth, weights)
-    else:  # the other candidates are not judged
+    else:  # a mean over draws would need verdicts on all candidates
         choose, kind = best_of_the_first, "of the first N candidates"
         equal = [[[0.0] * len(row) for row in votes]]
         compared = {"first": best_of_n_curve(equal, worth, sizes, weights, choose)}
@@ -275,7 +275,7 @@ def _arena_result(
         model: [row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)] for model in found.scores
     }
     first = [row[0] for row in votes]
-    # Win rates over different questions could not be compared
+    # The same questions for all models, because win rates over different ones could not be compared
     judged_for_all = [
         all(one.number for one in of_question) for of_question in zip(first, *chosen.values(), strict=True)
     ]

@@ -6,9 +6,9 @@ from typing import Any
 
 from ..cascade import CascadeFit
 from ..data.row_values import listed
-from ..data.rows import short_names
 from ..scores import Sample, Score
 from .compute import Cost
+from .ensembles import check_different, read_members
 from .fitting import FittedRow, FittedRows
 from .metrics.cascade import (
     FEWEST_PAIRS,
@@ -51,37 +51,19 @@ class StagePart:
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """
-    A cascade on a set.
-
-    Args:
-        name, dataset (`str`):
-            Names of the cascade and of the set.
-        stages (`tuple[str, ...]`):
-            The stages as on the command line.
-        thresholds (`tuple[float, float]`):
-            Threshold for the even rows, chosen on the odd rows, and threshold for the odd rows, chosen on the even rows.
-        chosen (`CascadePoint`):
-            Point over all rows, each row with the threshold and weights fitted on the other half.
-        curve (`list[CascadePoint]`):
-            Points over all rows, one per threshold, with the weights fitted on the other half.
-        seconds (`list[float]`):
-            Seconds per row at each point of the curve, then at the chosen one; NaN where unknown.
-        fit ([`CascadeFit`]):
-            Fit on all rows, for use outside this run.
-        last (`CascadePoint`):
-            The last stage alone, which scores everything.
-    """
+    """A cascade on a set; each half of the rows is evaluated with the weights and the threshold fitted on the other half."""
 
     name: str
     dataset: str
-    stages: tuple[str, ...]
-    thresholds: tuple[float, float]
-    chosen: CascadePoint
-    curve: list[CascadePoint]
-    seconds: list[float]
-    fit: CascadeFit
-    last: CascadePoint
+    stages: tuple[str, ...]  # as on the command line
+    thresholds: tuple[
+        float, float
+    ]  # for the even rows, chosen on the odd rows; and for the odd rows, chosen on the even rows
+    chosen: CascadePoint  # over all rows, at the chosen thresholds
+    curve: list[CascadePoint]  # over all rows, one point per threshold
+    seconds: list[float]  # per row at each point of the curve, then at the chosen one; NaN where unknown
+    fit: CascadeFit  # on all rows, for use outside this run
+    last: CascadePoint  # the last stage alone, which scores everything
 
     def summary(self) -> dict[str, Any]:
         """Return the result in JSON form, without seconds, which differ from run to run."""
@@ -90,7 +72,7 @@ class CascadeResult:
             return {
                 "accuracy": found.accuracy.summary(),
                 "tokens_per_row": found.tokens_per_row.summary(),
-                "reached": list(found.reached),
+                "reached": found.reached,
             }
 
         return json_safe(
@@ -109,38 +91,35 @@ class CascadeResult:
 
 @dataclass(frozen=True)
 class Cascade:
-    """
-    A cascade of models that one run scores.
+    """A cascade of models that one run scores."""
 
-    Args:
-        stages (`tuple[tuple[str, int | None], ...]`):
-            Short names of the models, the cheapest first, each with the number of its sampled critiques, or `None` for the rewards as scored.
-        goal ([`Goal`]):
-            Goal that the threshold must reach.
-        one_at_a_time (`bool`):
-            Whether the stages after the first score one contender of a row at a time.
-    """
-
+    # Short names, the cheapest first, each with the number of sampled critiques to use, or `None` for the rewards as scored
     stages: tuple[tuple[str, int | None], ...]
     goal: Goal
-    one_at_a_time: bool = False
+    one_at_a_time: bool = False  # the stages after the first score one contender of a row at a time
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The stages as on the command line."""
+        return tuple(name if count is None else f"{name}{SAMPLED}{count}" for name, count in self.stages)
 
     @property
     def name(self) -> str:
         """The cascade's name in reports and file names."""
-        return (
-            f"cascade({','.join(name if count is None else f'{name}{SAMPLED}{count}' for name, count in self.stages)})"
-        )
+        return f"cascade({','.join(self.labels)})"
 
-    def combine(self, dataset: str, parts: Sequence[StagePart]) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
+    def combine(
+        self, kind: str, dataset: str, parts: Sequence[StagePart]
+    ) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
         """
-        Run the cascade on those rows of a set that all stages have scored.
+        Run the cascade on those rows of a set that all stages have scored; `kind` is that of the set.
 
         Returns the rows, the scores that the chosen thresholds give, and the result. Raises `ValueError` if the rows do not support the goal.
         """
         found = [part.by_index() for part in parts]
-        rows = [row for row in parts[0].fitted.rows if all(row.index in scored for scored in found)]
-        correct = [worth_of(row) for row in rows]
+        first = parts[0].fitted
+        rows = [row for row in first.rows if all(row.index in scored for scored in found)]
+        correct = [worth_of(kind, row) for row in rows]
         stages, seconds = [], []
         for number, ((name, _), scored) in enumerate(zip(self.stages, found, strict=True)):
             _, rewards, tokens, spent = zip(*(scored[row.index] for row in rows), strict=True)
@@ -153,12 +132,9 @@ class Cascade:
         all_rows, _ = fit_cascade(stages, correct, self.goal)
         last = run_recorded([stages[-1]], fit_stages([stages[-1]], correct), 1.0, correct)
         times = [_seconds_per_row(point, seconds) for point in (*curve, chosen)]
-        names = tuple(self.name.removeprefix("cascade(").removesuffix(")").split(","))
         thresholds = (fits[0].thresholds[0], fits[1].thresholds[0])
-        result = CascadeResult(self.name, dataset, names, thresholds, chosen, curve, times, all_rows, last)
-        kept = replace(
-            parts[0].fitted, rows=rows, dropped=parts[0].fitted.dropped + len(parts[0].fitted.rows) - len(rows)
-        )
+        result = CascadeResult(self.name, dataset, self.labels, thresholds, chosen, curve, times, all_rows, last)
+        kept = replace(first, rows=rows, dropped=first.dropped + len(first.rows) - len(rows))
         scores = [[Score.of([Sample(reward)]) for reward in of_row] for of_row in chosen.rewards]
         return kept, scores, result
 
@@ -186,12 +162,7 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
         values[::2], values[1::2] = getattr(even, name), getattr(odd, name)
         return tuple(values)
 
-    joined = {name: join(name) for name in ("worth", "tokens", "rewards", "asked")}
-    responses = sum(map(len, joined["rewards"]))
-    reached = tuple(
-        sum(len(of_row[stage]) for of_row in joined["asked"]) / responses for stage in range(len(even.reached))
-    )
-    return CascadePoint(even.threshold, reached=reached, **joined)
+    return CascadePoint(even.threshold, *map(join, ("worth", "tokens", "rewards", "asked")))
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:
@@ -205,11 +176,12 @@ def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[fl
     return total / len(point.asked)
 
 
-def worth_of(row: FittedRow) -> list[float]:
-    """Return the worth of each response: the row's `correct`, or else 1 for right responses, which come first, and 0 for others."""
-    if "correct" in row.row:
+def worth_of(kind: str, row: FittedRow) -> list[float]:
+    """Return the worth of each response: `correct` for `"problems"`, otherwise 1 for right responses, which come first, and 0 for others."""
+    # Not by column: a preference set may have a column `correct` of its own
+    if kind == "problems":
         return [float(value) for value in listed(row.row["correct"])]
-    right = row.row.get("num_chosen", 1)
+    right = row.row["num_chosen"] if kind == "benchmark" else 1
     return [float(place < right) for place in range(len(row.responses))]
 
 
@@ -234,30 +206,22 @@ def read_cascades(
 ) -> list[Cascade]:
     """
     Read cascades such as `"cheap,full,full@4"`, whose stages are names or short names of `models`; `sampled` is the number of critiques that
-    self-consistency samples.
-
-    Raises:
-        `ValueError`: If a stage is unknown or named twice, there is only one stage, or a stage uses more critiques than are sampled.
+    self-consistency samples. Raises `ValueError` if a stage is unknown or listed twice, there is only one, or one uses more critiques than that.
     """
-    shown = short_names(list(models))
-    known = shown | {short: short for short in shown.values()}
     found: list[Cascade] = []
     for text in texts:
-        stages = []
-        for part in text.split(","):
-            name, _, count = part.strip().partition(SAMPLED)
-            if name not in known:
-                raise ValueError(f"`cascade` {text!r}: {name!r} is not one of `models` ({', '.join(shown.values())}).")
-            if count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)):
-                raise ValueError(
-                    f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use from 2 to that many."
-                )
-            stages.append((known[name], int(count) if count else None))
+        parts = [part.strip().partition(SAMPLED) for part in text.split(",")]
+        names = read_members("cascade", text, [name for name, _, _ in parts], models)
+        counts = [count for _, _, count in parts]
+        if any(count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)) for count in counts):
+            raise ValueError(
+                f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use from 2 to that many."
+            )
+        stages = tuple((name, int(count) if count else None) for name, count in zip(names, counts, strict=True))
         if len(set(stages)) < max(2, len(stages)):
             raise ValueError(f"`cascade` {text!r} needs at least two different stages, the cheapest first.")
-        found.append(Cascade(tuple(stages), goal, one_at_a_time))
-    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
-        raise ValueError(f"`cascade` lists {repeated[0]} twice. List it once.")
+        found.append(Cascade(stages, goal, one_at_a_time))
+    check_different("cascade", found)
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,20 +24,12 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @dataclass(frozen=True)
 class Ensemble:
     """
-    An ensemble of models that one run scores.
-
-    Rewards of different models have different scales, so each member's rewards are first standardised: to mean 0 and standard deviation 1
-    over all responses of a set.
-
-    Args:
-        kind (`str`):
-            Key of `KINDS`.
-        members (`tuple[str, ...]`):
-            Short names of the models.
+    An ensemble of models that one run scores. Rewards of different models have different scales, so each member's are first standardised: to
+    mean 0 and standard deviation 1 over all responses of a set.
     """
 
-    kind: str
-    members: tuple[str, ...]
+    kind: str  # key of `KINDS`
+    members: tuple[str, ...]  # short names of the models
 
     @property
     def name(self) -> str:
@@ -44,10 +37,7 @@ class Ensemble:
         return f"{self.kind}({','.join(self.members)})"
 
     def combine(self, parts: Mapping[str, tuple[FittedRows, RowScores]]) -> tuple[FittedRows, RowScores]:
-        """
-        Combine the members' rows and scores of a set, which are keyed by short name. Rows that some member has not scored count as dropped.
-        Raises `ValueError` if no row is left.
-        """
+        """Combine the members' rows and scores of a set, by short name. Rows that a member lacks count as dropped; `ValueError` if none is left."""
         found = [parts[member] for member in self.members]
         by_index = [
             {row.index: scores for row, scores in zip(fitted.rows, row_scores, strict=True)}
@@ -57,14 +47,12 @@ class Ensemble:
         rows = [row for row in first.rows if all(row.index in scored for scored in by_index)]
         if not rows:
             raise ValueError(f"{self.name}: no row fits the context of all models.")
-        counts = {
-            "dropped": first.dropped + len(first.rows) - len(rows),
-            "shortened": max(fitted.shortened for fitted, _ in found),
-        }
+        dropped = first.dropped + len(first.rows) - len(rows)
+        shortened = max(fitted.shortened for fitted, _ in found)
         rewards = [_standardised([score.reward for row in rows for score in scored[row.index]]) for scored in by_index]
         combined = iter(KINDS[self.kind](np.array(rewards)).tolist())
         scores = [[Score.of([Sample(next(combined))]) for _ in row.responses] for row in rows]
-        return replace(first, rows=rows, **counts), scores
+        return replace(first, rows=rows, dropped=dropped, shortened=shortened), scores
 
 
 def _standardised(rewards: Sequence[float]) -> np.ndarray:
@@ -75,27 +63,33 @@ def _standardised(rewards: Sequence[float]) -> np.ndarray:
 
 def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble]:
     """
-    Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`.
-
-    Raises:
-        `ValueError`: If the kind or a member is unknown, a member is named twice, or there is only one member.
+    Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`. Raises `ValueError` if a kind or member is unknown,
+    a member or ensemble is listed twice, or there is only one member.
     """
-    shown = short_names(list(models))
-    known = shown | {short: short for short in shown.values()}
     found = []
     for text in texts:
-        kind, _, members = text.partition(":")
-        names = [name.strip() for name in members.split(",")]
-        if kind not in KINDS or not members:
+        kind, _, names = text.partition(":")
+        if kind not in KINDS or not names:
             raise ValueError(f"`ensembles` {text!r}: write a kind ({', '.join(KINDS)}) and models, such as mean:a,b.")
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(
-                f"`ensembles` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
-            )
-        members = tuple(known[name] for name in names)
+        members = tuple(read_members("ensembles", text, names.split(","), models))
         if len(set(members)) < max(2, len(members)):
             raise ValueError(f"`ensembles` {text!r} needs at least two different models.")
         found.append(Ensemble(kind, members))
-    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
-        raise ValueError(f"`ensembles` lists {repeated[0]} twice. List it once.")
+    check_different("ensembles", found)
     return found
+
+
+def read_members(option: str, text: str, names: Sequence[str], models: Sequence[str]) -> list[str]:
+    """Return the short names of the models in `text`, a value of `option`. Raises `ValueError` if one is not among `models`."""
+    shown = short_names(list(models))
+    known = shown | {short: short for short in shown.values()}
+    names = [name.strip() for name in names]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"`{option}` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())}).")
+    return [known[name] for name in names]
+
+
+def check_different(option: str, found: Sequence[Any]):
+    """Raise `ValueError` if an option lists the same combination of models twice."""
+    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
+        raise ValueError(f"`{option}` lists {repeated[0]} twice. List it once.")

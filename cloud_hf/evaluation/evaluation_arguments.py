@@ -111,6 +111,40 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         check_named_once("best_of_n", self.best_of_n)
         check_named_once("reference_critiques", self.reference_critiques)
         self.check_judge()
+        if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
+            raise ValueError(
+                "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
+            )
+        if self.reference_critiques and not self._any_critic():
+            raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
+        self.probes = check_probes(self.probes)
+        for name in ("group_column", "length_column", "paraphrase_column"):
+            if getattr(self, name) and not self.dataset_name:
+                raise ValueError(f"`{name}` is a column of `dataset_name`: give `dataset_name` as well.")
+        check_bounds(self, chunk_size=1, probe_rows=1, self_consistency=2)
+        self._check_probes()
+        if self.self_consistency is not None:
+            self._check_self_consistency()
+        self.read_cascades()
+        if self.update_card:
+            self._check_cards()
+
+    def read_cascades(self) -> list[Cascade]:
+        """Return the cascades. Raises `ValueError` if one is not usable."""
+        goal = read_goal(self.cascade_goal)
+        return read_cascades(self.cascade, self.models, goal, self.cascade_one_at_a_time, self.self_consistency)
+
+    def _check_compare(self):
+        check_named_once("compare", self.compare)
+        if len(self.compare) != 2:
+            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give two, one for each run to compare.")
+        for option in fields(self):
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
+                raise ValueError(f"`compare` reads the scores of finished runs: leave `{option.name}` out.")
+
+    def check_judge(self):
+        super().check_judge()
         of_judge = self.judge_model or self.judge_prompt_file or self.judge_price or self.judge_mode != "pairwise"
         if of_judge and not self.judge_base_url:
             raise ValueError(
@@ -130,40 +164,13 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
                 "A pairwise judge compares right with wrong responses: give `dataset_name` or `benchmarks`, and leave `best_of_n` out, or use "
                 "`--judge_mode pointwise`."
             )
-        if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
-            raise ValueError(
-                "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
-            )
-        if self.reference_critiques and not self._any_critic():
-            raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
-        self.probes = check_probes(self.probes)
-        for name in ("group_column", "length_column", "paraphrase_column"):
-            if getattr(self, name) and not self.dataset_name:
-                raise ValueError(f"`{name}` is a column of `dataset_name`: give `dataset_name` as well.")
-        check_bounds(self, chunk_size=1, probe_rows=1, self_consistency=2)
-        self._check_probes()
-        if self.self_consistency is not None:
-            self._check_self_consistency()
-        self.read_cascades()
-        if self.update_card and self.limit is not None:
+
+    def _check_cards(self):
+        if self.limit is not None:
             raise ValueError("`update_card` needs metrics over all rows; leave `limit` out.")
-        for name in self.models if self.update_card else ():
+        for name in self.models:
             if not (Path(name) / "README.md").is_file():
                 raise ValueError(f"{name} is not a folder with a README.md, so `update_card` has no card to update.")
-
-    def read_cascades(self) -> list[Cascade]:
-        """Return the cascades. Raises `ValueError` if one is not usable."""
-        goal = read_goal(self.cascade_goal)
-        return read_cascades(self.cascade, self.models, goal, self.cascade_one_at_a_time, self.self_consistency)
-
-    def _check_compare(self):
-        check_named_once("compare", self.compare)
-        if len(self.compare) != 2:
-            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give two, one for each run to compare.")
-        for option in fields(self):
-            default = option.default if option.default_factory is MISSING else option.default_factory()
-            if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
-                raise ValueError(f"`compare` reads the scores of finished runs: leave `{option.name}` out.")
 
     def _any_critic(self) -> bool:
         configs = map(self.read_config, self.models)

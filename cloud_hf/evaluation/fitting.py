@@ -56,6 +56,10 @@ def fit_rows(
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     fitted, dropped, shortened = [], 0, 0
     bad, overlong, total = BadRows(name, bad_rows), OverlongRows(name), 0
+
+    def needed(lengths: list[int]) -> int:
+        return max(lengths) + reserve
+
     for index, row in enumerate(tqdm(rows, f"Checking {name}", unit=" rows", disable=None)):
         total += 1
         try:
@@ -65,14 +69,8 @@ def fit_rows(
                 chats = [judged_chat(prompt, response) for response in responses]
                 return [len(critique_format.encode_prefix(*chat).input_ids) for chat in chats]
 
-            new_prompt, lengths = fit_to_context(
-                prompt,
-                encode,
-                lambda lengths: max(lengths) + reserve,
-                context_length,
-                overlong_policy,
-                critique_format,
-            )
+            limits = (context_length, overlong_policy, critique_format)
+            new_prompt, lengths = fit_to_context(prompt, encode, needed, *limits)
         except Overlong as error:
             overlong.add(index, row, str(error), error.needed)
             continue
@@ -82,7 +80,7 @@ def fit_rows(
         if lengths is None:
             dropped += 1
         else:
-            overlong.lengths.append(max(lengths) + reserve)
+            overlong.lengths.append(needed(lengths))
             fitted.append(FittedRow(index, row, new_prompt, responses, lengths))
             shortened += new_prompt is not prompt
     num_bad = len(bad.settle(total))
@@ -111,6 +109,6 @@ def score_columns(score: Score) -> dict[str, Any]:
 
 
 def share_cut(scores: Sequence[Sequence[Score]]) -> float:
-    """Return the share of critiques that were truncated at the token limit."""
+    """Return the share of critiques that were cut at the token limit."""
     reasons = [reason for row_scores in scores for score in row_scores for reason in score.finish_reasons]
     return reasons.count("length") / len(reasons)

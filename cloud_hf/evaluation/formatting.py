@@ -83,31 +83,30 @@ class Table:
     title: str = ""
     note: str = ""
 
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]], note: str = "") -> "Table":
+        """Make a table of rows that map each column's heading to a cell."""
+        rows = list(rows)
+        return cls([*rows[0]] if rows else [], [[*row.values()] for row in rows], note=note)
+
     def lines(self) -> list[str]:
         """Return only the lines of the table, in Markdown."""
-        return [*table_head(self.columns), *map(table_line, self.rows)]
+        head = [_line(self.columns), "|---|" + "---:|" * (len(self.columns) - 1)] if self.columns else []
+        return [*head, *map(_line, self.rows)]
 
     def markdown(self) -> str:
         """Return the table with its texts, in Markdown."""
         return "\n\n".join(filter(None, [self.title, "\n".join(self.lines()), self.note]))
 
 
-def table_head(cells: Sequence[str]) -> list[str]:
-    """Return the first two lines of a Markdown table."""
-    return [table_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
-
-
-def table_line(cells: Iterable[Any]) -> str:
+def _line(cells: Iterable[Any]) -> str:
     """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so they cannot break the line."""
     return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
 
 
 @dataclass(frozen=True)
 class Section:
-    """
-    A section of a report: a heading with its level (or no heading), paragraphs, tables, a list of notes, and descriptions of pictures by file
-    name.
-    """
+    """A section of a report, without a heading if `title` is empty; `pictures` maps file names to descriptions."""
 
     title: str = ""
     text: str = ""

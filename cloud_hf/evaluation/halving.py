@@ -1,14 +1,14 @@
 """Successive halving on recorded candidates, compared with full best-of-N on the same problems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..data.rows import short_names
 from ..halving import run_halving
 from .candidates import ScoredSet
+from .ensembles import check_different, read_members
 from .stats import Estimate, json_safe, mean_estimate
 
 
@@ -27,27 +27,15 @@ class Halving:
 
 @dataclass(frozen=True)
 class HalvingResult:
-    """
-    Successive halving against full best-of-N, over the problems of a set and the seeds of a model.
+    """Successive halving against full best-of-N, over the problems of a set and the seeds of a model."""
 
-    Args:
-        name, title (`str`):
-            Name of the halving, and title of the set.
-        num_critiques (`int`):
-            Maximum number of critiques per candidate.
-        worth, full_worth, difference ([`Estimate`]):
-            Worth of the choice among all candidates: with halving, with all critiques, and their difference.
-        tokens, full_tokens ([`Estimate`]):
-            Tokens of the critiques per problem.
-    """
-
-    name: str
-    title: str
-    num_critiques: int
-    worth: Estimate
-    full_worth: Estimate
+    name: str  # of the halving
+    title: str  # of the set
+    num_critiques: int  # maximum per candidate
+    worth: Estimate  # of the choice among all candidates with halving
+    full_worth: Estimate  # of the choice with all critiques
     difference: Estimate
-    tokens: Estimate
+    tokens: Estimate  # of the critiques, per problem
     full_tokens: Estimate
 
     @property
@@ -66,16 +54,10 @@ def halve_recorded(
     cheap_rewards: Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[int], list[int]]:
     """
-    Choose by halving on recorded critiques.
+    Choose by halving on recorded critiques. Returns the index of each problem's choice, and the tokens spent on it.
 
-    Args:
-        rewards, tokens (`Sequence[Sequence[Sequence[float]]]`):
-            Rewards and tokens by problem, candidate and critique; all candidates have the same number of critiques.
-        cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
-            Rewards of the cheap model by problem and candidate.
-
-    Returns:
-        `tuple[list[int], list[int]]`: Index of each problem's choice, and the tokens spent on it.
+    `rewards` and `tokens` are by problem, candidate and critique, with the same number of critiques for each candidate; `cheap_rewards`, of the
+    cheap model, by problem and candidate.
 
     Examples:
 
@@ -99,7 +81,7 @@ def halve_recorded(
 def compare_halving(
     halving: Halving, found: ScoredSet, tokens: Sequence[Sequence[Sequence[Sequence[int]]]]
 ) -> HalvingResult:
-    """Compare a halving with full best-of-N on a set; `tokens` holds the model's tokens by seed, problem, candidate and critique."""
+    """Compare a halving with full best-of-N on a set, as means over seeds; `tokens` are by seed, problem, candidate and critique."""
     worth_of = [problem.worth or () for problem in found.problems]
     columns = []
     for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):
@@ -107,7 +89,7 @@ def compare_halving(
         cheap = None
         if halving.cheap is not None:
             others = found.rewards(halving.cheap)
-            cheap = others[seed % len(others)]
+            cheap = others[seed % len(others)]  # a classic model has one seed only
         choices, spent = halve_recorded(rewards, counts, cheap)
         best = [int(np.argmax([score.reward for score in row])) for row in of_seed]
         full = [sum(map(sum, row)) for row in counts]
@@ -122,28 +104,19 @@ def compare_halving(
 
 def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: int) -> list[Halving]:
     """
-    Read halvings such as `"cheap,full"` or `"full"`, which are names or short names of `models`.
-
-    Raises:
-        `ValueError`: If a model is unknown, there are more than two, or there is nothing to halve: one critique and no cheap model.
+    Read halvings such as `"cheap,full"` or `"full"`, with names or short names of `models`. Raises `ValueError` if a model is unknown, there are
+    more than two, or there is nothing to halve: one critique and no cheap model.
     """
-    shown = short_names(list(models))
-    known: Mapping[str, str] = shown | {short: short for short in shown.values()}
     found: list[Halving] = []
     for text in texts:
-        names = [name.strip() for name in text.split(",")]
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(
-                f"`halving` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
-            )
-        if len({known[name] for name in names}) != len(names) or len(names) > 2:
+        *cheap, model = read_members("halving", text, text.split(","), models)
+        if model in cheap or len(cheap) > 1:
             raise ValueError(f"`halving` {text!r}: name one model, or a cheap one and another, separated by a comma.")
-        if len(names) == 1 and num_critiques == 1:
+        if not cheap and num_critiques == 1:
             raise ValueError(
                 f"`halving` {text!r} has one critique per candidate, which leaves nothing to save: give `num_critiques` above 1, or a cheap "
                 "model first."
             )
-        found.append(Halving(known[names[-1]], known[names[0]] if len(names) == 2 else None))
-    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
-        raise ValueError(f"`halving` lists {repeated[0]} twice. List it once.")
+        found.append(Halving(model, *cheap))
+    check_different("halving", found)
     return found

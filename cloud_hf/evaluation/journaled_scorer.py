@@ -25,9 +25,8 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores; `kind` is the first part of its file name, and `settings` holds everything that scores depend on.
-    Raises [`~cloud_hf.data.journal.JournalError`] if the journal was started with other settings or for another model, or another process is
-    writing to it.
+    Open the journal of a model's scores; `kind` starts its file name, `settings` names what scores depend on. Raises [`JournalError`] if it was
+    started with other settings or for another model, or another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
     # Left out if unset, so that journals of earlier releases can be resumed
@@ -84,11 +83,11 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        With `lengths`, the tokens of each chat, the longest chats are scored first, in the batches that a backend that sorts by length
-        would form. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
+        With `lengths`, the tokens of each chat, the longest are scored first, in the batches that a backend that sorts by length would form. Otherwise
+        chats keep their order. `names` identify the chats in error messages; they default to indices.
 
-        Raises `ValueError` if a reward is not a finite number. By then all other scores are in the journal, unless an entire
-        chunk has no finite reward, which stops the run immediately.
+        Raises `ValueError` if a reward is not a finite number. By then the journal has all other scores, unless a chunk without any finite reward ended
+        the run early.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}
@@ -98,10 +97,9 @@ class JournaledScorer:
         if lengths is not None:
             # Longest first, so that a lack of memory shows immediately
             waiting.sort(key=lambda place: -lengths[place])
-        bad = []
-        done = len(places) - len(waiting)
+        bad, bar_options = [], {"desc": self.title, "unit": "response", "dynamic_ncols": True}
         try:
-            with tqdm(total=len(places), initial=done, desc=self.title, unit="response", dynamic_ncols=True) as bar:
+            with tqdm(total=len(places), initial=len(places) - len(waiting), **bar_options) as bar:
                 for start in range(0, len(waiting), self.chunk_size):
                     chunk = waiting[start : start + self.chunk_size]
                     found = self._score_chunk(chunk, keys, prompts, responses, options, bar)
@@ -130,18 +128,13 @@ class JournaledScorer:
         """Score the chats at these indices, and return the indices whose rewards are not finite."""
         if not chunk:
             return []
-
         last = monotonic()
 
         def keep(index: int, score: Score):
             nonlocal last
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
-            if score.response_changed:
-                value["response_changed"] = True
-            if score.partial_rewards:
-                value["partial_rewards"] = score.partial_rewards
-            if score.log_likelihoods:
-                value["log_likelihoods"] = score.log_likelihoods
+            optional = ("response_changed", "partial_rewards", "log_likelihoods")
+            value |= {name: part for name in optional if (part := getattr(score, name))}
             # Scores may come one by one or all at the end; the sum is right in both cases
             value["seconds"], last = round(monotonic() - last, 6), monotonic()
             self.journal.add(keys[chunk[index]], value)
@@ -154,7 +147,7 @@ class JournaledScorer:
         except NotFinite:
             if len(chunk) == 1:
                 return list(chunk)
-            # A batch is refused as a whole: find its responses, and keep the scores of the others
+            # The backend refuses the complete batch: bisect it, and keep the scores of the other chats
             waiting = [place for place in chunk if keys[place] not in self.journal]
             middle = (len(waiting) + 1) // 2
             halves = waiting[:middle], waiting[middle:]

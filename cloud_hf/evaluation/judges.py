@@ -95,58 +95,29 @@ _FEATURES = Features(
 
 @dataclass(frozen=True)
 class JudgeReport(Summarised):
-    """
-    Behaviour of the judge over all distinct pairs of the run.
+    """Behaviour of the judge over all distinct pairs of the run; `None` for what is unknown."""
 
-    Args:
-        pairs (`int`):
-            Distinct pairs of a right and a wrong response that were judged, each in both orders.
-        right, ties, unreadable (`int`):
-            Pairs in which the right response wins; in which neither wins; and without a readable verdict in one order, which also count
-            as ties in the metrics.
-        orders_agree, first_shown_wins (`float`, *optional*):
-            Share of pairs in which both orders prefer the same response, and share of decided verdicts for the response shown first.
-        tokens_per_verdict (`float`, *optional*):
-            Prompt and completion tokens per verdict, tries included, as the server counts them.
-        cost_per_verdict, cost (`float`, *optional*):
-            What these tokens cost per verdict and in total, at the given prices.
-    """
-
-    pairs: int
-    right: int
+    pairs: int  # distinct pairs of a right and a wrong response, each judged in both orders
+    right: int  # pairs in which the right response wins
     ties: int
-    unreadable: int
-    orders_agree: float | None
-    first_shown_wins: float | None
-    tokens_per_verdict: float | None
+    unreadable: int  # pairs without a readable verdict in one order; they count as ties in the metrics
+    orders_agree: float | None  # share of pairs in which both orders prefer the same response
+    first_shown_wins: float | None  # share of decided verdicts for the response shown first
+    tokens_per_verdict: float | None  # of prompts and completions, tries included, as the server counts them
     cost_per_verdict: float | None = None
     cost: float | None = None
 
 
 @dataclass(frozen=True)
 class RatingReport(Summarised):
-    """
-    Ratings of a pointwise judge over all distinct responses of the run.
+    """Ratings of a pointwise judge over all distinct responses of the run; `None` for what is unknown."""
 
-    Args:
-        responses, unreadable (`int`):
-            Distinct responses that were rated, and those without a readable rating, which get the middle of the scale.
-        mean, std (`float`):
-            Mean and standard deviation of the readable ratings.
-        distinct (`int`):
-            Number of different ratings. If there are few, many pairs tie.
-        tokens_per_verdict (`float`, *optional*):
-            Prompt and completion tokens per rating, tries included, as the server counts them.
-        cost_per_verdict, cost (`float`, *optional*):
-            What these tokens cost per rating and in total, at the given prices.
-    """
-
-    responses: int
-    unreadable: int
-    mean: float
+    responses: int  # distinct responses that were rated
+    unreadable: int  # responses without a readable rating; they get the middle of the scale
+    mean: float  # of the readable ratings
     std: float
-    distinct: int
-    tokens_per_verdict: float | None
+    distinct: int  # number of different ratings; if there are few, many pairs tie
+    tokens_per_verdict: float | None  # per rating; see `JudgeReport`
     cost_per_verdict: float | None = None
     cost: float | None = None
 
@@ -159,20 +130,8 @@ def rate_rows(
     price: Sequence[float] = (),
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
-    Rate every response by itself; its rating is its reward. Equal responses to one prompt are rated once.
-
-    Args:
-        parts (`dict`):
-            By kind and name of the set: its rows.
-        args, seed, folder, price:
-            See [`judge_rows`].
-
-    Returns:
-        `tuple`: Scores of the rows of each set, and counts.
-
-    Raises:
-        `ValueError`: If no answer holds a rating.
-        `SystemExit`: If the server is unusable, or ratings failed; answers so far are kept.
+    Rate every response by itself; its rating is its reward. Equal responses to one prompt are rated once. Arguments, result and errors are
+    those of [`judge_rows`], except that `parts` holds only the rows of each set.
     """
     rubric = read_rubric(args.judge_prompt_file)
     rows: dict[str, dict[str, Any]] = {}
@@ -236,7 +195,8 @@ def judge_rows(
         `tuple`: Scores of the rows of each set, and counts.
 
     Raises:
-        `ValueError`: Before the first request, if rows have several right responses, or responses that are not text.
+        `ValueError`: Before the first request, if rows have several right responses, or responses that are not text; afterwards, if no answer
+            has a verdict.
         `SystemExit`: If the server is unusable, or verdicts failed; answers so far are kept.
     """
     template = read_judge_prompt(args.judge_prompt_file)
@@ -318,8 +278,8 @@ def _ask(
     counts = complete_build(build_dataset(output, rows, _FEATURES, {"judge": args.client()}, make_work), output)
     if counts["failed"]:
         raise SystemExit(
-            f"{counts['failed']} of {len(rows)} {'responses' if settings else 'pairs'} could not be judged; see {folder / 'rejects.jsonl'}. Run the same command again to retry "
-            "them."
+            f"{counts['failed']} of {len(rows)} {'responses' if settings else 'pairs'} could not be judged; see "
+            f"{folder / 'rejects.jsonl'}. Run the same command again to retry them."
         )
     found = Dataset.load_from_disk(str(folder)).to_list()
     if all(game["verdict"] is None for row in found for game in row["games"]):
@@ -336,8 +296,11 @@ def _spent(counts: Mapping[str, Any], verdicts: int, price: Sequence[float]) -> 
     cost = None
     if price and tokens is not None and completion is not None:
         cost = ((tokens - completion) * price[0] + completion * price[1]) / 1e6
-    each = {name: None if value is None else value / verdicts for name, value in (("tokens", tokens), ("cost", cost))}
-    return {"tokens_per_verdict": each["tokens"], "cost_per_verdict": each["cost"], "cost": cost}
+    return {
+        "tokens_per_verdict": None if tokens is None else tokens / verdicts,
+        "cost_per_verdict": None if cost is None else cost / verdicts,
+        "cost": cost,
+    }
 
 
 def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any], price: Sequence[float]) -> JudgeReport:
@@ -351,11 +314,7 @@ def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any], 
         right=sum(lead > 0 for lead in leads),
         ties=sum(lead == 0 for lead in leads),
         unreadable=len(games) - len(readable),
-        orders_agree=_share(sum(one == -other for one, other in signs), len(signs)),
-        first_shown_wins=_share(decided.count(1), len(decided)),
+        orders_agree=sum(one == -other for one, other in signs) / len(signs) if signs else None,
+        first_shown_wins=decided.count(1) / len(decided) if decided else None,
         **_spent(counts, 2 * len(games), price),
     )
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -1,4 +1,4 @@
-"""Results of a model on one set: scores with their rows, comparisons of critiques with references, and differences between models."""
+"""Results of a model on a set: scores of its rows, differences between models, and critiques compared with references."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,15 +63,13 @@ class Evaluation:
         return compress(zip(self.rows, self.row_scores, *columns, strict=True), self.known)
 
     def margins(self) -> list[float]:
-        """Return the rewards of right responses minus those of wrong ones, over all such pairs of the known rows."""
+        """Return the rewards of right responses minus those of wrong ones, over all pairs of the known rows."""
         return [margin for row in self.margins_by_row().values() for margin in row]
 
     def margins_by_row(self) -> dict[str, list[float]]:
         """Return the margins of each known row, by its id."""
         return {
-            row.id: [
-                right.reward - wrong.reward for right in scores[: row.num_chosen] for wrong in scores[row.num_chosen :]
-            ]
+            row.id: [scores[right].reward - scores[wrong].reward for right, wrong in row.pairs()]
             for row, scores in self.known_rows()
         }
 
@@ -143,11 +141,12 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     scores = preference_pairs.score(rows, [[score.reward for score in scores] for scores in row_scores])
     # A prompt with several pairs may repeat its id, so repeated ids are reported, not refused
     ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
-    repeated = len(ids) - len(set(ids))
-    return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated, fitted.bad)
+    counts = (result.dropped, result.shortened, len(ids) - len(set(ids)), fitted.bad)
+    return Evaluation(name, title, scores, rows, row_scores, *counts)
 
 
 def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
+    """Return a sentence for each count that is not 0, and one for the share of critiques that were cut."""
     notes = [f"{text}: {count}." for text, count in counted.items() if count]
     return notes + ([f"Critiques cut at the token budget: {critiques_cut:.1%}."] if critiques_cut else [])
 
@@ -166,7 +165,7 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
     return f"{title}, all rows weighted equally", [evaluation.row_accuracy() for evaluation in evaluations]
 
 
-# ------------------------------------------------------------------------------------------------- model by model
+# -------------------------------------------------------------------------------------- differences between models
 
 
 @dataclass(frozen=True)
@@ -195,13 +194,13 @@ class Difference(Summarised):
 
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
     """Compare each pair of models on the rows that both scored; all models have evaluations of the same benchmarks in the same order."""
-    found = []
-    for first, second in combinations(results, 2):
-        for ours, theirs in zip(results[first], results[second], strict=True):
-            # By id, because each model may have dropped different rows as too long
-            part = difference(ours.name, (first, second), ours.row_outcomes(), theirs.row_outcomes())
-            found += [] if part is None else [part]
-    return found
+    found = [
+        # By id, because each model may have dropped different rows as too long
+        difference(ours.name, models, ours.row_outcomes(), theirs.row_outcomes())
+        for models in combinations(results, 2)
+        for ours, theirs in zip(*map(results.__getitem__, models), strict=True)
+    ]
+    return [part for part in found if part is not None]
 
 
 def difference(
@@ -233,9 +232,8 @@ def losses_of_sets(
     scorer: Scorer, sets: Mapping[str, FittedRows], overlong_policy: str, batch_size: int
 ) -> Mapping[str, list[ReferenceLoss] | None]:
     """
-    Compute the losses of reference critiques by set; `None` with vLLM and servers, which do not return losses.
-
-    With the policy `"error"`, raises `ValueError` if a row does not fit the model's context with its reference critique.
+    Compute the losses of reference critiques by set; `None` with vLLM and servers, which do not return losses. With the policy `"error"`, raises
+    `ValueError` if a row does not fit the model's context with its reference critique.
     """
     if not isinstance(scorer, TransformersScorer):
         return dict.fromkeys(sets)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ class BenchmarkRow:
         """The wrong responses."""
         return self.responses[self.num_chosen :]
 
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield the indices of the right and the wrong response of each pair."""
+        return product(range(self.num_chosen), range(self.num_chosen, len(self.responses)))
+
     @property
     def is_undecidable(self) -> bool:
         """Whether a right and a wrong response are the same text, which no reward can tell apart."""
@@ -61,10 +66,7 @@ def read_sources(
     config: str | None = None,
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
-    """
-    Load files or Hub datasets in turn, and convert their columns to ours with `read`. Yields the source, the row's index in it, and the row.
-    Each file is read completely.
-    """
+    """Load files or Hub datasets in turn, converted by `read`. Yields the source, the row's index in it, and the row."""
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
     for name in names:
@@ -83,13 +85,11 @@ def make_row(
     **details,
 ) -> BenchmarkRow:
     """
-    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` each hold one or several responses.
-
-    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` become the row's details. Raises
-    `ValueError` naming the row and the field.
+    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` hold one or several responses each. The id defaults to the
+    index, and `prompt` to the row's, with its `tools`. Raises `ValueError` naming the row and the field.
     """
     try:
-        sides = [_texts(name, value) for name, value in (("chosen", chosen), ("rejected", rejected))]
+        chosen, rejected = _texts("chosen", chosen), _texts("rejected", rejected)
         prompt = prompt_of(row) if prompt is None else prompt
         read_prompt(prompt, allow_empty=True)
     except ValueError as error:
@@ -97,14 +97,11 @@ def make_row(
     id_ = str(index if row.get("id") is None else row["id"])
     # Files with several subsets may number the rows of each from 0
     id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
-    return BenchmarkRow(id_, subset, prompt, (*sides[0], *sides[1]), len(sides[0]), details)
+    return BenchmarkRow(id_, subset, prompt, (*chosen, *rejected), len(chosen), details)
 
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
-    """
-    Call [`make_row`] with the columns `prompt`, `chosen`, `rejected` and, unless given as an argument, `subset`. `title` names the
-    benchmark.
-    """
+    """Call [`make_row`] with the columns of a pair and, unless it is given, the column `subset`. `title` names the benchmark."""
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
     subset = text_of(source, index, row, "subset") if subset is None else subset
     return make_row(source, index, row, subset, row["chosen"], row["rejected"])
@@ -153,10 +150,7 @@ def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
-    """
-    Split the rewards of each row's responses into those of right and of wrong responses. Raises `ValueError` naming the row if
-    a reward is missing, not a number or infinite.
-    """
+    """Split each row's rewards into those of right and of wrong responses. Raises `ValueError` naming the row if one is missing or not finite."""
     if len(rows) != len(rewards):
         raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")
     split = []

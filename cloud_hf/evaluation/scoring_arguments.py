@@ -126,10 +126,7 @@ class ScoringArguments(AnyModelArguments):
 def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
-    """
-    Load the first `limit` rows of datasets (by default `args.dataset_name`). Check that they have the required columns and that all
-    models are reward models.
-    """
+    """Load the first `limit` rows of datasets (by default `args.dataset_name`); check their columns, and that all models are reward models."""
     names = args.dataset_name if names is None else names
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}
     for name, rows in datasets.items():

@@ -1,4 +1,4 @@
-"""Sets to score: fit them to a model's context, score them in one call, and compute a model's results."""
+"""Sets to score: load them, fit them to a model's context, score them in one call, and compute a model's results."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -51,47 +51,38 @@ class Sets:
     def describe(self) -> list[dict[str, Any]]:
         """Describe each set by kind, name, number of rows and a hash of their contents, in JSON form."""
         columns = ("prompt", *SIDES, *PROBLEM_COLUMNS[1:], "tools")
-        parts: list[tuple[str, str, Iterable[Any]]] = [
-            ("benchmark", found.name, found.rows) for found in self.benchmarks
-        ]
+        parts: list[tuple[str, str, Iterable[Any]]] = []
+        parts += [("benchmark", found.name, found.rows) for found in self.benchmarks]
         for kind, datasets in (("pairs", self.pairs), ("problems", self.problems)):
             for name, rows in datasets.items():
                 parts.append((kind, name, rows.select_columns([one for one in columns if one in rows.column_names])))
         parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
         return [describe_set(*part) for part in parts]
 
+    def _rows(self) -> dict[tuple[str, str], tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
+        """Return the rows of all sets by kind and name, and the function that returns a row's responses."""
+        names = ("id", "prompt", "responses", "num_chosen")
+        found: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
+        for one in self.benchmarks:
+            rows = [{name: getattr(row, name) for name in names} for row in one.rows]
+            found["benchmark", one.name] = rows, lambda row: list(row["responses"])
+        for name, rows in self.pairs.items():
+            found["pairs", name] = rows, pair_responses
+        for name, rows in self.problems.items():
+            found["problems", name] = rows, candidates
+        for name, rows in self.critiques.items():
+            found["critiques", name] = fittable(rows), itemgetter("responses")
+        return found
+
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]; error messages also name the set.
-
-        Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
-        that write critiques) and name.
+        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]. Returns the rows by kind (`"benchmark"`,
+        `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models that write critiques) and name.
         """
-        parts: list[tuple[tuple[str, str], Iterable[Any], Callable]] = [
-            (
-                ("benchmark", found.name),
-                [
-                    {
-                        "id": row.id,
-                        "prompt": row.prompt,
-                        "responses": list(row.responses),
-                        "num_chosen": row.num_chosen,
-                    }
-                    for row in found.rows
-                ],
-                itemgetter("responses"),
-            )
-            for found in self.benchmarks
-        ]
-        parts += [(("pairs", name), rows, pair_responses) for name, rows in self.pairs.items()]
-        parts += [(("problems", name), rows, candidates) for name, rows in self.problems.items()]
-        if critique_format.critique:
-            parts += [
-                (("critiques", name), fittable(rows), itemgetter("responses")) for name, rows in self.critiques.items()
-            ]
         return {
-            key: fit_rows(rows, responses_of, critique_format, **limits, name=key[1])
-            for key, rows, responses_of in parts
+            (kind, name): fit_rows(rows, responses_of, critique_format, **limits, name=name)
+            for (kind, name), (rows, responses_of) in self._rows().items()
+            if kind != "critiques" or critique_format.critique
         }
 
     def judged(
@@ -99,39 +90,28 @@ class Sets:
     ) -> tuple[
         dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
     ]:
-        """
-        Compare the responses of benchmarks and pairs with a judge, or rate them and the candidates of best-of-N. Returns the rows and scores
-        by kind and name, and counts.
-        """
-        parts: dict[tuple[str, str], tuple[FittedRows, int]] = {}
-        for found in self.benchmarks:
-            rows = [({"id": row.id}, row.prompt, list(row.responses)) for row in found.rows]
-            parts["benchmark", found.name] = _unfitted(rows), max(row.num_chosen for row in found.rows)
-        for name, given in self.pairs.items():
-            parts["pairs", name] = _given(given, pair_responses), 1
-        fitted = {key: part for key, (part, _) in parts.items()}
-        if args.judge_mode == "pairwise":
-            return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
-        for name, given in self.problems.items():
-            fitted["problems", name] = _given(given, candidates)
-        return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
+        """Let a judge compare the responses of benchmarks and pairs, or rate all. Returns rows and scores by kind and name, and counts."""
+        kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
+        fitted = {
+            key: _unfitted(rows, responses_of) for key, (rows, responses_of) in self._rows().items() if key[0] in kinds
+        }
+        if args.judge_mode != "pairwise":
+            return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
+        num_chosen = {one.name: max(row.num_chosen for row in one.rows) for one in self.benchmarks}
+        parts = {key: (rows, num_chosen[key[1]] if key[0] == "benchmark" else 1) for key, rows in fitted.items()}
+        return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
 
 
-def _given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
-    return _unfitted((row, prompt_of(row), responses_of(row)) for row in rows.to_list())
-
-
-def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
+def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
     """Return rows with their prompts and responses unchanged, for a judge, which has its own context."""
-    return FittedRows([FittedRow(place, *row, []) for place, row in enumerate(rows)], 0, 0)
+    found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows)]
+    return FittedRows(found, 0, 0)
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
-    """
-    Load and check all sets, including columns that are read only after scoring. Raises `ValueError` naming what is missing or
-    wrong.
-    """
+    """Load and check all sets, including columns that are read only after scoring. Raises `ValueError` naming what is missing or wrong."""
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
+    source = (args.dataset_test_split, args.dataset_config)
     pairs = load_datasets(args, (*SIDES, *columns))
     sets = Sets(
         pairs={name: read_preferences(rows, name, bad_rows=args.bad_rows) for name, rows in pairs.items()},
@@ -141,9 +121,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
         },
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
         critiques={
-            name: critique_quality.load([name], args.dataset_test_split, args.dataset_config, args.bad_rows)[
-                : args.limit
-            ]
+            name: critique_quality.load([name], *source, args.bad_rows)[: args.limit]
             for name in args.reference_critiques
         },
     )
@@ -195,10 +173,10 @@ def score_sets(
     combine: str = "mean",
 ) -> dict[Key, list[list[Score]]]:
     """
-    Score all sets together, so that equal chats are scored once and batches stay full; return the scores of each set's rows.
+    Score all sets together, so equal chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    In error messages, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its
-    batches by length; `options` are those of [`Scorer`]; `combine` is one of [`~critique_weights.COMBINATIONS`].
+    In errors, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its batches by length;
+    `options` are those of [`Scorer`]; `combine` is one of [`~critique_weights.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
@@ -241,10 +219,7 @@ def summarize(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """
-    Compute the results of a model from the scores of all sets. `fitted` and `row_scores` are by kind and name of the set;
-    `shown` are short names.
-    """
+    """Compute a model's results from its rows and scores by kind and name of the set; `shown` are short names."""
     evaluations = []
     for found in sets.benchmarks:
         part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
@@ -265,13 +240,18 @@ def summarize(
     return ModelResults(evaluations, pairs, best_of_n, parts=parts)
 
 
+def _summarize_combined(*parts) -> ModelResults:
+    """Apply [`summarize`] to scores without sampled critiques and probes, and assess their uncertainty."""
+    results = summarize(*parts)
+    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
+
+
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
     """Compute the results of the judge, without sampled critiques and probes."""
     fitted, scores, report = sets.judged(args, args.seed, folder)
-    results = summarize(sets, fitted, scores, args.group_column, shown)
-    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {}))), report
+    return _summarize_combined(sets, fitted, scores, args.group_column, shown), report
 
 
 def summarize_ensemble(
@@ -289,8 +269,7 @@ def summarize_ensemble(
     }
     fitted = {key: rows for key, (rows, _) in combined.items()}
     row_scores = {key: scores for key, (_, scores) in combined.items()}
-    results = summarize(sets, fitted, row_scores, group_column, shown)
-    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
+    return _summarize_combined(sets, fitted, row_scores, group_column, shown)
 
 
 def summarize_cascade(
@@ -300,18 +279,13 @@ def summarize_cascade(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> tuple[ModelResults, list[CascadeResult]]:
-    """
-    Compute the results of a cascade from its stages' results, by short name. Sampled critiques come from the first temperature. Raises
-    `ValueError` if the rows do not support its goal.
-    """
+    """Compute a cascade's results from those of its stages, by short name. Raises `ValueError` if the rows do not support its goal."""
     fitted, row_scores, found, costs = {}, {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
-        parts = [_stage_part(members[name], key, count) for name, count in cascade.stages]
-        if any(part is None for part in parts):  # candidates have no sampled critiques
+        parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
+        if len(parts) < len(cascade.stages):  # candidates have no sampled critiques
             continue
-        fitted[key], row_scores[key], result = cascade.combine(
-            shown.get(key[1], key[1]), [part for part in parts if part]
-        )
+        fitted[key], row_scores[key], result = cascade.combine(key[0], shown.get(key[1], key[1]), parts)
         found.append(result)
         costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(fitted[key].rows))
     kept = replace(
@@ -320,16 +294,18 @@ def summarize_cascade(
         pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in fitted},
         problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in fitted},
     )
-    results = summarize(kept, fitted, row_scores, group_column, shown)
-    robustness = Robustness(assess_uncertainty(results.evaluations, {}))
-    return replace(results, robustness=robustness, costs=costs), found
+    return replace(_summarize_combined(kept, fitted, row_scores, group_column, shown), costs=costs), found
 
 
-def _stage_part(results: ModelResults, key: tuple[str, str], count: int | None) -> StagePart | None:
+def _stage_part(
+    members: Mapping[str, ModelResults], key: tuple[str, str], name: str, count: int | None
+) -> StagePart | None:
+    """Return a stage's scores of a set: those of the model, or `count` of its sampled critiques, if the set has them."""
+    results = members[name]
     fitted, scores = results.parts[key]
     if count is None:
         return StagePart(fitted, scores, results.costs[key])
-    temperature, costs = next(iter(results.sampled_costs.items()))
+    temperature, costs = next(iter(results.sampled_costs.items()))  # those of the first temperature
     if key not in costs:
         return None
     [evaluation] = [one for one, other in zip(results.sampled[temperature], costs, strict=True) if other == key]

@@ -20,9 +20,9 @@ RESAMPLES = 2000
 FEW_ROWS = 10
 # Statistics of weighted rows are slow, because many sort or bin the rows in every resample
 RESAMPLES_OF_ROWS = 1000
-_AT_ONCE = 100  # bounds memory: a set may have 100,000 rows
+_AT_ONCE = 100  # resamples per call, to bound memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # statistics of equal resamples may differ by this much, relative to their size
 
 
 class Summarised:
@@ -39,12 +39,17 @@ class Estimate(Summarised):
 
     value: float  # a share from 0 to 1 unless stated otherwise; NaN if rows are missing
     n: int  # rows behind it
-    # Wilson interval for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
+    # Wilson's for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
     ci95: Interval | None = None
 
 
 NO_ROWS = Estimate(math.nan, 0)
 Figure = Estimate  # its name in version 0.1
+
+
+def powers_of_two(last: int) -> list[int]:
+    """Return 1, 2, 4, … up to `last`."""
+    return [1 << power for power in range(last.bit_length())]
 
 
 def json_safe(value: Any) -> Any:
@@ -67,9 +72,9 @@ def percentile_interval(
     """
     Compute the 95 % percentile interval of any statistic of resampled rows. The result is deterministic.
 
-    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum, of shape
-    (resamples, size) each, and returns one value per resample, NaN where undefined. Returns `None` if a
-    stratum has fewer than two rows, or if all values are equal, because an interval of zero width would claim certainty.
+    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each, shape (resamples, size),
+    and returns one value per resample, NaN where undefined. Returns `None` if a stratum has fewer than two rows, or if all values are equal,
+    because an interval of zero width would claim certainty.
     """
     if min(sizes) < 2:
         return None
@@ -211,8 +216,8 @@ def collect_scores(
     **scores: Any,
 ) -> BenchmarkScores:
     """
-    Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count what
-    every benchmark reports: ties, undecidable rows, and missing and unknown subsets.
+    Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count ties,
+    undecidable rows, and missing and unknown subsets, which every benchmark reports.
 
     `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether some
     metrics are means over subsets. `scores` are the other fields.

@@ -1,6 +1,7 @@
 """Scorers that use vLLM or a server. Names are imported on first use: importing vLLM takes seconds."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -12,17 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["CLoudChatClient", "CLoudClient", "CLoudVLLM"]
 
 
-def __getattr__(name: str):
-    if name == "CLoudVLLM":
-        from .vllm.scorer import CLoudVLLM
+_MODULES = {"CLoudChatClient": ".chat_client", "CLoudClient": ".client", "CLoudVLLM": ".vllm.scorer"}
 
-        return CLoudVLLM
-    if name == "CLoudChatClient":
-        from .chat_client import CLoudChatClient
 
-        return CLoudChatClient
-    if name == "CLoudClient":
-        from .client import CLoudClient
-
-        return CLoudClient
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,11 +88,8 @@ def read_sample(reward: Any, critique: Any, critique_ids: Any, finish_reason: An
 
 def read_score(result: Any) -> Score:
     """
-    Return a reward server's result as a score.
-
-    Raises:
-        `ValueError`, `TypeError`, `LookupError`: If it is not a result.
-        `ArithmeticError`: If a reward is not finite.
+    Return a reward server's result as a score. Raises `ValueError`, `TypeError` or `LookupError` if it is not a result, `ArithmeticError` if a
+    reward is not finite.
     """
     columns = [result[name] for name in ("rewards", "critiques", "critique_ids", "finish_reasons")]
     if not all(isinstance(column, list) and column for column in columns):

@@ -23,7 +23,7 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
 
-# Maximum bytes of an answer without scores, and of a critique's token in JSON, with its logprob and its text three times (vLLM)
+# Maximum bytes of an answer without scores, and of one critique token in JSON (vLLM sends its logprob, and its text three times)
 _LONGEST_MESSAGE = 2**20
 _BYTES_PER_TOKEN = 1024
 
@@ -207,10 +207,7 @@ class CLoudClient:
         return self._served[1]
 
     async def _ask_replica(self, replica: Replica) -> RewardServerError | None:
-        """
-        Ask a replica for its model. Then use the replica, or leave it out and return the error. Raises [`RewardServerError`] if
-        another replica serves another model.
-        """
+        """Ask a replica for its model, and use it or leave it out and return the error. Raises [`RewardServerError`] if models differ."""
         try:
             served = await self._ask_model(replica.url)
         except RewardServerError as error:

@@ -63,7 +63,8 @@ def application(args: dict[str, Any]) -> Application:
     replicas, gpus = _number(options, "num_replicas", int, least=1), _number(options, "num_gpus", float, least=0)
     # Replicas start in the folder where their node's Ray was started
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    server = parse_arguments([model, *(f"--{name}={_spell(value)}" for name, value in options.items())])
+    spelled = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    server = parse_arguments([model, *(f"--{name}={value}" for name, value in spelled.items())])
     if gpus is None:
         gpus = server.tensor_parallel_size * server.data_parallel_size
     return RewardReplica.options(
@@ -87,7 +88,3 @@ def _number(options: dict[str, Any], name: str, kind: type[int] | type[float], l
         what = "an integer" if kind is int else "a number"
         raise ValueError(f"`{name}` is {given!r}; give {what} of at least {least}, as in `{name}={max(least, 1)}`.")
     return number
-
-
-def _spell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

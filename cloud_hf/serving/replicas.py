@@ -66,7 +66,7 @@ class Replicas:
             if away:
                 away[0].back_at = now + _pause(away[0].failures)
                 return away[0]
-            # If all queues are full, any will do
+            # If all queues are full, any replica will do
             usable = due or [replica for replica in self.all if replica.is_up]
             return min(usable, key=lambda replica: (replica.in_flight, replica.answered), default=None)
 
@@ -96,14 +96,12 @@ class Replicas:
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
-            # Level with the others, so that it does not get extra requests for the time in which it was down
+            # Level with the others: `choose` prefers the fewest answers, and would send it everything until it had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
-        """
-        Stop using a replica that failed (`is_asked`: when asked for its model) until it is back. A single replica is kept.
-        """
+        """Stop using a replica that failed (`is_asked`: when asked for its model) until it is back. A single replica is kept."""
         if not self.several:
             return
         with self._lock:

@@ -109,10 +109,7 @@ class Arena:
 
 
 def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
-    """
-    Load and check everything before any paid request. Raises `ValueError` or `OSError` naming the question, answer or judge
-    prompt that is missing or wrong.
-    """
+    """Load and check everything before any paid request. Raises `ValueError` or `OSError` naming what is missing or wrong."""
     assert args.arena_hard is not None
     questions = load_questions(args.arena_hard)
     categories = list(dict.fromkeys(question.category for question in questions))
@@ -141,11 +138,9 @@ def gather_candidates(
     args: ArenaHardArguments, arena: Arena, seed: int, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Load the candidates of all questions from a file, or generate them with a server into `folder`; see
-    [`~judge.write_candidates`].
+    Load the candidates of all questions from a file, or let a server write them into `folder`; see [`~judge.write_candidates`].
 
-    Raises `ValueError` if the file lacks the candidates of a question, `SystemExit` if the server is unusable or no question
-    has all its candidates.
+    Raises `ValueError` if the file lacks candidates of a question, `SystemExit` if the server is unusable or no question has all of them.
     """
     if args.candidates is None:
         sampling = (args.gen_temperature, args.gen_top_p, args.gen_max_tokens)

@@ -111,9 +111,8 @@ def read_texts(
     """
     Read the judge's prompts, by default this package's, as `template` and `systems` of [`JudgeSettings`].
 
-    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt; without `system_role`, the
-    default is a single text. Raises `ValueError` or `OSError` if a text lacks a verdict or a placeholder, a category has no
-    file or two, or a file is unreadable.
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt. Raises `ValueError` or `OSError` if
+    a text lacks a verdict or a placeholder, a category has no file or two, or a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}
@@ -144,10 +143,7 @@ def _read_system(path: str) -> str:
 
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
-    """
-    Group files by category; files without `CATEGORY=` apply to all other categories, under the key `""`. A prefix counts only if it is a known
-    category, because file names may contain `=`.
-    """
+    """Group files by category, those without `CATEGORY=` under `""`. Any other text before a `=` is part of the file name."""
     found: dict[str, list[str]] = {}
     for name in names:
         category, separator, path = name.partition("=")
@@ -267,7 +263,10 @@ def judge_candidates(
     votes, failed = dict.fromkeys(alike, Votes.of("A=B", "A=B")), 0
     if rows:
         failed = _ask_judge(rows, client, judging, folder)["failed"]
-        votes |= _read_votes(folder)
+        votes |= {
+            (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
+            for row in Dataset.load_from_disk(str(folder)).to_list()
+        }
     unreadable = sum(not found.number for found in votes.values())
     counts = {"judged": len(votes), "like_the_baseline": len(alike), "without_verdict": unreadable, "failed": failed}
     return Judged(votes, counts)
@@ -315,11 +314,3 @@ def _ask_judge(
         return work
 
     return complete_build(build_dataset(output, rows, _JUDGEMENTS, {"judge": client}, make_work), output)
-
-
-def _read_votes(folder: Path) -> dict[tuple[str, str], Votes]:
-    """Read the votes by question and response."""
-    return {
-        (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
-        for row in Dataset.load_from_disk(str(folder)).to_list()
-    }

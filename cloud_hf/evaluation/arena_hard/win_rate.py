@@ -34,7 +34,7 @@ class Question:
     category: str = ""
 
 
-def load_questions(name: str, split: str = "train") -> list[Question]:
+def load_questions(name: str) -> list[Question]:
     """
     Load the questions of a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
@@ -42,7 +42,7 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
     first row without a text or with an earlier row's id.
     """
     questions: dict[str, Question] = {}
-    for _, index, row in read_sources([name], split):
+    for _, index, row in read_sources([name], "train"):
         id_ = _id_of(name, index, row)
         turns = row.get("turns")
         prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
@@ -58,9 +58,7 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
     return list(questions.values())
 
 
-def load_answers(
-    names: Sequence[str], questions: Sequence[Question], model: str | None = None, split: str = "train"
-) -> dict[str, str]:
+def load_answers(names: Sequence[str], questions: Sequence[Question], model: str | None = None) -> dict[str, str]:
     """
     Load one recorded answer to each question, by the question's id; answers to other questions are ignored.
 
@@ -70,7 +68,7 @@ def load_answers(
     or an answer is not text.
     """
     wanted, answers = {question.id for question in questions}, {}
-    for name, index, row in read_sources(names, split):
+    for name, index, row in read_sources(names, "train"):
         id_ = _id_of(name, index, row)
         # The column that names the model, in either version
         author = row.get("model") or row.get("model_id")
@@ -161,10 +159,8 @@ class Votes:
 @dataclass(frozen=True)
 class WinRate(Summarised):
     """
-    Rate at which answers beat the baseline's, from 0.0 to 1.0.
-
-    `ci95` is the official interval of version 0.1, from resampled votes (version 2.0 takes the middle 90 % of the same resamples). It is too
-    narrow, because the votes on a question are not independent.
+    Rate at which answers beat the baseline's, from 0.0 to 1.0. `ci95` is the official interval of version 0.1, from resampled votes (version 2.0
+    takes the middle 90 % of the same resamples). It is too narrow, because the votes on a question are not independent.
     """
 
     value: float  # Bradley-Terry probability of a win
@@ -181,9 +177,8 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     """
     Compute the win rate of answers from the votes on each question, with bootstraps of `rounds` resamples.
 
-    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half. This also
-    holds for several models if each plays only the baseline. Raises [`~best_of_n.NothingJudged`] if there
-    are no votes.
+    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half; also for several models
+    that each play only the baseline. Raises [`~best_of_n.NothingJudged`] if there are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])

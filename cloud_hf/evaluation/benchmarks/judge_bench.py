@@ -23,11 +23,10 @@ _OFFICIAL_COLUMNS = ("pair_id", "source", "question", "response_A", "response_B"
 
 def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[BenchmarkRow]:
     """
-    Load JudgeBench, by default `ScalerLab/JudgeBench`; `split` is `"gpt"` or `"claude"`, whose responses are reported
-    separately.
+    Load a split of JudgeBench, `"gpt"` or `"claude"`, by default from `ScalerLab/JudgeBench`. The splits are reported separately.
 
-    Files have the official columns, or `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the
-    original place of the chosen response). `details["label"]` of a row is the official label.
+    Files have the official columns, or `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original place of the
+    chosen response). `details["label"]` of a row is the official label.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
@@ -84,11 +83,10 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Derive verdicts from rewards as the official code does: the second response of a game wins unless the first has the strictly higher
-    reward.
+    Derive verdicts from rewards as the official code does: a game's second response wins unless the first has the strictly higher reward.
 
-    Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
-    default the second game repeats the first: a scorer does not see the order, so rewards can differ only if it samples.
+    Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By default the second
+    game repeats the first: a scorer does not see the order, so rewards differ only if it samples.
     """
     first_a, first_b = first if label == "A>B" else first[::-1]
     second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]

@@ -40,11 +40,11 @@ PRIOR_SETS_WEIGHT = 0.5
 
 def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
     """
-    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds the four of
-    `allenai/preference-test-sets`, which have about six times as many rows.
+    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds about six times as many rows of
+    `allenai/preference-test-sets`.
 
-    Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set
-    (`anthropic_hhh.jsonl`) holds that set, regardless of its `subset` column.
+    Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set (`anthropic_hhh.jsonl`) holds
+    that set, regardless of its `subset` column.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -77,19 +77,15 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 
 def leaderboard_results(
-    scores: BenchmarkScores,
-    model: str,
-    names: Collection[str] = tuple(OFFICIAL_COUNTS),
-    model_type: str = "Custom Classifier",
-    chat_template: str = "tokenizer",
+    scores: BenchmarkScores, model: str, names: Collection[str] = tuple(OFFICIAL_COUNTS)
 ) -> dict[str, float | str]:
     """
-    Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one,
-    plus the other arguments. By default `names` are RewardBench's own subsets, because the prior sets have a separate file.
+    Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one. By default `names` are
+    RewardBench's own subsets, because the prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
-    return {**known, "model": model, "model_type": model_type, "chat_template": chat_template}
+    return {**known, "model": model, "model_type": "Custom Classifier", "chat_template": "tokenizer"}
 
 
 def result_files(
@@ -124,8 +120,7 @@ def score_reward_bench(
     subsets: Sequence[str], chosen: Sequence[float], rejected: Sequence[float]
 ) -> RewardBenchScores:
     """
-    Compute RewardBench scores in percent from columns of rewards and of subset names (for prior sets, the name of the split).
-    A tie counts as wrong.
+    Compute RewardBench scores in percent from columns of rewards and of subsets (prior sets: names of the splits). A tie is wrong.
     Raises `ValueError` if the columns differ in length, or a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):

@@ -58,10 +58,7 @@ def _check_number_of_chosen(row: BenchmarkRow, source: str):
 
 
 def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:
-    """
-    Score a row outside of Ties: 1 if only its chosen response has the highest reward, 1/k if the chosen response shares it with
-    k - 1 others, otherwise 0.
-    """
+    """Score a row outside of Ties: 1/k if the chosen response shares the highest reward with k - 1 others, 0 if another one is higher."""
     highest = max(*chosen, *rejected)
     return 0.0 if chosen[0] < highest else 1 / [*chosen, *rejected].count(highest)
 

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ..stats import Estimate, Summarised, mean_estimate, share
+from ..stats import Estimate, Summarised, mean_estimate, powers_of_two, share
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Reading:
     tokens: int
 
     def at(self, limit: int | None, read_every: int) -> tuple[float, int]:
-        """Return the last reward within `limit` tokens, and the tokens read for it. `None` stands for the complete critique."""
+        """Return the last reward within `limit` tokens (`None`: the complete critique), and the tokens read for it."""
         inner = len(self.rewards) - 1
         if limit is None or limit // read_every > inner:
             return self.rewards[-1], max(self.tokens, inner * read_every)
@@ -55,35 +55,15 @@ class Anytime(Summarised):
 RowReadings = Sequence[Sequence[Reading]]
 
 
-def accuracy_against_tokens(
-    rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limits: Sequence[int] | None = None
-) -> Anytime:
+def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int) -> Anytime:
     """
-    Compute pair accuracy by the maximum number of tokens read per critique.
+    Compute pair accuracy by the maximum number of tokens read per critique: 1, 2, 4, … times `read_every`, up to the longest critique.
 
-    Args:
-        rows (`Sequence[RowReadings]`):
-            The critiques of each row's responses, right ones first. A response's reward is the mean over its critiques.
-        num_chosen (`Sequence[int]`):
-            Number of right responses of each row.
-        read_every (`int`):
-            Tokens between readings.
-        limits (`Sequence[int]`, *optional*):
-            Maximum numbers of tokens read, each at least `read_every`. Default to 1, 2, 4, … times `read_every`, up to the longest
-            critique.
-
-    Raises:
-        `ValueError`: If a limit is below `read_every`.
+    `rows` hold the critiques of each row's responses, `num_chosen` right ones first. A response's reward is the mean over its critiques.
     """
-    if limits is None:
-        steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
-        limits = [read_every << power for power in range(steps.bit_length())]
-    if limits and min(limits) < read_every:
-        raise ValueError(
-            f"`limits` contains {min(limits)}, but the first reward is read at token {read_every} (`read_every`)."
-        )
-    points = [_point(rows, num_chosen, read_every, limit) for limit in (*limits, None)]
-    return Anytime(read_every, points)
+    steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
+    limits = (*(read_every * power for power in powers_of_two(steps)), None)
+    return Anytime(read_every, [_point(rows, num_chosen, read_every, limit) for limit in limits])
 
 
 def _point(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limit: int | None) -> AnytimePoint:

@@ -91,9 +91,7 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
 
 
 def candidates(row: dict[str, Any]) -> list[str]:
-    """
-    Return the candidates of a row. Raises `ValueError` unless they are text, and `correct` holds one finite number for each.
-    """
+    """Return a row's candidates. Raises `ValueError` unless they are text, and `correct` holds a finite number for each."""
     responses, correct = listed(row["responses"]), listed(row["correct"])
     if not isinstance(responses, list) or not responses:
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
@@ -300,7 +298,7 @@ def _weigh(
     probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
 ) -> tuple[float, float]:
     """Return the expected value of the choice's worth times its weight, and of its weight."""
-    if weights is None:  # exactly 1, where the probabilities may sum to 1 - 1e-16
+    if weights is None:  # the weight is exactly 1; the sum of the probabilities may be 1 - 1e-16
         return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
     shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]
     return math.fsum(share * value for share, value in zip(shares, worth, strict=True)), math.fsum(shares)

@@ -12,7 +12,7 @@ from scipy.special import expit
 from ..stats import Estimate, interval_over_rows
 
 
-FEW_PAIRS = 5  # a bin with fewer pairs tells little
+FEW_PAIRS = 5  # with fewer, a bin's accuracy is mostly noise
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,8 @@ class Calibration:
     """Bradley-Terry probabilities compared with outcomes."""
 
     log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
-    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. It has no interval:
-    # noise adds to absolute values, so even a calibrated model has a positive ECE, and no bootstrap interval covers the true value often
-    # enough.
+    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. Without an interval: noise adds
+    # to absolute values, so even a calibrated model has a positive ECE, and bootstrap intervals contain the true value too rarely
     ece: float
     # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
     bins: tuple[tuple[float, float, int], ...]
@@ -33,19 +32,21 @@ class Calibration:
 
 def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
-    Compare probabilities with outcomes. The margin of a pair is the reward of its right response minus the reward of its wrong
-    response.
+    Compare probabilities with outcomes; a margin is a pair's right minus its wrong reward.
 
-    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so that the order of a
-    pair does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if
-    there are no margins or no bins.
+    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair does not matter (Guo
+    et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if there are no margins or no bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
         raise ValueError("There are no pairs to calibrate on.")
     if num_bins < 1:
         raise ValueError(f"`num_bins` is {num_bins}; it must be at least 1.")
-    confidence, right, bins = _confidence(margins, num_bins)
+    # For each pair: the probability of the preferred response, whether that one is right (ties: half), and the bin
+    confidence = expit(np.abs(margins))
+    right = np.where(margins == 0, 0.5, margins > 0)
+    # A confidence of 1 belongs to the last bin
+    bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
     filled = [
         (float(confidence[bins == place].mean()), float(right[bins == place].mean()), int((bins == place).sum()))
         for place in np.unique(bins)
@@ -67,24 +68,13 @@ def log_loss(margins: np.ndarray, weights_BP: np.ndarray) -> np.ndarray:
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
     """
-    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows.
-
-    `rows` holds the index of each pair's row: the bootstrap resamples rows, with all their pairs. With fewer than two rows there is no
-    interval.
+    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows, if there are at least two. `rows` holds the
+    index of each pair's row: the bootstrap resamples rows, with all their pairs.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))
     value = float(statistic(margins, np.ones((1, len(margins))))[0])
     return Estimate(value, len(margins), interval)
-
-
-def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each pair the probability of the preferred response, whether it is right, and its bin."""
-    confidence = expit(np.abs(margins))
-    right = np.where(margins == 0, 0.5, margins > 0)
-    # A confidence of 1 belongs to the last bin
-    bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
-    return confidence, right, bins
 
 
 def _mean_loss(margins: np.ndarray) -> float:

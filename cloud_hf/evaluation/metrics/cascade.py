@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ...cascade import CascadeFit, StageFit, run_cascade
-from ..stats import Estimate, bootstrap_interval, share
+from ..stats import Estimate, mean_estimate, share
 
 
 FEWEST_PAIRS = 20  # minimum number of right/wrong dev pairs; with fewer, a threshold would be chance
@@ -48,11 +48,10 @@ class StageScores:
 
 def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]) -> tuple[StageFit, ...]:
     """
-    Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression.
+    Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression. Weights are not negative.
 
-    `correct` holds the worth of each response by prompt. The target of each of n pairs is (n + 1) / (n + 2) instead of 1 (Platt's
-    rule), so weights stay finite even if a stage orders every pair correctly. Weights are not negative. Raises `ValueError` if there are fewer
-    than 20 pairs.
+    `correct` holds the worth of each response by prompt. The target of each of n pairs is (n + 1) / (n + 2) instead of 1 (Platt's rule), so weights
+    stay finite even if a stage orders every pair correctly. Raises `ValueError` if there are fewer than 20 pairs.
     """
     pairs = [
         (row, better, worse)
@@ -77,7 +76,7 @@ def _fit_stage(better_P: np.ndarray, worse_P: np.ndarray, before_P: np.ndarray) 
     ones = np.ones(len(better_P))
     slope, prior = _logistic(np.stack([better_P - worse_P, before_P], axis=1), ones)
     rewards, before = np.r_[better_P, worse_P], np.r_[before_P, -before_P]
-    # Centred, so that the bounds of the offset's two parts fit any scale
+    # `_logistic` allows no negative weight, so an offset of either sign takes two: up and down. Standardised rewards keep both small
     middle, spread = rewards.mean(), rewards.std() or 1.0
     features = np.stack([(rewards - middle) / spread, before, np.ones_like(rewards), -np.ones_like(rewards)], axis=1)
     one_slope, one_prior, up, down = _logistic(features, np.r_[ones, -ones])
@@ -92,7 +91,7 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
     signed_PF = features_PF * signs_P[:, None]
     scale_F = np.abs(signed_PF).mean(0)
     scale_F[scale_F == 0] = 1.0
-    signed_PF = signed_PF / scale_F  # so that one step size fits all weights
+    signed_PF = signed_PF / scale_F  # features of one scale, so one step size fits all weights
 
     def loss(weights_F: np.ndarray) -> tuple[float, np.ndarray]:
         odds_P = signed_PF @ weights_F
@@ -102,9 +101,7 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
         return float(value.mean()), signed_PF.T @ slope_P / len(odds_P)
 
     start = np.zeros(features_PF.shape[1])
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)
-    )  # fmt: skip
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start))
     return (found.x / scale_F).tolist()
 
 
@@ -113,30 +110,21 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
 
 @dataclass(frozen=True)
 class CascadePoint:
-    """
-    Result of a cascade with one threshold on some rows.
+    """Result of a cascade with one threshold on some rows."""
 
-    Args:
-        threshold (`float`):
-            The probability that decides a prompt, for all stages.
-        worth (`tuple[float, ...]`):
-            Worth of the chosen response, by row: 1 or 0 for pairs.
-        tokens (`tuple[float, ...]`):
-            Tokens of the critiques, by row.
-        reached (`tuple[float, ...]`):
-            For each stage, the share of the responses that it scored.
-        rewards (`tuple[tuple[float, ...], ...]`):
-            The cascade's rewards, by row and response.
-        asked (`tuple[tuple[tuple[int, ...], ...], ...]`):
-            By row and stage, the indices of the responses that the stage scored.
-    """
+    threshold: float  # the probability that decides a prompt, for all stages
+    worth: tuple[float, ...]  # of the chosen response, by row: 1 or 0 for pairs
+    tokens: tuple[float, ...]  # of the critiques, by row
+    rewards: tuple[tuple[float, ...], ...]  # the cascade's rewards, by row and response
+    asked: tuple[
+        tuple[tuple[int, ...], ...], ...
+    ]  # by row and stage, the indices of the responses that the stage scored
 
-    threshold: float
-    worth: tuple[float, ...]
-    tokens: tuple[float, ...]
-    reached: tuple[float, ...]
-    rewards: tuple[tuple[float, ...], ...] = ()
-    asked: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    @property
+    def reached(self) -> tuple[float, ...]:
+        """For each stage, the share of the responses that it scored."""
+        responses = sum(map(len, self.rewards))
+        return tuple(sum(map(len, places)) / responses for places in zip(*self.asked, strict=True))
 
     @cached_property
     def accuracy(self) -> Estimate:
@@ -146,8 +134,7 @@ class CascadePoint:
     @cached_property
     def tokens_per_row(self) -> Estimate:
         """Mean tokens of a row's critiques, with a bootstrap interval."""
-        values = np.array(self.tokens, dtype=float)
-        return Estimate(float(values.mean()), len(values), bootstrap_interval([values], np.mean))
+        return mean_estimate(self.tokens)
 
 
 def run_recorded(
@@ -177,19 +164,14 @@ def run_recorded(
         sum(stage.tokens[row][place] for stage, places in zip(stages, one.asked, strict=True) for place in places)
         for row, one in enumerate(judged)
     ]
-    responses = sum(map(len, correct))
-    reached = [sum(len(one.asked[number]) for one in judged) / responses for number in range(len(stages))]
     rewards = tuple(tuple(one.rewards) for one in judged)
     worth = tuple(worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
     asked = tuple(tuple(map(tuple, one.asked)) for one in judged)
-    return CascadePoint(threshold, worth, tuple(tokens), tuple(reached), rewards, asked)
+    return CascadePoint(threshold, worth, tuple(tokens), rewards, asked)
 
 
 def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
-    """
-    Return the worth of the response with the highest reward; in a tie, the lowest worth of the tied responses, because a tie is not
-    right.
-    """
+    """Return the worth of the response with the highest reward; in a tie, the lowest worth, because a tie is not right."""
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
 
@@ -197,7 +179,7 @@ def cascade_curve(
     stages: Sequence[StageScores], fits: Sequence[StageFit], correct: Sequence[Sequence[float]],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> list[CascadePoint]:  # fmt: skip
-    """Run a cascade with each threshold."""
+    """Run a cascade on recorded rewards with each threshold."""
     return [run_recorded(stages, fits, threshold, correct) for threshold in thresholds]
 
 
@@ -295,7 +277,7 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     target = goal.accuracy or 0.0
     if goal.loss is not None:
         target = min(last_stage, curve[-1].accuracy.value) - goal.loss
-    # Search down from scoring everything, for as long as every threshold reaches the goal, so that a lucky threshold does not win
+    # Go down from scoring everything while every threshold reaches the goal: a low threshold that reaches it by luck must not win
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(

@@ -160,10 +160,8 @@ def score_critiques(
     written: Sequence[str], references: Sequence[str], losses: Sequence[ReferenceLoss] | None = None
 ) -> CritiqueQuality:
     """
-    Compare written critiques with reference critiques, and average the losses of the latter. Raises `ValueError` if there are
-    none, or their numbers differ.
-
-    Overlap measures similarity of wording, not correctness: two good critiques can share few words.
+    Compare written critiques with reference critiques, and average the losses of the reference critiques. Overlap measures wording, not
+    correctness: two good critiques can share few words. Raises `ValueError` if there are none, or their numbers differ.
     """
     import sacrebleu
 

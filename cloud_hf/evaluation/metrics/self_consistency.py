@@ -93,14 +93,14 @@ def self_consistency(
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
-    # R responses of all rows, K critiques each. Sums of float32 numbers are exact in float64, so that ties stay ties in any order of
-    # the critiques; rewards that were rescaled or parsed have more digits.
+    # R responses of all rows, K critiques each. Rounded to float32, whose sums are exact in float64: otherwise equal sums could differ by
+    # the order of the critiques, and ties would be decided at random. Rewards that were rescaled or parsed have more digits.
     rewards_RK = np.array(flat, dtype=np.float32).astype(float)
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 
     def draw(pool_RK: np.ndarray) -> np.ndarray:
         """Return each row's outcome for every k, as the mean over disjoint draws of k critiques from a pool: columns for k = 1, 2, …"""
-        # Sums instead of means, which would round
+        # Compare sums instead of means: dividing by k would round
         sums = np.pad(rng.permuted(pool_RK, axis=1).cumsum(1), ((0, 0), (1, 0)))
         outcomes = []
         for k in range(1, num_critiques + 1):
@@ -163,10 +163,10 @@ def _standard_errors(
         resampled = rng.integers(num_critiques, size=rewards_RK.shape)
         pool = np.take_along_axis(rewards_RK, resampled, axis=1)
         twice.append([[outcomes[places].mean(0) for places in groups] for outcomes in (draw(pool), draw(pool))])
-    # The noise of each draw is independent of that of the other draw from the same pool, so it does not affect their covariance.
+    # Two draws from one pool share the pool's deviation, but not their own noise, so their covariance is the variance over pools alone
     one, other = np.moveaxis(np.array(twice), 1, 0)
     variance = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (RESAMPLES - 1)
-    # A resample of K critiques varies less than K new ones do
+    # A resample of K critiques varies less than K new ones do, by (K - 1) / K (Bessel's correction)
     return np.sqrt(np.maximum(variance, 0.0) * num_critiques / max(1, num_critiques - 1))
 
 
@@ -183,10 +183,7 @@ def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[
 
 
 def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:
-    """
-    Split rows by length: one bucket per value if values are few, otherwise quarters. Return each bucket's range and the indices
-    of its rows, shortest first.
-    """
+    """Split rows by length: a bucket for each value, or quarters if values are many. Returns each bucket's range and rows, shortest first."""
     lengths = np.array(lengths, dtype=float)
     values = np.unique(lengths)
     if len(values) <= _MOST_VALUES:

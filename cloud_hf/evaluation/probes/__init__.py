@@ -28,6 +28,7 @@ __all__ = [
     "Unit",
     "Variant",
     "check_probes",
-    "draw_rows", "read_paraphrases",
+    "draw_rows",
+    "read_paraphrases",
     "run_probes",
-]  # fmt: skip
+]

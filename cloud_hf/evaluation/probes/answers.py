@@ -29,19 +29,15 @@ def _answers(texts: Sequence[str]):
 
 
 def _leads(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """Return the answer's reward minus that of each right (or wrong) response."""
+    """Return the reward of an answer minus that of each right (or wrong) response."""
     count = row.row.row.num_chosen
     rewards = row.row.rewards[:count] if right else row.row.rewards[count:]
     return [row.variants[label, -1].reward - reward for reward in rewards] if row.places(label) else []
 
 
-def beaten(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """Compare this answer with each right (or wrong) response: 1 if it has the strictly higher reward, otherwise 0."""
-    return [float(lead > 0) for lead in _leads(row, label, right)]
-
-
-def _tied(row: ProbedRow, label: str) -> list[float]:
-    return [float(lead == 0) for lead in _leads(row, label)]
+def beaten(row: ProbedRow, label: str) -> list[float]:
+    """Compare an answer with each right response: 1 if it has the strictly higher reward, otherwise 0."""
+    return [float(lead > 0) for lead in _leads(row, label)]
 
 
 def _largest_leads(row: ProbedRow, labels: Sequence[str], right: bool) -> list[float]:
@@ -50,6 +46,9 @@ def _largest_leads(row: ProbedRow, labels: Sequence[str], right: bool) -> list[f
 
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
+    def tied(row: ProbedRow, label: str) -> list[float]:
+        return [float(lead == 0) for lead in _leads(row, label)]
+
     labels = labels_of(rows)
     by_any = []
     for kind in ("right", "wrong"):
@@ -60,7 +59,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     return [
         *by_any,
         *shares(rows, "right response beaten by {}", labels, beaten),
-        *shares(rows, "right response tied with {}", labels, _tied),
+        *shares(rows, "right response tied with {}", labels, tied),
     ]
 
 

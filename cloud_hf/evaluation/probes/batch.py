@@ -17,10 +17,8 @@ def probe_batches(
     rows: Sequence[ProbeRow], scorer: Scorer, journal: Journal, batch_size: int, seed: int, options: dict
 ) -> list[Measure]:
     """
-    Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments.
-
-    `scorer` is the backend itself, because a [`JournaledScorer`] would return its stored rewards. `journal` stores
-    complete batches, so that a resumed run finds the same differences.
+    Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments. `scorer` is the backend itself, because a
+    [`JournaledScorer`] would return its stored rewards; `journal` stores complete batches, so a resumed run finds the same differences.
     """
     if not rows:
         return []
@@ -45,10 +43,9 @@ def probe_batches(
             Measure(f"mean difference, {label}", REWARD, mean_estimate(gaps.tolist())),
         ]
         changes = [order_changes(margins) for margins in _margins(rows, alone, together)]
-        for name, outcomes in zip(
-            ("order of a pair changes", "tie arises or ends"), zip(*changes, strict=True), strict=True
-        ):
-            measures.append(Measure(f"{name}, {label}", SHARE, share_of_rows(outcomes)))
+        orders, ties = zip(*changes, strict=True)
+        measures.append(Measure(f"order of a pair changes, {label}", SHARE, share_of_rows(orders)))
+        measures.append(Measure(f"tie arises or ends, {label}", SHARE, share_of_rows(ties)))
     return measures
 
 

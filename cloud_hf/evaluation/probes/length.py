@@ -58,11 +58,8 @@ def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
 
 def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
-    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows. It is NaN if all
-    rewards or all lengths are equal.
-
-    `within_rows` subtracts from each reward and length its row's mean, which removes the effect of prompts that require long answers or
-    get low rewards.
+    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows; NaN if all rewards or all lengths
+    are equal. `within_rows` subtracts the means of each row, which removes the effect of prompts that require long answers or get low rewards.
     """
     if not rows:
         return Estimate(math.nan, 0)

@@ -64,25 +64,14 @@ def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = labels_of(rows)
-    moves = [
-        [
-            float(np.mean([abs(after - before) for before, after in found]))
-            for row in rows
-            if (found := _margins(row, label))
-        ]
-        for label in labels
-    ]
-    figures = [
-        Measure(f"margin moves by, {label}", REWARD, mean_estimate(values))
-        for label, values in zip(labels, moves, strict=True)
-    ]
-    return [
-        *shares(
-            rows, "order of a pair changes, {}", labels, lambda row, label: order_changes(_margins(row, label))[0]
-        ),
-        *shares(rows, "tie arises or ends, {}", labels, lambda row, label: order_changes(_margins(row, label))[1]),
-        *figures,
-    ]
+    moves = []
+    for label in labels:
+        margins = filter(None, [_margins(row, label) for row in rows])
+        values = [float(np.mean([abs(after - before) for before, after in found])) for found in margins]
+        moves.append(Measure(f"margin moves by, {label}", REWARD, mean_estimate(values)))
+    changed, tied = (lambda row, label, place=place: order_changes(_margins(row, label))[place] for place in (0, 1))
+    orders = shares(rows, "order of a pair changes, {}", labels, changed)
+    return [*orders, *shares(rows, "tie arises or ends, {}", labels, tied), *moves]
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:

@@ -67,10 +67,8 @@ class ProbeRow:
         return [score.reward for score in self.scores]
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Yield the indices of each right and wrong response."""
-        for right in range(self.row.num_chosen):
-            for wrong in range(self.row.num_chosen, len(self.row.responses)):
-                yield right, wrong
+        """See [`BenchmarkRow.pairs`]."""
+        return self.row.pairs()
 
     def ordered_pairs(self, sign: int = 1) -> list[tuple[int, int]]:
         """Return the pairs that the model orders correctly; with `sign=-1`, those that it orders incorrectly."""
@@ -188,15 +186,10 @@ def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
 
 
 def order_changes(margins: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """
-    Compare the margins of pairs before and after an alteration. Return, as 1 or 0 for each pair, whether its order is reversed, and whether a
-    tie arises or ends.
-    """
+    """Return, as 1 or 0 for each pair of margins (before, after), whether the order is reversed, and whether a tie arises or ends."""
     signs = [(np.sign(before), np.sign(after)) for before, after in margins]
-    return (
-        [float(before * after < 0) for before, after in signs],
-        [float((before == 0) != (after == 0)) for before, after in signs],
-    )
+    reversed_ = [float(before * after < 0) for before, after in signs]
+    return reversed_, [float((before == 0) != (after == 0)) for before, after in signs]
 
 
 mean_figure = mean_estimate  # its name in version 0.1
@@ -218,18 +211,8 @@ def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
 
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
-    """
-    Return 1 if the wrong response now has the higher reward, otherwise 0, for each correctly ordered pair whose wrong response was altered.
-    """
+    """For each correctly ordered pair whose wrong response was altered, return 1 if that one now has the higher reward, otherwise 0."""
     return [float(margin < 0) for margin in _margins_after(row, label, 1)]
-
-
-def _tied_pairs(row: ProbedRow, label: str) -> list[float]:
-    return [float(margin == 0) for margin in _margins_after(row, label, 1)]
-
-
-def _won_pairs(row: ProbedRow, label: str) -> list[float]:
-    return [float(margin > 0) for margin in _margins_after(row, label, -1)]
 
 
 def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
@@ -246,15 +229,11 @@ def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
 
 # Says nothing about the response. Repeated, and cut to the length of the ending that it controls for
 _NEUTRAL = " This is the end of the text."
-
-
+_CONTROL_OF = "neutral ending as long as "
 CONTROL = (
     "The control appends a neutral ending of the same length instead: rewards that are noise, or that follow the length, lose as many pairs "
     "to the control, so what counts is the difference."
 )
-
-
-_CONTROL_OF = "neutral ending as long as "
 
 
 def neutral(label: str) -> str:
@@ -268,10 +247,7 @@ def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
 
 
 def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
-    """
-    For each alteration of a wrong response, add its control: the original response plus a neutral ending that changes the length as much
-    as the alteration did.
-    """
+    """Add a control for each altered wrong response: the original plus a neutral ending that changes the length as much."""
     controls = []
     for variant in variants:
         if variant.place >= row.row.num_chosen:
@@ -287,7 +263,11 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
     Return, for each alteration of a probe with `controls`, how many more right pairs it loses than its control, then the pairs that each
     of the two loses, ties and wins. `note` is added to the labels.
     """
-    counted = {"right pairs lost": lost_pairs, "right pairs tied": _tied_pairs, "wrong pairs won": _won_pairs}
+    counted = {
+        "right pairs lost": lost_pairs,
+        "right pairs tied": lambda row, label: [float(margin == 0) for margin in _margins_after(row, label, 1)],
+        "wrong pairs won": lambda row, label: [float(margin > 0) for margin in _margins_after(row, label, -1)],
+    }
     measures = [
         Measure(f"right pairs lost beyond the control, {label}{note}", SHARE_DIFFERENCE, _excess(rows, label))
         for label in labels

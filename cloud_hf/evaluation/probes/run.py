@@ -108,8 +108,7 @@ def check_probes(names: Sequence[str]) -> list[str]:
 def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
     """Sample at most `count` rows from each set, keeping their order."""
     drawn = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        members = [row for row in rows if row.dataset == dataset]
+    for members in group([row.dataset for row in rows], rows).values():
         places = np.random.default_rng(seed).permutation(len(members))[:count]
         drawn += [members[place] for place in sorted(places)]
     return drawn
@@ -205,8 +204,7 @@ class _AlteredRow:
 def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: int | None) -> _AlteredRow:
     """Alter a row, and leave out the chats that the model cannot read."""
     assert probe.alter is not None
-    chats = []
-    variants = probe.alter(row, critique_format)
+    chats, variants = [], probe.alter(row, critique_format)
     if probe.controls:
         variants = with_controls(row, variants)
     for variant in variants:

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 
 from .style import WIDTH, add_grid, styles_of  # isort: skip  # before pyplot: chooses the backend
 from matplotlib import pyplot as plt
 
 from ..formatting import Form, Section, Table, picture_name, show_estimate
 from ..metrics.anytime import Anytime
-from .plots import save
+from .plots import save, with_reach
 
 
 ANYTIME = """\
@@ -27,18 +25,19 @@ def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
     sections = [Section("Accuracy against tokens read", ANYTIME)]
     for name, by_model in by_dataset.items():
         rows = [
-            [
-                model,
-                "all" if point.limit is None else f"at most {point.limit}",
-                show_estimate(point.tokens, Form(digits=1), with_n=False),
-                show_estimate(point.accuracy),
-            ]
+            {
+                "model": model,
+                "tokens of a critique": "all" if point.limit is None else f"at most {point.limit}",
+                "tokens per response": show_estimate(point.tokens, Form(digits=1), with_n=False),
+                "accuracy": show_estimate(point.accuracy),
+            }
             for model, found in by_model.items()
             for point in found.points
         ]
-        table = Table(["model", "tokens of a critique", "tokens per response", "accuracy"], rows)
         picture = {picture_name("anytime", name): "accuracy against tokens read"}
-        sections.append(Section(f"Accuracy against tokens read: {name}", tables=[table], pictures=picture, level=3))
+        sections.append(
+            Section(f"Accuracy against tokens read: {name}", tables=[Table.of(rows)], pictures=picture, level=3)
+        )
     return sections
 
 
@@ -48,10 +47,7 @@ def plot_anytime(by_model: AnytimeResults, path: Path, models: Sequence[str] = (
     styles = styles_of(by_model, models)
     for model, found in by_model.items():
         tokens = [point.tokens.value for point in found.points]
-        values = 100 * np.array([point.accuracy.value for point in found.points])
-        # An estimate without an interval is a point
-        ends = [point.accuracy.ci95 or (point.accuracy.value,) * 2 for point in found.points]
-        reach = np.abs(100 * np.array(ends).T - values)
+        values, reach = with_reach([point.accuracy for point in found.points])
         axes.errorbar(tokens, values, reach, label=model, linestyle=styles[model].line, **styles[model].points())
     n = max(found.points[-1].accuracy.n for found in by_model.values())
     axes.set(

@@ -14,7 +14,6 @@ from ..evaluation_arguments import SETTINGS
 from ..formatting import Section, file_name, render
 from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
-from ..stats import json_safe
 from .files import BEST_OF_N_VERSION, VERSION, write_json
 from .tables import DIFFERENCE, difference_table
 
@@ -58,10 +57,7 @@ class Results:
 
 
 def read_results(folder: str, name: str) -> Results:
-    """
-    Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it holds neither, or results of an
-    earlier version.
-    """
+    """Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it has none, or those of another version."""
     pages, outcomes = {}, {}
     for file, version in _PAGES.items():
         path = Path(folder) / file
@@ -203,4 +199,4 @@ def write_comparison(folders: Sequence[str], output_dir: str | None):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / "comparison.md").write_text(text, encoding="utf-8")
         page = {"version": VERSION, "differences": found.differences, "notes": found.notes}
-        write_json(json_safe(page), Path(output_dir) / "comparison.json")
+        write_json(page, Path(output_dir) / "comparison.json")

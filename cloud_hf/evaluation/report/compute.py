@@ -1,11 +1,11 @@
-"""The section on accuracy against compute: accuracy of everything evaluated, by the cost of its critiques."""
+"""Accuracy against compute: the points of everything evaluated, and the report's sections on compute, cascades and halving."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..cascades import CascadeResult, worth_of
-from ..compute import ComputePoint, points_of_critiques, points_of_early_reads
 from ..ensembles import Ensemble
 from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
 from ..halving import HalvingResult
@@ -13,7 +13,7 @@ from ..judges import JudgeReport, RatingReport
 from ..metrics.cascade import worth_of_best
 from ..outcomes import Evaluation
 from ..sets import ModelResults
-from ..stats import share
+from ..stats import Estimate, powers_of_two, share
 
 
 PICTURE = "accuracy_vs_compute.png"
@@ -35,6 +35,36 @@ _TOKENS = Form(digits=1)
 _SCORE = Form(digits=2)
 
 
+@dataclass(frozen=True)
+class ComputePoint:
+    """Accuracy on a set, and its cost."""
+
+    dataset: str
+    model: str
+    setting: str  # how the model was used
+    accuracy: Estimate
+    tokens: float  # per row
+    seconds: float = math.nan  # per row
+    is_chosen: bool = True  # false for the thresholds of a cascade that were not chosen
+    series: str = ""  # in plots, points of the same model and series form a curve
+
+    @property
+    def label(self) -> str:
+        """The name of the point's curve in plots."""
+        return ", ".join(filter(None, [self.model, self.series]))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the point in JSON form, without seconds, which differ from run to run."""
+        return {
+            "dataset": self.dataset,
+            "model": self.model,
+            "setting": self.setting,
+            "accuracy": self.accuracy.summary(),
+            "tokens_per_row": self.tokens,
+            "is_chosen": self.is_chosen,
+        }
+
+
 def compute_points(
     results: Mapping[str, ModelResults],
     shown: Mapping[str, str],
@@ -45,56 +75,61 @@ def compute_points(
     """Gather the points of all models, ensembles, cascades and a judge on the sets with right and wrong responses."""
     points: list[ComputePoint] = []
     combined = {one.name for one in [*ensembles, *cascades]}
-    for name, found in results.items():
-        if found.costs and name not in combined:
+    single = {shown[name]: found for name, found in results.items() if name not in combined}
+    for model, found in single.items():
+        if found.costs:  # a judge has none
             with_sides = [key for key in found.costs if key[0] in ("benchmark", "pairs")]
             for evaluation, key in zip(found.evaluations, with_sides, strict=True):
-                points += _points_of_model(shown[name], found, evaluation, key)
-            points += _points_of_choices(shown[name], found, shown)
+                points += _points_of_model(model, found, evaluation, key)
+            points += _points_of_choices(model, found, shown)
     for ensemble in ensembles:
-        for evaluation in results[ensemble.name].evaluations:
-            points.append(_point_of_ensemble(ensemble, evaluation, points))
+        points += [_point_of_ensemble(ensemble, one, points) for one in results[ensemble.name].evaluations]
     for cascade in cascades:
         points += _points_of_cascade(cascade)
     if judged is not None:
-        for name, found in results.items():
-            points += [
-                _point_of_judge(shown[name], one, judged)
-                for one in found.evaluations
-                if not found.costs and name not in combined
-            ]
+        judges = {model: found.evaluations for model, found in single.items() if not found.costs}
+        points += [_point_of_judge(model, one, judged) for model, found in judges.items() for one in found]
     return points
 
 
 def _points_of_model(
-    name: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
+    model: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
 ) -> Iterator[ComputePoint]:
-    cost = found.costs[key]
-    yield ComputePoint(
-        evaluation.name, name, "as scored", evaluation.row_accuracy(), cost.per_row, cost.seconds_per_row
-    )
-    curves = zip(
-        found.robustness.self_consistency.get(evaluation.name, []), found.sampled_costs.values(), strict=False
-    )
-    yield from points_of_critiques(name, evaluation, [(curve, costs[key]) for curve, costs in curves])
-    if (read := found.robustness.anytime.get(evaluation.name)) is not None:
-        yield from points_of_early_reads(name, evaluation, read, cost)
+    """Yield the points of a model as scored, of 1, 2, 4, … and all sampled critiques, and of critiques read in part."""
+    name, cost = evaluation.name, found.costs[key]
+    yield ComputePoint(name, model, "as scored", evaluation.row_accuracy(), cost.per_row, cost.seconds_per_row)
+    sampled = zip(found.robustness.self_consistency.get(name, []), found.sampled_costs.values(), strict=False)
+    for critiques, costs in sampled:
+        curve, count, series = critiques.everything, critiques.num_critiques, f"T = {critiques.temperature:g}"
+        for k in sorted({*powers_of_two(count), count}):
+            accuracy = Estimate(curve.accuracy[k - 1], curve.rows, curve.intervals[k - 1])
+            tokens, seconds = k / count * costs[key].per_row, k / count * costs[key].seconds_per_row
+            yield ComputePoint(name, model, f"{series}, k = {k}", accuracy, tokens, seconds, series=series)
+    read = found.robustness.anytime.get(name)
+    responses = sum(len(row.responses) for row in evaluation.rows) / len(evaluation.rows)
+    for point in read.points if read else ():
+        if point.limit is not None:
+            tokens = point.tokens.value * responses
+            seconds = cost.seconds_per_row * tokens / cost.per_row if cost.per_row else math.nan
+            setting = f"read to {point.limit} tokens"
+            yield ComputePoint(name, model, setting, point.accuracy, tokens, seconds, series="read early")
 
 
-def _points_of_choices(name: str, found: ModelResults, shown: Mapping[str, str]) -> Iterator[ComputePoint]:
+def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]) -> Iterator[ComputePoint]:
     """Yield the worth of a model's choices among the candidates of each set of problems."""
     for key, cost in found.costs.items():
         if key[0] == "problems":
             fitted, scores = found.parts[key]
             worth = [
-                worth_of_best([score.reward for score in row], worth_of(read))
+                worth_of_best([score.reward for score in row], worth_of("problems", read))
                 for row, read in zip(scores, fitted.rows, strict=True)
             ]
             dataset = shown.get(key[1], key[1])
-            yield ComputePoint(dataset, name, "as scored", share(worth), cost.per_row, cost.seconds_per_row)
+            yield ComputePoint(dataset, model, "as scored", share(worth), cost.per_row, cost.seconds_per_row)
 
 
 def _point_of_ensemble(ensemble: Ensemble, evaluation: Evaluation, points: Sequence[ComputePoint]) -> ComputePoint:
+    """Add up the costs of an ensemble's members."""
     members = [
         point
         for point in points
@@ -126,39 +161,34 @@ def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | Rat
 def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:
     """Make the sections on compute and on cascades; the table shows only the chosen point of each cascade."""
     rows = [
-        [point.dataset, point.model, point.setting, show_estimate(point.accuracy), show(point.tokens, _TOKENS)]
+        {
+            "set": point.dataset,
+            "model": point.model,
+            "setting": point.setting,
+            "row accuracy": show_estimate(point.accuracy),
+            "tokens per row": show(point.tokens, _TOKENS),
+        }
         for point in points
         if point.is_chosen
     ]
-    table = Table(["set", "model", "setting", "row accuracy", "tokens per row"], rows)
-    sections = [Section("Accuracy against compute", COMPUTE, [table])]
+    sections = [Section("Accuracy against compute", COMPUTE, [Table.of(rows)])]
     if cascades:
-        columns = [
-            "set",
-            "cascade",
-            "thresholds",
-            "accuracy",
-            "last stage alone",
-            "tokens per row",
-            "share of its tokens",
-            "reached",
-        ]
-        sections.append(Section("Cascades", CASCADES, [Table(columns, list(map(_cascade_row, cascades)))], level=3))
+        sections.append(Section("Cascades", CASCADES, [Table.of(map(_cascade_row, cascades))], level=3))
     return sections
 
 
-def _cascade_row(found: CascadeResult) -> list[Any]:
+def _cascade_row(found: CascadeResult) -> dict[str, Any]:
     tokens, full = found.chosen.tokens_per_row, found.last.tokens_per_row.value
-    return [
-        found.dataset,
-        found.name,
-        ", ".join(f"{threshold:.3f}" for threshold in found.thresholds),
-        show_estimate(found.chosen.accuracy),
-        show_estimate(found.last.accuracy, with_n=False),
-        show_estimate(tokens, _TOKENS, with_n=False),
-        show(tokens.value / full if full else math.nan),
-        ", ".join(show(share) for share in found.chosen.reached),
-    ]
+    return {
+        "set": found.dataset,
+        "cascade": found.name,
+        "thresholds": ", ".join(f"{threshold:.3f}" for threshold in found.thresholds),
+        "accuracy": show_estimate(found.chosen.accuracy),
+        "last stage alone": show_estimate(found.last.accuracy, with_n=False),
+        "tokens per row": show_estimate(tokens, _TOKENS, with_n=False),
+        "share of its tokens": show(tokens.value / full if full else math.nan),
+        "reached": ", ".join(show(share) for share in found.chosen.reached),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- best-of-N
@@ -171,13 +201,20 @@ problems, with 95 % bootstrap intervals over problems. Tokens are those of the c
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:
     """Make the section on successive halving."""
-    columns = ["set", "", "critiques", "choice", "full choice", "difference", "tokens", "full tokens", "share"]
     rows = []
     for one in results:
         is_share = 0 <= one.worth.value <= 1 and 0 <= one.full_worth.value <= 1
         form, difference = (PERCENT, POINTS) if is_share else (_SCORE, _SCORE)
-        cells = [(one.worth, form), (one.full_worth, form), (one.difference, difference)]
-        cells += [(one.tokens, _TOKENS), (one.full_tokens, _TOKENS)]
-        shown = [show_estimate(estimate, shape, with_n=False) for estimate, shape in cells]
-        rows.append([one.title, one.name, one.num_critiques, *shown, show(one.share)])
-    return Section("Successive halving", HALVING, [Table(columns, rows)])
+        row = {
+            "set": one.title,
+            "": one.name,
+            "critiques": one.num_critiques,
+            "choice": show_estimate(one.worth, form, with_n=False),
+            "full choice": show_estimate(one.full_worth, form, with_n=False),
+            "difference": show_estimate(one.difference, difference, with_n=False),
+            "tokens": show_estimate(one.tokens, _TOKENS, with_n=False),
+            "full tokens": show_estimate(one.full_tokens, _TOKENS, with_n=False),
+            "share": show(one.share),
+        }
+        rows.append(row)
+    return Section("Successive halving", HALVING, [Table.of(rows)])

@@ -1,7 +1,7 @@
 """Files of an evaluation: scores with their critiques, leaderboard results, the report and its pictures."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from ..analysis import Robustness, mean_label
+from ..analysis import mean_label
 from ..cascades import CascadeResult
-from ..compute import ComputePoint
 from ..ensembles import read_ensembles
 from ..environment import environment, names_without_folders, opening, rename, spell_command
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
@@ -58,7 +57,7 @@ _PARTIAL = pa.field("partial_rewards", pa.list_(pa.list_(pa.float64())))  # with
 _RELIABILITY = "reliability.png"
 
 PICTURES = """\
-![headline figures with 95 % intervals](benchmarks.png)
+![headline metrics with 95 % intervals](benchmarks.png)
 
 ![distribution of reward margins](margins.png)
 
@@ -145,104 +144,162 @@ def write_report(
 ):
     """
     Write report.json, report.md and its pictures for the finished models; `shown` are short names of models and sets, `sets` come from
-    [`~sets.Sets.describe`], `judged` holds the counts of a judge, and `cascades` the results of cascades. Absolute paths are shortened to
-    names.
+    [`~sets.Sets.describe`], and `judged` holds the counts of a judge. Absolute paths are shortened to names.
     """
     # Rewritten after each model, so that an interrupted run leaves a report on the finished models
-    by_model = {shown[name]: found.evaluations for name, found in results.items()}
-    differences = compare(by_model)
-    best_of_n = {
-        shown[dataset]: {
-            shown[name]: found.best_of_n[dataset] for name, found in results.items() if dataset in found.best_of_n
-        }
-        for dataset in args.best_of_n
-    }
-
-    def entries(summaries_of) -> list[dict[str, Any]]:
-        return [{"model": name, **entry} for name, found in results.items() for entry in summaries_of(found)]
-
-    ensembles = [one for one in read_ensembles(args.ensembles, args.models) if one.name in results]
-    points = compute_points(results, shown, ensembles, cascades, judged)
+    report = _Report(results, args, shown, output_dir, judged, cascades)
     names = names_without_folders(args, shown)
     run = rename(environment(args) | {"sets": list(sets)}, names)
-    page = {
-        "version": VERSION,
-        "arguments": asdict(args),
-        "environment": run,
-        "styles": describe_styles(all_models(args, shown)),
-        "results": entries(
-            lambda found: ({"dataset": name, **result.summary()} for name, result in found.pairs.items())
-        ),
-        "benchmarks": entries(lambda found: (evaluation.summary() for evaluation in found.evaluations)),
-        "differences": differences,
-        "best_of_n": best_of_n,
-        **({} if judged is None else {"judge": judged.summary()}),
-        **({"cascades": [found.summary() for found in cascades]} if cascades else {}),
-        "compute": [point.summary() for point in points],
-        "critique_quality": entries(lambda found: (part.summary() for part in found.critiques)),
-    }
-    for name, found in results.items():
-        for key, parts in found.robustness.summary(name).items():
-            page.setdefault(key, []).extend(parts)
-    write_json(rename(json_safe(page), names), output_dir / "report.json")
-    sections = [
-        *result_sections(by_model, differences, best_of_n),
-        *_picture_sections(results, args, shown, output_dir),
-    ]
-    if any(point.tokens for point in points):
-        sections += compute_sections(points, cascades)
-        write_compute(points, cascades, output_dir, all_models(args, shown))
-    if judged is not None:
-        sections.append(judge_section(judged))
-    if args.reference_critiques:
-        sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
-    settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "combine", "overlong_policy")})
-    if args.ensembles:
-        settings += f"\n\n{ENSEMBLES}"
-    sections.append(Section("Settings", settings))
+    write_json(rename(json_safe(report.page(run)), names), output_dir / "report.json")
+    sections = report.sections()
     text = f"{opening(spell_command('evaluate', args, names), run)}\n\n{contents(sections)}"
     text = render([Section("Reward models evaluated", text, level=1), *sections])
     (output_dir / "report.md").write_text(text, encoding="utf8")
 
 
-def write_compute(
-    points: Sequence[ComputePoint], cascades: Sequence[CascadeResult], output_dir: Path, models: Sequence[str]
-):
-    """Draw accuracy against compute, and write `compute.json` with the seconds, and the fits of cascades."""
-    plots.plot_compute(points, output_dir / PICTURE, models)
-    measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in points]
-    write_json({"version": VERSION, "points": measured}, output_dir / "compute.json")
-    for found in cascades:
-        found.fit.save(output_dir / file_name(found.name, found.dataset, "json"))
+class _Report:
+    """The finished models of a run; the arguments are those of [`write_report`]."""
 
+    def __init__(
+        self,
+        results: Mapping[str, ModelResults],
+        args: EvaluationArguments,
+        shown: Mapping[str, str],
+        output_dir: Path,
+        judged: JudgeReport | RatingReport | None,
+        cascades: Sequence[CascadeResult],
+    ):
+        self.results, self.args, self.output_dir = results, args, output_dir
+        self.judged, self.cascades = judged, cascades
+        self.by_model = {shown[name]: found for name, found in results.items()}
+        self.evaluations = {model: found.evaluations for model, found in self.by_model.items()}
+        self.robustness = {model: found.robustness for model, found in self.by_model.items()}
+        self.differences = compare(self.evaluations)
+        self.best_of_n = {
+            shown[name]: {
+                model: found.best_of_n[name] for model, found in self.by_model.items() if name in found.best_of_n
+            }
+            for name in args.best_of_n
+        }
+        ensembles = read_ensembles(args.ensembles, args.models)
+        finished = [one for one in ensembles if one.name in results]
+        self.points = compute_points(results, shown, finished, cascades, judged)
+        # All models of the run, also unfinished ones: a model keeps its style in all versions of the report
+        judges = [args.judge_name] if args.judge_base_url else []
+        combined = [one.name for one in (*ensembles, *args.read_cascades())]
+        self.models = [*(shown[name] for name in args.models), *judges, *combined]
 
-def _picture_sections(
-    results: Mapping[str, ModelResults], args: EvaluationArguments, shown: Mapping[str, str], output_dir: Path
-) -> list[Section]:
-    """Draw the plots of rows with right and wrong responses, if any, and make their sections."""
-    by_model = {shown[name]: found.evaluations for name, found in results.items()}
-    margins = margins_of(by_model)
-    if not margins:
-        return []
-    models = all_models(args, shown)
-    plots.plot_benchmarks(by_model, output_dir / "benchmarks.png", models)
-    plots.plot_margins(margins, output_dir / "margins.png", models)
-    sampled = {
-        f"{shown[name]}, {mean_label(args.self_consistency or 1, temperature)}": evaluations
-        for name, found in results.items()
-        for temperature, evaluations in found.sampled.items()
-    }
-    plots.plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY, models)
-    robustness = {shown[name]: found.robustness for name, found in results.items()}
-    return [Section("Plots", PICTURES), *robustness_sections(robustness, by_model, output_dir, models)]
+    def page(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of report.json; `run` is the [`~environment.environment`]."""
 
+        def entries(summaries_of: Callable[[ModelResults], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+            return [{"model": name, **entry} for name, found in self.results.items() for entry in summaries_of(found)]
 
-def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:
-    """Return the short names of all models of a run, including unfinished ones, a judge and ensembles."""
-    ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
-    judges = [args.judge_name] if args.judge_base_url else []
-    cascades = [one.name for one in args.read_cascades()]
-    return [*(shown[name] for name in args.models), *judges, *ensembles, *cascades]
+        page = {
+            "version": VERSION,
+            "arguments": asdict(self.args),
+            "environment": run,
+            "styles": describe_styles(self.models),
+            "results": entries(
+                lambda found: ({"dataset": name, **result.summary()} for name, result in found.pairs.items())
+            ),
+            "benchmarks": entries(lambda found: (evaluation.summary() for evaluation in found.evaluations)),
+            "differences": self.differences,
+            "best_of_n": self.best_of_n,
+            **({} if self.judged is None else {"judge": self.judged.summary()}),
+            **({"cascades": [found.summary() for found in self.cascades]} if self.cascades else {}),
+            "compute": [point.summary() for point in self.points],
+            "critique_quality": entries(lambda found: (part.summary() for part in found.critiques)),
+        }
+        for name, found in self.results.items():
+            for key, parts in found.robustness.summary(name).items():
+                page.setdefault(key, []).extend(parts)
+        return page
+
+    # ------------------------------------------------------------------------------------------ report.md and its plots
+
+    def sections(self) -> list[Section]:
+        """Draw all plots, and return the sections of report.md."""
+        sections = [*result_sections(self.evaluations, self.differences, self.best_of_n), *self._analysis()]
+        if any(point.tokens for point in self.points):
+            sections += compute_sections(self.points, self.cascades)
+            self._write_compute()
+        if self.judged is not None:
+            sections.append(judge_section(self.judged))
+        if self.args.reference_critiques:
+            sections.append(critique_section({model: found.critiques for model, found in self.by_model.items()}))
+        values = {name: getattr(self.args, name) for name in (*SETTINGS, "combine", "overlong_policy")}
+        settings = SCORED.format(**values) + (f"\n\n{ENSEMBLES}" if self.args.ensembles else "")
+        return [*sections, Section("Settings", settings)]
+
+    def _write_compute(self):
+        """Draw accuracy against compute, and write `compute.json` with the seconds, and the fits of cascades."""
+        plots.plot_compute(self.points, self.output_dir / PICTURE, self.models)
+        measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in self.points]
+        write_json({"version": VERSION, "points": measured}, self.output_dir / "compute.json")
+        for found in self.cascades:
+            found.fit.save(self.output_dir / file_name(found.name, found.dataset, "json"))
+
+    def _analysis(self) -> list[Section]:
+        """Return the sections on rows with right and wrong responses; none if there are no such rows."""
+        margins = margins_of(self.evaluations)
+        if not margins:
+            return []
+        plots.plot_benchmarks(self.evaluations, self.output_dir / "benchmarks.png", self.models)
+        plots.plot_margins(margins, self.output_dir / "margins.png", self.models)
+        sampled = {
+            f"{model}, {mean_label(self.args.self_consistency or 1, temperature)}": evaluations
+            for model, found in self.by_model.items()
+            for temperature, evaluations in found.sampled.items()
+        }
+        plots.plot_reliability(margins_of(self.evaluations | sampled), self.output_dir / _RELIABILITY, self.models)
+        names = [evaluation.name for evaluation in next(iter(self.evaluations.values()))]
+        sections = [*self._self_consistency(names), *self._anytime(names), *self._uncertainty(names), *self._probes()]
+        return [Section("Plots", PICTURES), *sections]
+
+    def _self_consistency(self, names: Sequence[str]) -> list[Section]:
+        curves = {}
+        for place, name in enumerate(names):
+            parts = {
+                f"{model}, T = {part.temperature:g}": part
+                for model, found in self.robustness.items()
+                for part in found.self_consistency.get(name, [])
+            }
+            if parts:
+                curves[name] = parts
+                as_scored = {model: found[place].row_accuracy().value for model, found in self.evaluations.items()}
+                picture = self.output_dir / picture_name("self_consistency", name)
+                plots.plot_self_consistency(parts, as_scored, picture, self.models)
+        return self_consistency_sections(curves) if curves else []
+
+    def _anytime(self, names: Sequence[str]) -> list[Section]:
+        results = {}
+        for name in names:
+            parts = {model: part.anytime[name] for model, part in self.robustness.items() if name in part.anytime}
+            if parts:
+                results[name] = parts
+                plot_anytime(parts, self.output_dir / picture_name("anytime", name), self.models)
+        return anytime_sections(results) if results else []
+
+    def _uncertainty(self, names: Sequence[str]) -> list[Section]:
+        pictures = {}
+        for name in names:
+            # With several temperatures, use the mean over critiques at the last one
+            last = {model: found.uncertainty[name][-1:] for model, found in self.robustness.items()}
+            if parts := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
+                pictures[name] = picture_name("rejection", name)
+                plots.plot_rejection(parts, self.output_dir / pictures[name], self.models)
+        found = {name: {model: part.uncertainty[name] for model, part in self.robustness.items()} for name in names}
+        return uncertainty_sections(found, pictures, _RELIABILITY)
+
+    def _probes(self) -> list[Section]:
+        # Judges, ensembles and cascades are not probed
+        probed = {model: found.probes for model, found in self.robustness.items() if found.probes}
+        probes = [dict(zip(probed, found, strict=True)) for found in zip(*probed.values(), strict=True)]
+        for by_model in probes:
+            if has_measures(by_model):
+                plots.plot_probe(by_model, self.output_dir / probe_picture(by_model), self.models)
+        return probe_sections(probes) if probes else []
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
@@ -253,53 +310,3 @@ def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dic
             if values := part.margins():
                 margins.setdefault(part.name, {})[name] = values
     return margins
-
-
-def robustness_sections(
-    results: Mapping[str, Robustness],
-    evaluations: Mapping[str, list[Evaluation]],
-    output_dir: Path,
-    models: Sequence[str],
-) -> list[Section]:
-    """Draw the plots of self-consistency, selective accuracy and probes, and make their sections."""
-    names = [evaluation.name for evaluation in next(iter(evaluations.values()))]
-    curves, rejections = {}, {}
-    for place, name in enumerate(names):
-        parts = {
-            f"{model}, T = {part.temperature:g}": part
-            for model, found in results.items()
-            for part in found.self_consistency.get(name, [])
-        }
-        if parts:
-            curves[name] = parts
-            as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
-            plots.plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name), models)
-        # With several temperatures, use the mean over critiques at the last one
-        last = {model: found.uncertainty[name][-1:] for model, found in results.items()}
-        if shown := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
-            rejections[name] = picture_name("rejection", name)
-            plots.plot_rejection(shown, output_dir / rejections[name], models)
-    certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
-    sections = self_consistency_sections(curves) if curves else []
-    sections += _anytime_sections(results, names, output_dir, models)
-    sections += uncertainty_sections(certainties, rejections, _RELIABILITY)
-    # Ensembles are not probed
-    probed = {model: found.probes for model, found in results.items() if found.probes}
-    probes = [dict(zip(probed, found, strict=True)) for found in zip(*probed.values(), strict=True)]
-    for by_model in probes:
-        if has_measures(by_model):
-            plots.plot_probe(by_model, output_dir / probe_picture(by_model), models)
-    return [*sections, *(probe_sections(probes) if probes else [])]
-
-
-def _anytime_sections(
-    results: Mapping[str, Robustness], names: Sequence[str], output_dir: Path, models: Sequence[str]
-) -> list[Section]:
-    """Draw the plots of accuracy against tokens read, and make their sections."""
-    found = {
-        name: {model: part.anytime[name] for model, part in results.items() if name in part.anytime} for name in names
-    }
-    found = {name: by_model for name, by_model in found.items() if by_model}
-    for name, by_model in found.items():
-        plot_anytime(by_model, output_dir / picture_name("anytime", name), models)
-    return anytime_sections(found) if found else []

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..analysis import MARGIN, Uncertainty
-from ..compute import ComputePoint
 from ..metrics.best_of_n import Curve
 from ..metrics.calibration import FEW_PAIRS, Calibration, calibrate
 from ..metrics.selective_accuracy import FRACTIONS
@@ -23,7 +22,8 @@ from ..metrics.self_consistency import AccuracyCurve, SelfConsistency
 from ..outcomes import Evaluation, headline_estimates
 from ..probes import ProbeResult
 from ..probes.probe import SHARE
-from ..stats import Estimate, wilson
+from ..stats import Estimate, powers_of_two, wilson
+from .compute import ComputePoint
 
 
 _FLAT_LINES = (":", "--", "-.")
@@ -63,6 +63,14 @@ def spell(sizes: Iterable[int]) -> str:
     return "–".join(map(str, dict.fromkeys([found[0], found[-1]]))) if found else "0"
 
 
+def with_reach(estimates: Sequence[Estimate], scale: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return scaled values, shape `(N,)`, and how far their intervals reach below and above them, shape `(2, N)`."""
+    values = scale * np.array([one.value for one in estimates])
+    # An estimate without an interval is a point; the shape keeps `.T` valid without any estimate
+    ends = scale * np.array([one.ci95 or (one.value, one.value) for one in estimates]).reshape(-1, 2)
+    return values, np.abs(ends.T - values)
+
+
 def _draw_estimates(
     axes: Axes,
     names: Sequence[str],
@@ -75,13 +83,9 @@ def _draw_estimates(
     for number, (model, estimates) in enumerate(by_model.items()):
         offset = (number - (len(by_model) - 1) / 2) * 0.65 / len(by_model)
         known = [(place, one) for place, one in enumerate(estimates) if one is not None and not math.isnan(one.value)]
-        values = scale * np.array([one.value for _, one in known])
-        # An estimate without an interval is a point; the shape keeps `.T` valid for a model without any estimate
-        ends = scale * np.array([one.ci95 or (one.value, one.value) for _, one in known]).reshape(-1, 2)
+        values, reach = with_reach([one for _, one in known], scale)
         places = [place + offset for place, _ in known]
-        axes.errorbar(
-            values, places, xerr=np.abs(ends.T - values), linestyle="none", label=model, **styles[model].points()
-        )
+        axes.errorbar(values, places, xerr=reach, linestyle="none", label=model, **styles[model].points())
         for place, one in known:
             sizes[place].add(one.n)
     shown = [f"{name} (n = {spell(found)})" for name, found in zip(names, sizes, strict=True)]
@@ -99,7 +103,7 @@ def plot_benchmarks(results: Mapping[str, list[Evaluation]], path: Path, models:
     by_model = {model: [estimates[number] for _, estimates in quoted] for number, model in enumerate(results)}
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + len(quoted) * (0.25 + 0.17 * len(results))))
     _draw_estimates(axes, [label for label, _ in quoted], by_model, models)
-    axes.set(xlim=(-2, 102), xlabel="figure of the benchmark (%), with 95 % interval")
+    axes.set(xlim=(-2, 102), xlabel="headline metric (%), with 95 % interval")
     save(figure, axes, path)
 
 
@@ -109,7 +113,7 @@ Margins = Mapping[str, Mapping[str, Sequence[float]]]
 
 def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
     """Draw the distribution of reward margins (right minus wrong response) of each model, one panel for each set."""
-    figure, grid = _panels(len(by_set), 2, 2.8)
+    figure, grid = _panels(len(by_set), 2, 2.8, "response pairs (%)")
     for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
         everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
         # The few outliers go into the outermost bins
@@ -126,8 +130,6 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
         axes.set_title(f"{name} (n = {spell(map(len, margins.values()))} pairs)")
         axes.set_xlabel("right minus wrong reward (nats)")
         axes.tick_params(labelleft=True)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("response pairs (%)")
     figure.suptitle("right of 0 is correct, equal rewards are in the middle bin; outermost bins hold all beyond")
     save_panels(figure, grid.flat, path)
 
@@ -137,7 +139,7 @@ def plot_reliability(by_set: Margins, path: Path, models: Sequence[str] = ()):
     Draw how often the preferred response is right against its Bradley-Terry probability, one panel for each set, with Wilson intervals and
     markers whose area grows with the number of pairs in a bin.
     """
-    figure, grid = _panels(len(by_set), 2, 3.4)
+    figure, grid = _panels(len(by_set), 2, 3.4, "preferred response is right (%),\nwith 95 % interval (Wilson)")
     for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
         axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle="--", label="calibrated", zorder=ON_TOP)
         styles = styles_of(margins, models)
@@ -146,8 +148,6 @@ def plot_reliability(by_set: Margins, path: Path, models: Sequence[str] = ()):
         axes.set(xlim=(48, 102), ylim=(-2, 105), xlabel="probability of the preferred one (%)")
         axes.set_title(f"{name} (n = {spell(map(len, margins.values()))} pairs)")
         axes.tick_params(labelleft=True)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("preferred response is right (%),\nwith 95 % interval (Wilson)")
     save_panels(figure, grid.flat, path)
 
 
@@ -200,13 +200,12 @@ def plot_reward_distributions(arms: Mapping[str, tuple[list[float], list[float]]
 
 
 def plot_curves(
-    curves: Mapping[str, Curve], yardsticks: Mapping[str, Curve], quality: str, is_share: bool, path: Path, n: int | None = None,
+    curves: Mapping[str, Curve], baselines: Mapping[str, Curve], quality: str, is_share: bool, path: Path, n: int | None = None,
     models: Sequence[str] = (),
 ):  # fmt: skip
     """
-    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top.
-
-    `quality` names the quantity on the y axis. With `is_share` it is a share from 0 to 1, shown in percent.
+    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top. `quality` names the quantity on the y axis;
+    with `is_share` it is a share from 0 to 1, shown in percent.
     """
     scale, unit = (100, " (%)") if is_share else (1, "")
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
@@ -221,7 +220,7 @@ def plot_curves(
             reach = [np.minimum(reach, values), np.minimum(reach, np.abs(100 - values))]
         places = [size + aside for size in curve.values]
         handles.append(axes.errorbar(places, values, reach, label=name, **styles[name].points()))
-    for name, curve in yardsticks.items():
+    for name, curve in baselines.items():
         values, style = [scale * x for x in curve.values.values()], {"color": GREY, "linewidth": 1.5, "zorder": ON_TOP}
         handles += axes.plot(list(curve.values), values, linestyle=_BASELINES[name], label=name, **style)
     sizes = list(next(iter(curves.values())).values)
@@ -250,8 +249,8 @@ def plot_best_of_n(arms: Mapping[str, dict], path: Path):
 # ----------------------------------------------------------------------------------------------------------- analysis
 
 
-def _panels(count: int, columns: int, height: float, **options) -> tuple[Figure, np.ndarray]:
-    """Make a grid of `count` panels, each `height` inches high."""
+def _panels(count: int, columns: int, height: float, ylabel: str, **options) -> tuple[Figure, np.ndarray]:
+    """Make a grid of `count` panels, each `height` inches high, that share the y axis `ylabel`."""
     columns = min(count, columns)
     lines = -(-count // columns)
     size = (WIDTH if columns > 1 else 0.7 * WIDTH, 0.9 + height * lines)
@@ -261,6 +260,8 @@ def _panels(count: int, columns: int, height: float, **options) -> tuple[Figure,
     # The last row of the grid may have unused panels
     for axes in grid.flat[count:]:
         axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
     return figure, grid
 
 
@@ -268,12 +269,11 @@ def plot_self_consistency(
     curves: Mapping[str, SelfConsistency], as_scored: Mapping[str, float], path: Path, models: Sequence[str] = ()
 ):
     """
-    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length.
-
-    `as_scored` holds each model's accuracy without self-consistency, drawn as flat lines in the first panel.
+    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length. `as_scored` holds each model's accuracy
+    without self-consistency, drawn as flat lines in the first panel.
     """
     count = 1 + max(len(found.buckets) for found in curves.values())
-    figure, grid = _panels(count, 3, 2.6, sharex=True)
+    figure, grid = _panels(count, 3, 2.6, "row accuracy (%)", sharex=True)
     styles = styles_of(curves, models)
     for panel, axes in enumerate(grid.flat[:count]):
         titles = []
@@ -290,38 +290,31 @@ def plot_self_consistency(
     for number, (label, value) in enumerate(as_scored.items()):
         line = _FLAT_LINES[number % len(_FLAT_LINES)]
         grid[0, 0].axhline(100 * value, label=f"{label}, as scored", color=flat[label].color, linestyle=line)
-    ticks = [size for size in range(1, 1 + max(found.num_critiques for found in curves.values())) if _is_power(size)]
+    ticks = powers_of_two(max(found.num_critiques for found in curves.values()))
     for axes in grid.flat[:count]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, ticks)
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("critiques averaged, k")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("row accuracy (%)")
     figure.suptitle(f"length: {next(iter(curves.values())).length_of}")
     save_panels(figure, grid.flat, path)
-
-
-def _is_power(size: int) -> bool:
-    return size & (size - 1) == 0
 
 
 def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
     sizes = np.arange(1, 1 + len(curve.accuracy))
     values, errors = 100 * np.array(curve.accuracy), 100 * np.array(curve.standard_errors)
-    marked = [place for place, size in enumerate(sizes) if _is_power(int(size))]  # evenly spaced on this axis
-    color = style.color
+    marked = [size - 1 for size in powers_of_two(len(sizes))]  # evenly spaced on this axis
     axes.plot(sizes, values, linewidth=1.4, **style.stroke())
     spans = errors[marked], np.minimum(errors[marked], 100 - values[marked])
     errors_label = f"{label} (± one standard error over critiques, bootstrap)"
     axes.errorbar(sizes[marked], values[marked], yerr=spans, linestyle="none", label=errors_label, **style.points())
     low, high = 100 * np.array(curve.intervals).T
-    axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0, label=f"{label} (95 % over rows)")
+    axes.fill_between(sizes, low, high, color=style.color, alpha=0.15, linewidth=0, label=f"{label} (95 % over rows)")
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):
     """Draw the accuracy on the kept pairs against the rejected share, one panel per model, down to 20 kept pairs."""
-    figure, grid = _panels(len(found), 2, 3)
+    figure, grid = _panels(len(found), 2, 3, "accuracy on the pairs kept (%)")
     styles = styles_of(found, models)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):
         selective = part.selective_accuracy
@@ -340,8 +333,6 @@ def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequenc
         axes.set(xlim=(-3, 98), xlabel="pairs rejected (%)")
         axes.tick_params(labelleft=True)
         add_grid(axes)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy on the pairs kept (%)")
     figure.suptitle(
         f"curves end where fewer than {_FEWEST_PAIRS} pairs are left; 95 % intervals of their areas are in the table"
     )
@@ -349,23 +340,18 @@ def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequenc
 
 
 def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[str] = ()):
-    """
-    Draw row accuracy against tokens and against seconds, one line of panels for each set, with 95 % intervals. A cascade's curve over
-    thresholds is a line, and its chosen threshold a marker.
-    """
+    """Draw row accuracy against tokens and seconds, with 95 % intervals. A cascade's thresholds form a line; only the chosen one has a marker."""
     datasets = list(dict.fromkeys(point.dataset for point in points))
     figure, grid = plt.subplots(
         len(datasets), 2, figsize=(WIDTH, 1.2 + 3.2 * len(datasets)), sharey="row", squeeze=False, layout="constrained"
     )
-    labels = list(dict.fromkeys(_compute_label(point) for point in points))
+    labels = list(dict.fromkeys(point.label for point in points))
     styles = styles_of(labels, models)
     for line, dataset in zip(grid, datasets, strict=True):
         here = [point for point in points if point.dataset == dataset]
         for axes, quantity in zip(line, ("tokens", "seconds"), strict=True):
             for label in labels:
-                _draw_compute(
-                    axes, [point for point in here if _compute_label(point) == label], quantity, styles[label], label
-                )
+                _draw_compute(axes, [point for point in here if point.label == label], quantity, styles[label])
             axes.set_title(f"{dataset} (n = {spell(point.accuracy.n for point in here)} rows)")
             axes.set_xlabel(
                 "tokens of critiques per row" if quantity == "tokens" else "seconds per row, on this machine"
@@ -375,30 +361,18 @@ def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[st
     save_panels(figure, grid.flat, path)
 
 
-def _compute_label(point: ComputePoint) -> str:
-    """Return the name of a point's series: the model, its sampled critiques at a temperature, or its early readings."""
-    kind = (
-        point.setting.partition(", k =")[0]
-        if ", k =" in point.setting
-        else "read early" * point.setting.startswith("read")
-    )
-    return f"{point.model}, {kind}" if kind else point.model
-
-
-def _draw_compute(axes: Axes, points: Sequence[ComputePoint], quantity: str, style: Style, label: str):
+def _draw_compute(axes: Axes, points: Sequence[ComputePoint], quantity: str, style: Style):
+    """Draw a curve, and markers with intervals; of a cascade, only the chosen threshold has a marker."""
     known = [(getattr(point, quantity), point) for point in points if not math.isnan(getattr(point, quantity))]
-    curve = [(x, point) for x, point in known if not point.is_chosen] or known
     if not known:
         return
-    axes.plot(
-        [x for x, _ in curve], [100 * point.accuracy.value for _, point in curve], linewidth=1.2, **style.stroke()
-    )
+    curve = [(x, point) for x, point in known if not point.is_chosen] or known
+    values = [100 * point.accuracy.value for _, point in curve]
+    axes.plot([x for x, _ in curve], values, linewidth=1.2, **style.stroke())
     marked = [(x, point) for x, point in known if point.is_chosen]
-    values = 100 * np.array([point.accuracy.value for _, point in marked])
-    ends = 100 * np.array([point.accuracy.ci95 or (point.accuracy.value,) * 2 for _, point in marked]).reshape(-1, 2)
-    axes.errorbar(
-        [x for x, _ in marked], values, np.abs(ends.T - values), linestyle="none", label=label, **style.points()
-    )
+    values, reach = with_reach([point.accuracy for _, point in marked])
+    label = points[0].label
+    axes.errorbar([x for x, _ in marked], values, reach, linestyle="none", label=label, **style.points())
 
 
 def plot_probe(results: Mapping[str, ProbeResult], path: Path, models: Sequence[str] = ()):
@@ -425,5 +399,5 @@ def plot_probe(results: Mapping[str, ProbeResult], path: Path, models: Sequence[
         else:
             axes.axvline(0, color=GREY, linestyle="--", linewidth=1, zorder=ON_TOP)
     title = next(iter(results.values())).title
-    figure.suptitle(f"{title}: figures with 95 % intervals")
+    figure.suptitle(f"{title}: estimates with 95 % intervals")
     save_panels(figure, grid.flat, path)

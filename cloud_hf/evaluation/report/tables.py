@@ -27,7 +27,7 @@ from ..metrics.self_consistency import DRAWS, AccuracyCurve, CombinedAccuracy, S
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
 from ..probes.probe import SHARE, SHARE_DIFFERENCE
-from ..stats import NO_ROWS
+from ..stats import NO_ROWS, powers_of_two
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks
@@ -103,21 +103,17 @@ def difference_table(
 ) -> Table:
     """Return the paired differences between models, one row for each set and pair of models; `what` describes the compared metric."""
     rows = [
-        [
-            found.benchmark,
-            " − ".join(found.models),
-            show_estimate(found.difference, form, with_n=False),
-            found.difference.n,
-            found.first_better,
-            found.second_better,
-        ]
+        {
+            "benchmark": found.benchmark,
+            "models": " − ".join(found.models),
+            "difference": show_estimate(found.difference, form, with_n=False),
+            "rows": found.difference.n,
+            "first better": found.first_better,
+            "second better": found.second_better,
+        }
         for found in differences
     ]
-    return Table(
-        ["benchmark", "models", "difference", "rows", "first better", "second better"],
-        rows,
-        note=f"{what}, with a paired bootstrap over rows.",
-    )
+    return Table.of(rows, note=f"{what}, with a paired bootstrap over rows.")
 
 
 def _best_of_n_table(by_model: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -149,7 +145,7 @@ def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
     """Make the section on a set of candidates; `picture` is the file with its curves."""
     sizes = list(next(iter(result.curves.values())).values)
     # Wide tables are hard to read; plots and best_of_n.json have all sizes
-    shown = sizes if len(sizes) <= 8 else [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
+    shown = sizes if len(sizes) <= 8 else sorted({*powers_of_two(sizes[-1]), sizes[-1]})
     tables = [_curve_table(result, shown)]
     if result.differences:
         form = POINTS if result.is_share else DIFFERENCE
@@ -200,21 +196,17 @@ WIN_RATES = (
 
 def _win_rate_table(win_rates: Mapping[str, WinRate]) -> Table:
     rows = [
-        [
-            name,
-            show(found.value),
-            PERCENT.interval(found.ci95),
-            PERCENT.interval(found.ci95_by_question),
-            f"{found.wins} : {found.ties} : {found.losses}",
-            found.questions,
-        ]
+        {
+            "answers": name,
+            "win rate": show(found.value),
+            "95 %, official": PERCENT.interval(found.ci95),
+            "95 %, by question": PERCENT.interval(found.ci95_by_question),
+            "wins : ties : losses": f"{found.wins} : {found.ties} : {found.losses}",
+            "questions": found.questions,
+        }
         for name, found in win_rates.items()
     ]
-    return Table(
-        ["answers", "win rate", "95 %, official", "95 %, by question", "wins : ties : losses", "questions"],
-        rows,
-        note=WIN_RATES,
-    )
+    return Table.of(rows, note=WIN_RATES)
 
 
 # ------------------------------------------------------------------------------------------------ self-consistency
@@ -234,7 +226,7 @@ def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsiste
     sections = [Section("Self-consistency", text)]
     for name, curves in by_dataset.items():
         last = max(found.num_critiques for found in curves.values())
-        sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k <= last} | {last})
+        sizes = sorted({*powers_of_two(min(last, 64)), last})  # more columns would be hard to read
         rows = [
             [
                 label,
@@ -305,23 +297,8 @@ def uncertainty_sections(
 ) -> list[Section]:
     """Make the sections on selective accuracy and calibration, by set and model; `pictures` are the plots' files, by set."""
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
-    rejection = Table(
-        ["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"],
-        [row for name, model, part in found for row in _rejection_rows(name, model, part)],
-    )
-    calibration = Table(
-        [
-            "set",
-            "model",
-            "rewards",
-            "pairs",
-            *(title for title, _ in METRICS.values()),
-            "ECE",
-            "temperature",
-            "log loss then",
-        ],
-        [_calibration_row(*part) for part in found],
-    )
+    rejection = Table.of(row for part in found for row in _rejection_rows(*part))
+    calibration = Table.of(_calibration_row(*part) for part in found)
     curves = {picture: f"accuracy by rejected fraction on {name}" for name, picture in pictures.items()}
     diagram = {reliability: "reliability of the rewards as probabilities"}
     return [
@@ -330,32 +307,32 @@ def uncertainty_sections(
     ]
 
 
-def _rejection_rows(name: str, model: str, part: Uncertainty) -> Iterator[list[Any]]:
+def _rejection_rows(name: str, model: str, part: Uncertainty) -> Iterator[dict[str, Any]]:
     for certainty, curve in part.selective_accuracy.curves.items():
-        yield [
-            name,
-            model,
-            part.critiques,
-            "spread of the rewards" if certainty == SPREAD else "size of the margin",
-            curve.area.n,
-            show_estimate(curve.area, with_n=False),
-            show(part.selective_accuracy.random),
-            show(part.selective_accuracy.oracle.area.value),
-            show(part.selective_accuracy.normalised_aurc(certainty), WHOLE_PERCENT),
-        ]
+        yield {
+            "set": name,
+            "model": model,
+            "rewards": part.critiques,
+            "rejected by": "spread of the rewards" if certainty == SPREAD else "size of the margin",
+            "pairs": curve.area.n,
+            "area": show_estimate(curve.area, with_n=False),
+            "random": show(part.selective_accuracy.random),
+            "oracle": show(part.selective_accuracy.oracle.area.value),
+            "gain": show(part.selective_accuracy.normalised_aurc(certainty), WHOLE_PERCENT),
+        }
 
 
-def _calibration_row(name: str, model: str, part: Uncertainty) -> list[Any]:
-    fitted = part.calibration
-    return [
-        name,
-        model,
-        part.critiques,
-        part.metrics["ece"].n,
-        *(show_estimate(metric, NUMBER, with_n=False) for metric in part.metrics.values()),
-        show(fitted.temperature, Form(digits=2)),
-        show(fitted.log_loss_at_temperature, NUMBER),
-    ]
+def _calibration_row(name: str, model: str, part: Uncertainty) -> dict[str, Any]:
+    titles = {key: title for key, (title, _) in METRICS.items()} | {"ece": "ECE"}
+    return {
+        "set": name,
+        "model": model,
+        "rewards": part.critiques,
+        "pairs": part.metrics["ece"].n,
+        **{title: show_estimate(part.metrics[key], NUMBER, with_n=False) for key, title in titles.items()},
+        "temperature": show(part.calibration.temperature, Form(digits=2)),
+        "log loss then": show(part.calibration.log_loss_at_temperature, NUMBER),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- probes
@@ -442,33 +419,47 @@ def judge_section(judged: JudgeReport | RatingReport) -> Section:
     """Make the section on the judge's behaviour."""
     if isinstance(judged, RatingReport):
         about, unit = RATINGS, "rating"
-        columns = ["responses", "unreadable", "mean", "standard deviation", "different ratings"]
-        numbers = (show(value, Form(digits=2)) for value in (judged.mean, judged.std))
-        row = [judged.responses, judged.unreadable, *numbers, judged.distinct]
+        row = {
+            "responses": judged.responses,
+            "unreadable": judged.unreadable,
+            "mean": show(judged.mean, Form(digits=2)),
+            "standard deviation": show(judged.std, Form(digits=2)),
+            "different ratings": judged.distinct,
+        }
     else:
         about, unit = JUDGE, "verdict"
-        columns = ["pairs", "right wins", "ties", "unreadable", "orders agree", "first shown wins"]
-        shares = [show(value) for value in (judged.orders_agree, judged.first_shown_wins)]
-        row = [judged.pairs, judged.right, judged.ties, judged.unreadable, *shares]
-    columns += [f"tokens per {unit}", f"cost per {unit}", "cost"]
-    row += [
-        show(judged.tokens_per_verdict, Form(digits=0)),
-        show(judged.cost_per_verdict, _COST),
-        show(judged.cost, _COST),
-    ]
-    return Section("Judge", about, [Table(columns, [row])])
+        row = {
+            "pairs": judged.pairs,
+            "right wins": judged.right,
+            "ties": judged.ties,
+            "unreadable": judged.unreadable,
+            "orders agree": show(judged.orders_agree),
+            "first shown wins": show(judged.first_shown_wins),
+        }
+    row |= {
+        f"tokens per {unit}": show(judged.tokens_per_verdict, Form(digits=0)),
+        f"cost per {unit}": show(judged.cost_per_verdict, _COST),
+        "cost": show(judged.cost, _COST),
+    }
+    return Section("Judge", about, [Table.of([row])])
 
 
 def critique_section(results: Mapping[str, Sequence[CritiqueResult]]) -> Section:
     """Make the section on critiques against references, by model."""
-    columns = ["set", "model", "critiques", "loss per token", "chrF", "BLEU", "words", "words, reference", "empty"]
-    rows, notes = [], []
-    for model, found in results.items():
-        for result in found:
-            quality = result.quality
-            means = (quality.chrf, quality.bleu, quality.words, quality.reference_words)
-            shown = (show(value, Form(digits=1)) for value in means)
-            loss = show(quality.loss_per_token, NUMBER)
-            rows.append([result.name, model, quality.n, loss, *shown, quality.empty])
-            notes += [f"{model}, {result.name}: {note}" for note in result.notes()]
-    return Section("Critiques compared with references", CRITIQUES, [Table(columns, rows)], notes)
+    parts = [(model, result) for model, found in results.items() for result in found]
+    rows = [
+        {
+            "set": result.name,
+            "model": model,
+            "critiques": result.quality.n,
+            "loss per token": show(result.quality.loss_per_token, NUMBER),
+            "chrF": show(result.quality.chrf, Form(digits=1)),
+            "BLEU": show(result.quality.bleu, Form(digits=1)),
+            "words": show(result.quality.words, Form(digits=1)),
+            "words, reference": show(result.quality.reference_words, Form(digits=1)),
+            "empty": result.quality.empty,
+        }
+        for model, result in parts
+    ]
+    notes = [f"{model}, {result.name}: {note}" for model, result in parts for note in result.notes()]
+    return Section("Critiques compared with references", CRITIQUES, [Table.of(rows)], notes)

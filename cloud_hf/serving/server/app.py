@@ -101,6 +101,7 @@ def _answer_http(request: Request, error) -> Response:
 
 
 def _refuse(request: Request, status: int, error: str, headers=None) -> Response:
+    """Return an error response, and note the error for the log."""
     request.scope["cloud_record"].error = error
     return error_response(status, error, headers)
 
@@ -251,10 +252,7 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
 
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
-    """
-    Load the parser for the chat template of the policy (by default, of the reward model). Returns `None` if text in this template cannot
-    be parsed back into conversations.
-    """
+    """Load the parser for the policy's (by default, the reward model's) chat template; `None` if its texts cannot be parsed back."""
     if args.policy_tokenizer is not None:
         chats = RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
         logger.info("%s parse texts with the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)
@@ -304,7 +302,7 @@ def log_as_json():
 
 def load_app(args: argparse.Namespace) -> FastAPI:
     """Load the model that the command line names, and make the application that serves it."""
-    # Scoring reacquires the GIL after each operation, and would wait long for it while a request is parsed or encoded
+    # Scoring reacquires the GIL after each operation; at the default of 5 ms, it would wait long while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Report mistakes before the model loads, which may take minutes
@@ -313,7 +311,7 @@ def load_app(args: argparse.Namespace) -> FastAPI:
     engine = load_engine(args)
     version = identify_model(args.model)["model_version"]
     app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
-    # Libraries and model live as long as the process, and the garbage collector would take seconds to visit their objects
+    # Exempt the objects of libraries and model, which live as long as the process: a full collection would take seconds to visit them
     gc.freeze()
     return app
 

@@ -18,7 +18,7 @@ _CHAT = {
     "properties": {"messages": _MESSAGES, "tools": {"type": "array", "items": {"type": "object"}}},
     "required": ["messages"],
 }
-# These schemas are for `/docs` only: the engine checks prompts, by the same rules as every other backend
+# These schemas only document the fields: the engine checks prompts, by the same rules as every other backend
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
 Response = Annotated[
     str,
@@ -37,21 +37,27 @@ class Row:
     critiques: list[str] | None = None
 
 
-class _Body(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
+    def _check_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            raise ValueError(f"there are {len(value)} fields; at most {_MOST_FIELDS} are read")
+        return value
+
+
+class _Body(_Strict):
+    @model_validator(mode="before")
+    @classmethod
     def _check_text(cls, body: Any) -> Any:
         check_text(body)
-        return _with_few_fields(body)
+        return body
 
 
-class RewardInput(BaseModel):
+class RewardInput(_Strict):
     """A response to judge and the prompt it answers."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    _check_fields = model_validator(mode="before")(lambda row: _with_few_fields(row))
 
     prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
     response: Response = Field(description="The response to judge: text, or an assistant message.")
@@ -265,12 +271,6 @@ def count_characters(value: Any) -> int:
         elif isinstance(value, list):
             waiting += value
     return count
-
-
-def _with_few_fields(body: Any) -> Any:
-    if isinstance(body, dict) and len(body) > _MOST_FIELDS:
-        raise ValueError(f"there are {len(body)} fields; at most {_MOST_FIELDS} are read")
-    return body
 
 
 def spell_path(path: tuple[str | int, ...]) -> str:

@@ -35,8 +35,8 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Check a row before it is queued. Raise `ValueError` if its prompt, response or given critiques are not usable, or do not fit
-        the model's context (the message states the lengths). Called from several threads.
+        Check a row before it is queued, from any thread. Raises `ValueError` if its prompt, response or given critiques are not usable, or do not
+        fit the model's context (the message states the lengths).
         """
         ...
 
@@ -95,7 +95,7 @@ class StablePrefix:
         self._format = critique_format
         tokenizer = critique_format.tokenizer
         tokens = dict.fromkeys(range(vocab_size), "") | {id: token for token, id in tokenizer.get_vocab().items()}
-        # Consecutive byte tokens are decoded together, once their run has ended; ids without text do not end it
+        # The tokenizer decodes a run of byte tokens (`<0xE2>`) as one text, so a later one may change it; ids without text do not end a run
         byte_ids = {id for id, token in tokens.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
         silent_ids = {id for id, token in tokens.items() if not token} | set(tokenizer.all_special_ids)
         self._unstable_ids = frozenset(byte_ids | silent_ids) if byte_ids else frozenset()
@@ -105,7 +105,8 @@ class StablePrefix:
         length = len(critique_ids)
         while length and critique_ids[length - 1] in self._unstable_ids:
             length -= 1
-        text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")  # may be the first bytes of a character
+        # A replacement character at the end may be the first bytes of a character whose other bytes are yet to come
+        text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")
         if self._format.rereads_critiques:
             # Decoding removes spaces before punctuation, so the space before the last word may still disappear
             text = text[: max(text.rfind(" "), 0)]

@@ -12,9 +12,7 @@ def _limit(default: float, description: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """
-    Limits on requests. Raises `ValueError` if a limit is not above 0, or if `max_batch` critiques would never fit into the queue.
-    """
+    """Limits on requests. Raises `ValueError` if one is not above 0, or if `max_batch` critiques would never fit into the queue."""
 
     max_body_bytes: int = _limit(4 * 2**20, "Maximum size of a request body in bytes.")
     max_batch: int = _limit(256, "Maximum number of critiques per request.")

@@ -101,10 +101,8 @@ class Lifecycle:
 
 class RequestMiddleware:
     """
-    ASGI middleware around all routes.
-
-    The framework's own middleware does not suffice: the body limit must act before the body is read, and cancellation on
-    disconnect must reach JSON routes, which Starlette would run to their end.
+    ASGI middleware around all routes. Starlette's is not enough: the body limit must apply before the body is read, and a disconnect must cancel
+    JSON routes, which Starlette would run to their end.
     """
 
     def __init__(
@@ -120,8 +118,8 @@ class RequestMiddleware:
         self.limits = limits
         self.api_key = api_key.encode() if api_key is not None else None
         self.allowed_hosts = {name.lower() for name in allowed_hosts}
-        self._next_read = 0.0
-        self._minute, self._requests = 0, Counts()
+        self._next_read = 0.0  # when the rate limit on large bodies allows the next piece
+        self._minute, self._requests = 0, Counts()  # requests of the current minute by client network
         self.metrics = metrics
         self.lifecycle = lifecycle
 
@@ -139,7 +137,7 @@ class RequestMiddleware:
                 if self.lifecycle.draining:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif not message.get("more_body"):
-                # Before the client can send its next request
+                # Report before the answer ends, so that the client's next request sees it in the metrics
                 record.answered = True
                 self._report(scope["method"], record)
             await send(message)
@@ -173,7 +171,7 @@ class RequestMiddleware:
         if self.api_key is not None and not hmac.compare_digest(given, b"Bearer " + self.api_key):
             error = "Send the server's key as `Authorization: Bearer KEY`."
             return HTTPException(401, error, {"WWW-Authenticate": "Bearer"})
-        # Uvicorn's own `limit_concurrency` counts idle connections, too, and answers 503 without `Retry-After`
+        # Uvicorn's `limit_concurrency` would also count idle connections, and answer 503 without `Retry-After`
         if len(self.lifecycle.tasks) >= self.limits.max_queue:
             error = refusal(
                 f"{len(self.lifecycle.tasks)} requests are already waiting", "max_queue", self.limits.max_queue
@@ -208,7 +206,7 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         if int(headers.get("content-length", "0")) > limit:
             refused = refused or too_large
-        # A client that sent `Expect` waits for permission and can be refused at once
+        # A client that sent `Expect: 100-continue` has not sent its body yet and can be refused at once
         chunks, size, more = [], 0, not (refused and "expect" in headers)
         clock = asyncio.get_running_loop().time
         deadline = clock() + _BODY_TIMEOUT

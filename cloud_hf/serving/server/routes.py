@@ -67,9 +67,7 @@ async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Res
 
 class EventStream(StreamingResponse):
     """
-    Server-sent events.
-
-    sse-starlette would add pings and its own disconnect watcher, which the middleware makes redundant. Unlike Starlette's
+    Server-sent events. sse-starlette would add pings and its own disconnect watcher, which the middleware makes redundant. Unlike Starlette's
     class, this one closes its generator as soon as it is cancelled, which removes the request from the engine.
     """
 

@@ -21,14 +21,14 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# A text's turn comes one second later for every so many characters that it has, so that short texts come before long ones
+# Characters per second of delay: short texts overtake long ones that arrived shortly before them, but no text waits forever
 _CHARS_PER_SECOND = 20_000
 
 
 class Encoding:
     """
-    Runs work on untrusted text in a thread, one piece at a time, so that the event loop stays responsive. Among texts that arrive
-    together, the shortest come first. Abandoned work is not started.
+    Runs work on untrusted text in a thread, one text at a time, to keep the event loop responsive. Among texts that arrive together,
+    the shortest come first. Abandoned work is not started.
     """
 
     def __init__(self):
@@ -106,7 +106,7 @@ class RewardService:
                     group.create_task(self._score_row(index, request, sampling))
                     for index, request in enumerate(requests)
                 ]
-        except ExceptionGroup as errors:
+        except ExceptionGroup as errors:  # the group has cancelled the other rows
             raise errors.exceptions[0] from None
         scores = [task.result() for task in tasks]
         for score in scores:
@@ -139,7 +139,7 @@ class RewardService:
     async def _pieces(self, request: ScoringRequest, sampling: Sampling, record: RequestRecord, deadline: float):
         async with aclosing(self.engine.stream_encoded(request, sampling)) as pieces:
             while True:
-                # The deadline covers each step instead of the loop, because it must not interrupt the consumer of the pieces
+                # The deadline covers each step, not the loop: a timeout around `yield` would interrupt the consumer of the pieces
                 async with self._answering(deadline):
                     with _naming_row(0):
                         piece = await anext(pieces, None)

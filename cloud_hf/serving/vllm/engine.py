@@ -5,22 +5,21 @@ import threading
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from itertools import takewhile
 
-from transformers import AutoTokenizer
 from vllm import AsyncEngineArgs, RequestOutput  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.inputs import TokensInput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VLLMEngineDeadError
 
-from ...configuration_cloud import read_config
-from ...critique_format import CritiqueFormat, EncodedCritique
+from ...critique_format import EncodedCritique
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
 from ..server.engine import EncodingEngine, EngineDeadError, StablePrefix
-from .requests import VLLMRequests, check_dtype, check_options, memory_options, seed_for, servable_model
+from .requests import VLLMRequests, seed_for
 
 
 # Seconds between checks that the engine is alive, while a request waits
@@ -28,27 +27,18 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 
 
 class VLLMEngine(EncodingEngine):
-    """
-    [`RewardEngine`] over vLLM's asynchronous engine; `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError`
-    if `model` is not a CLoud model.
-    """
+    """[`RewardEngine`] over vLLM's asynchronous engine, with options of `vllm.AsyncEngineArgs`. `ValueError` if `model` is not a CLoud model."""
 
     def __init__(self, model: str, **vllm_options):
-        check_options(vllm_options)
         self.name = str(model)
         self._resources = ExitStack()
-        folder = self._resources.enter_context(servable_model(self.name))
-        self.config = read_config(folder)
-        check_dtype(self.config, vllm_options)
+        self._requests, folder, options = VLLMRequests.load(self.name, vllm_options, self._resources)
+        self.config, self.critique_format = self._requests.config, self._requests.critique_format
         self.critique = self.config.critique
-        self.critique_format = CritiqueFormat.from_config(self.config, AutoTokenizer.from_pretrained(folder))
-        self._requests = VLLMRequests(self.critique_format, self.config)
         self._stable_prefix = StablePrefix(self.critique_format, self.config.text_config.vocab_size)
         self._format_lock = threading.Lock()  # checks run in threads, and tokenizers are not thread-safe
         with processes_without_interrupts():
-            self._llm = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(model=folder, **memory_options(self.config, vllm_options), **vllm_options)
-            )
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **options))
         self.runs_on = f"{str(self._llm.model_config.dtype).removeprefix('torch.')} by vLLM"
         self.context_length: int | None = self._requests.context_length(self._llm.model_config.max_model_len)
 
@@ -64,7 +54,10 @@ class VLLMEngine(EncodingEngine):
             return await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
         params = self._writing(request, sampling)
         output = await self._finish(self._requests.prompt_of(request.prefixes[0]), params)
-        samples = self._requests.samples(output, sampling)
+        return await self._score(request, self._requests.samples(output, sampling))
+
+    async def _score(self, request: ScoringRequest, samples: list[Sample]) -> Score:
+        """Return the score of written critiques, whose rewards are read in a second pass in the reference format."""
         if self.critique_format.rereads_critiques:
             return await self._with_rewards_read(request, samples, request.reread(0, samples))
         return request.score(0, samples)
@@ -79,9 +72,7 @@ class VLLMEngine(EncodingEngine):
         async with aclosing(self._generate(self._requests.prompt_of(request.prefixes[0]), params)) as outputs:
             async for output in outputs:
                 ids = list(output.outputs[0].token_ids)[: sampling.max_new_tokens]
-                if self._requests.reward_id in ids:
-                    ids = ids[: ids.index(self._requests.reward_id)]
-                text = self._stable_prefix(ids)
+                text = self._stable_prefix(list(takewhile(lambda one: one != self._requests.reward_id, ids)))
                 if len(text) > len(shown):
                     yield text[len(shown) :]
                     shown = text
@@ -89,10 +80,7 @@ class VLLMEngine(EncodingEngine):
         samples = self._requests.samples(output, sampling)
         if len(samples[0].critique) > len(shown):
             yield samples[0].critique[len(shown) :]
-        if self.critique_format.rereads_critiques:
-            yield await self._with_rewards_read(request, samples, request.reread(0, samples))
-        else:
-            yield request.score(0, samples)
+        yield await self._score(request, samples)
 
     async def close(self):
         """Stop the engine and free its resources."""

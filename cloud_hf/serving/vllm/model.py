@@ -1,4 +1,4 @@
-"""The CLoud model in vLLM: any causal LM that vLLM serves, with the reward head. `plugin.py` explains the idea.
+"""The CLoud model in vLLM: any causal LM that vLLM serves, plus the reward head. `plugin.py` explains the method.
 
 Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
 """
@@ -36,9 +36,7 @@ _FLAG_BYTES = 16
 
 
 class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
-    """
-    A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward.
-    """
+    """A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward."""
 
     _head_is_stale = False
 
@@ -65,7 +63,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.config).float()
-        # At a fixed address, because CUDA graphs read their inputs where they were at capture
+        # Allocated once, because a CUDA graph reads its inputs from the addresses that they had at capture
         self.fed_ids = torch.zeros(vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int32)
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize
@@ -132,7 +130,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         for module in self.modules():
             if isinstance(module, VocabParallelEmbedding):
                 for parameter in module.parameters(recurse=False):
-                    # When vLLM reloads weights, the loader is a wrapper of its own, or still ours from the last reload
+                    # During a reload, this may be vLLM's own wrapper of the loader, or still ours from the previous reload
                     load: Any = getattr(parameter, "weight_loader", module.weight_loader)
                     if getattr(load, "vocab_size", None) is None:
                         parameter.weight_loader = _padded(load, module.org_vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
@@ -140,7 +138,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return AutoWeightsLoader(self).load_weights(weights)
 
     def _repack_head(self):
-        """On a CPU, multiply by the weights that are loaded now: a reload leaves the packed copy of a tied LM head as it was."""
+        """Pack the LM head again. On a CPU, vLLM multiplies by a packed copy, which a reload does not update if embeddings are tied."""
         for module in self.modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
@@ -156,7 +154,7 @@ class ClassicForPooling(CLoudForVLLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         pooler_config = vllm_config.model_config.pooler_config
         assert pooler_config is not None, "vLLM sets it for the pooling runner"
-        # By default vLLM would apply a sigmoid
+        # By default, vLLM would apply a sigmoid to the reward
         classify = pooler_for_classify(
             pooler_config, pooling=LastPool(), classifier=self._rewards, act_fn=PoolerIdentity()
         )

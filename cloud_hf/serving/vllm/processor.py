@@ -11,14 +11,13 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 @dataclass(frozen=True)
 class _Request:
-    """Limits of one request, and its generated ids, a list that vLLM appends to."""
+    """Limits of one request, and its generated ids."""
 
-    budget: int
+    budget: int  # tokens, including the reward token and the end of turn
     min_tokens: int
     end_penalty: float
-    output_ids: list[int]
-    # Whether the prompt ends with the reward token, so that the first row carries the reward
-    reads: bool
+    output_ids: list[int]  # vLLM appends to it
+    reads: bool  # the prompt ends with the reward token, so the first row carries the reward
 
 
 def check_params(params: SamplingParams):

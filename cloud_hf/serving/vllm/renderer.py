@@ -33,10 +33,7 @@ _OWN_VARIABLES = {"add_generation_prompt", "continue_final_message", "tokenize",
 
 
 class CLoudRenderer(HfRenderer):
-    """
-    vLLM's renderer for chat templates, with the conversations of [`CritiqueFormat`]. Raises `ValueError` if the tokenizer is
-    absent or not the model's.
-    """
+    """vLLM's renderer with the chats of [`CritiqueFormat`]. Raises `ValueError` if the tokenizer is absent or not the model's."""
 
     def __init__(self, config: VllmConfig, tokenizer):
         if tokenizer is None:
@@ -49,6 +46,7 @@ class CLoudRenderer(HfRenderer):
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
+        # Chats with different texts have the same last ids: those that open the critique turn
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(*(reversed(ids) for ids in probes), strict=False))
         self._opening = tuple(token_id for token_id, _ in alike)[::-1]
         self._bos_count = self._count_bos(probes[0], tokenizer.bos_token_id)
@@ -156,13 +154,15 @@ class CLoudRenderer(HfRenderer):
                     "The prompt must end with the response's end of turn, where the reward is read. " + _SEND_MESSAGES
                 )
             return None
+        size = len(self._opening)
         if ids[-1] == self._reward_id:
-            if self._format.critique and not self._format.rereads_critiques and not self._holds_opening(ids):
+            has_turn = any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
+            if self._format.critique and not self._format.rereads_critiques and not has_turn:
                 return "The prompt ends with the reward token, but holds no critique turn."
             return None
         if not self._format.critique:
             return "A classic reward model writes nothing: serve it with `--runner pooling`, or end the prompt with its reward token."
-        if ids[-len(self._opening) :] != self._opening:
+        if ids[-size:] != self._opening:
             return (
                 "This prompt does not open the critique turn, so its last token would not carry a reward. "
                 + _SEND_MESSAGES
@@ -173,10 +173,6 @@ class CLoudRenderer(HfRenderer):
                 f"{self.model_config.max_model_len}."
             )
         return None
-
-    def _holds_opening(self, ids: tuple[int, ...]) -> bool:
-        size = len(self._opening)
-        return any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
 
     @staticmethod
     def _count_bos(ids: Sequence[int], bos_id: Any) -> int:

@@ -5,7 +5,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from statistics import fmean
@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import AutoTokenizer
 from vllm import (  # pyright: ignore[reportAttributeAccessIssue]
     LLM,
     AsyncEngineArgs,
@@ -27,7 +28,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from ...arguments import check_data_type
-from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in_vllm
+from ...configuration_cloud import CLoudConfig, position_switch, read_config, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
@@ -45,9 +46,10 @@ MAX_TEMPERATURE = 2.0
 # Full sequences that the KV cache has room for on a CPU, unless they take more than half of the free memory
 _FULL_SEQUENCES = 16
 _LARGEST_BLOCK = 128
+_MEMORY_OPTIONS = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 
 
-# Either says that the engine's GPUs are elsewhere, too
+# Options with which part of the engine's GPUs may be on other machines
 _OTHER_MACHINES = {
     "distributed_executor_backend", "nnodes", "data_parallel_backend", "data_parallel_rank", "data_parallel_size_local",
 }  # fmt: skip
@@ -114,10 +116,7 @@ def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, An
     `VLLM_CPU_KVCACHE_SPACE` set the size, or the config has no maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
-    is_set = {
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-    } & options.keys() or "VLLM_CPU_KVCACHE_SPACE" in os.environ
+    is_set = "VLLM_CPU_KVCACHE_SPACE" in os.environ or _MEMORY_OPTIONS & options.keys()
     if is_set or length is None or not current_platform.is_cpu():
         return {}
     text = config.text_config
@@ -148,10 +147,7 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
 
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
-    """
-    Derive a request's seed from the text to judge, so that neither order nor batch matters. Return `None` if sampling is greedy. Raises
-    `ValueError` if a seed would crash the engine.
-    """
+    """Derive a request's seed from its text, so order and batch do not matter; `None` if greedy. `ValueError` if a seed would crash the engine."""
     if sampling.seed is None or sampling.temperature == 0:
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
@@ -172,6 +168,18 @@ class VLLMRequests:
 
     critique_format: CritiqueFormat
     config: CLoudConfig
+
+    @classmethod
+    def load(
+        cls, model: str, options: dict[str, Any], resources: ExitStack
+    ) -> tuple["VLLMRequests", str, dict[str, Any]]:
+        """Check a model and its engine's options. Returns its requests, the name or folder to load, which `resources` keeps, and all options."""
+        check_options(options)
+        folder = resources.enter_context(servable_model(model))
+        config = read_config(folder)
+        check_dtype(config, options)
+        critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(folder))
+        return cls(critique_format, config), folder, {**memory_options(config, options), **options}
 
     def __post_init__(self):
         # In vLLM, the model only knows the stop tokens of the config, not those of the tokenizer
@@ -226,20 +234,19 @@ class VLLMRequests:
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
         """Make the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
+        # Both return the logprobs of sampled tokens. The end of turn's logprob also holds the rewards inside the critique
+        more: dict[str, Any] = {"logprobs": 0}
+        if sampling.read_every is not None:
+            more = {"logprob_token_ids": [self.critique_format.end_token_id]}
+        more |= {"output_kind": RequestOutputKind.FINAL_ONLY, **options}
         return SamplingParams(
             n=sampling.num_critiques,
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens + self.reserved_tokens,
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
-            # In both cases the logprobs of sampled tokens; the end of turn's logprob holds the rewards inside the critique
-            **(
-                {"logprobs": 0}
-                if sampling.read_every is None
-                else {"logprob_token_ids": [self.critique_format.end_token_id]}
-            ),
             detokenize=False,
-            **{"output_kind": RequestOutputKind.FINAL_ONLY, **options},
+            **more,
         )
 
     def prompt_of(self, prefix: EncodedPrefix) -> TokensInput:
@@ -255,6 +262,7 @@ class VLLMRequests:
         end_id, logprobs = self.critique_format.end_token_id, completion.logprobs
         assert logprobs is not None, "`writing` asks for them"
         length = ids.index(self.reward_id)
+        # Possible only in the reference format, which leaves room for one more token; see `reserved_tokens`
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
             # The processor closes it there in any case; the model itself would have ended it only if no other token was likelier

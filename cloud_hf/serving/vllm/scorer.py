@@ -6,16 +6,14 @@ from dataclasses import replace
 from functools import partial
 
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 from vllm import LLM, LLMEngine, RequestOutput, SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.inputs import TokensInput
 
-from ...configuration_cloud import read_config
-from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
+from ...critique_format import EncodedCritique, EncodedPrefix
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
-from .requests import VLLMRequests, check_dtype, check_options, memory_options, seed_for, servable_model
+from .requests import VLLMRequests, seed_for
 
 
 class CLoudVLLM:
@@ -44,17 +42,13 @@ class CLoudVLLM:
     """
 
     def __init__(self, model: str, show_progress: bool = False, **vllm_options):
-        check_options(vllm_options)
         self.show_progress = show_progress
         self._resources = ExitStack()
-        folder = self._resources.enter_context(servable_model(str(model)))
-        self.config = read_config(folder)
-        check_dtype(self.config, vllm_options)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.critique_format = CritiqueFormat.from_config(self.config, self.tokenizer)
-        self._requests = VLLMRequests(self.critique_format, self.config)
+        self._requests, folder, options = VLLMRequests.load(str(model), vllm_options, self._resources)
+        self.config, self.critique_format = self._requests.config, self._requests.critique_format
+        self.tokenizer = self.critique_format.tokenizer
         with processes_without_interrupts():
-            self.llm = LLM(folder, **memory_options(self.config, vllm_options), **vllm_options)
+            self.llm = LLM(folder, **options)
 
     @property
     def context_length(self) -> int:
@@ -147,10 +141,8 @@ class CLoudVLLM:
 
 class _Run:
     """
-    Requests of one call, each with a callback for its output.
-
-    `LLM.generate` would return all outputs at the end, which would delay `on_score`. Leaving the block aborts unfinished
-    requests, whose outputs the engine would hand to the next call.
+    Requests of one call, each with a callback for its output. `LLM.generate` would return all outputs at the end, and delay `on_score`. Leaving
+    the block aborts unfinished requests, whose outputs the engine would hand to the next call.
     """
 
     def __init__(self, engine: LLMEngine):

@@ -26,11 +26,11 @@ class VLLMWriter:
     """
 
     def __init__(self, model: Any, processing_class: PreTrainedTokenizerBase, **vllm_options):
-        # Weights pass through a folder: vLLM reads every architecture's checkpoints, but not its modules' names
+        # Pass the weights through a folder: vLLM maps the names in every architecture's checkpoints, but not those of its modules
         self._folder = tempfile.TemporaryDirectory(prefix="cloud-vllm-")
         model.save_pretrained(self._folder.name)
         processing_class.save_pretrained(self._folder.name)
-        # On a CPU, seeds need whole prefills, and the default size of the KV cache is enough
+        # On a CPU, vLLM fails if the prefill of a seeded request is split (see `seed_for`), and the default KV cache is large enough
         if current_platform.is_cpu():
             vllm_options = {**vllm_options, "enable_chunked_prefill": False}
             vllm_options.pop("gpu_memory_utilization", None)
@@ -44,7 +44,7 @@ class VLLMWriter:
         model.save_pretrained(self._folder.name)
         self._scorer.llm.collective_rpc("reload_weights", kwargs={"weights_path": self._folder.name})
         if not self._scorer.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM could not reset its prefix cache, which holds states of the former weights.")
+            raise RuntimeError("vLLM could not reset its prefix cache, which holds states of the previous weights.")
         longest = sampling.max_new_tokens
         return [
             [replace(one, finish_reason="length") if len(one.critique_ids) == longest else one for one in samples]

@@ -1,5 +1,3 @@
-import pytest
-
 from cloud_hf.evaluation.metrics.anytime import Reading, accuracy_against_tokens
 
 
@@ -19,10 +17,12 @@ def test_accuracy_and_tokens_by_hand():
     assert [point.limit for point in found.points] == [4, 8, None]
     assert [point.accuracy.value for point in found.points] == [0.5, 0.5, 0.5]
     assert [point.tokens.value for point in found.points] == [4.0, (8 + (6 + 4) / 2) / 2, ((14 + 9) / 2 + 5) / 2]
-    [first] = accuracy_against_tokens(ROWS[:1], [1], 4, limits=[]).points
-    assert first.limit is None and first.accuracy.value == 1.0
-    # Limits between readings read as far as the last one before
-    assert accuracy_against_tokens(ROWS, [1, 1], 4, limits=[11]).points[0].tokens == found.points[1].tokens
+    complete = accuracy_against_tokens(ROWS[:1], [1], 4).points[-1]
+    assert complete.limit is None and complete.accuracy.value == 1.0
+
+
+def test_a_limit_between_readings_reads_to_the_one_before():
+    assert ROWS[0][0][0].at(11, read_every=4) == ROWS[0][0][0].at(8, read_every=4) == (2.0, 8)
 
 
 def test_several_critiques_and_right_responses_are_averaged():
@@ -30,8 +30,3 @@ def test_several_critiques_and_right_responses_are_averaged():
     early, complete = accuracy_against_tokens([several], [2], 4).points
     assert early.accuracy.value == 1.0 and early.tokens.value == (8 + 4 + 4) / 3
     assert complete.accuracy.value == 0.0 and complete.tokens.value == (10 + 4 + 7) / 3  # ties are not right
-
-
-def test_a_limit_before_the_first_reading_is_refused():
-    with pytest.raises(ValueError, match="`limits` contains 3, but the first reward is read at token 4"):
-        accuracy_against_tokens(ROWS, [1, 1], 4, limits=[8, 3])
