@@ -142,12 +142,9 @@ class CritiqueWriter:
                 cache.reorder_cache(index)  # pyright: ignore[reportArgumentType]  # a long tensor
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
-        stop_ids, banned_ids = (
-            find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
-        )
         temperature, max_new_tokens = self.sampling.temperature, self.sampling.max_new_tokens
         reader = _RewardReader(end, self.model.reward_from_hidden, self.sampling)
-        ends = _Ends(end, stop_ids, banned_ids, self.model.device)
+        ends = _Ends(self.critique_format, self.model)
         ending = _EndOfCritique(ends, width + max_new_tokens, reader)
         processors, likelihood = [], _Likelihood(ends)
         if temperature > 0:
@@ -173,15 +170,14 @@ class CritiqueWriter:
         finally:
             hook.remove()
         rewards = self.model.reward_from_hidden(reader.hidden_BH)[:, 0].tolist()
-        inner = reader.inner_rewards()
-        samples, likelihoods = [], likelihood.means() if temperature > 0 else [None] * len(rewards)
-        for row, (ids, reason) in enumerate(zip(output_ids[:, width:].tolist(), ending.finish_reasons(), strict=True)):
-            critique_ids = tuple(ids[: ids.index(end)])
-            text = self.critique_format.decode(list(critique_ids))
-            partial = None
-            if (step := self.sampling.read_every) is not None:
-                partial = tuple(inner[row][: len(critique_ids) // step])
-            samples.append(Sample(rewards[row], text, critique_ids, reason, partial, likelihoods[row]))
+        likelihoods = likelihood.means() if temperature > 0 else [None] * len(rewards)
+        columns = output_ids[:, width:].tolist(), rewards, ending.finish_reasons(), reader.inner_rewards(), likelihoods
+        step, samples = self.sampling.read_every, []
+        for ids, reward, reason, inner, mean in zip(*columns, strict=True):
+            critique_ids = ids[: ids.index(end)]
+            partial = None if step is None else tuple(inner[: len(critique_ids) // step])
+            text = self.critique_format.decode(critique_ids)
+            samples.append(Sample(reward, text, tuple(critique_ids), reason, partial, mean))
         return samples
 
 
@@ -265,11 +261,12 @@ class _RewardReader(StoppingCriteria):
 class _Ends:
     """The tokens that end a critique, and those that must not occur in it."""
 
-    def __init__(self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], device: torch.device):
-        self.end_token_id = end_token_id
+    def __init__(self, critique_format: CritiqueFormat, model: Any):
+        self.end_token_id = critique_format.end_token_id
+        stop_ids, banned_ids = critique_format.stop_ids(model.config), critique_format.banned_ids(model.config)
         # On the device: indexing with a list would copy it there in every step
-        self.end_ids = torch.tensor([end_token_id, *stop_ids], device=device)
-        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
+        self.end_ids = torch.tensor([self.end_token_id, *stop_ids], device=model.device)
+        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=model.device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
         """Give the end of turn the highest score of all end tokens, and forbid the other end tokens and the banned ones, in place."""
