@@ -70,12 +70,9 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
     """
     width = max(map(len, sequences))
     pads = [width - len(sequence) for sequence in sequences]
-    return {
-        "input_ids": torch.tensor([[ids[0]] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]).to(
-            device
-        ),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]).to(device),
-    }
+    rows = [[ids[0]] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    return {"input_ids": torch.tensor(rows).to(device), "attention_mask": torch.tensor(mask).to(device)}
 
 
 def length_batches(lengths: list[int], batch_size: int, show_progress: bool):
@@ -118,6 +115,7 @@ class CritiqueWriter:
                 batch, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
                 places = [place for place, _ in batch]
                 seeds = [row_seed(seed, number, prefixes[rows[place]].input_ids) for place, number in batch]
+                # `generate` extends the cache in place, so only the last batch gets the original
                 written = self._write_batch(inputs, places, seeds, copy.deepcopy(cache) if jobs else cache)
                 for place, sample in zip(places, written, strict=True):
                     samples[rows[place]].append(sample)
@@ -183,8 +181,8 @@ class CritiqueWriter:
 
 def can_share_prefill(language_model: PreTrainedModel) -> bool:
     """
-    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps
-    state outside a [`~transformers.DynamicCache`], each critique gets its own prefill.
+    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps state outside a
+    [`~transformers.DynamicCache`], each critique needs its own prefill.
     """
     if "past_key_values" not in inspect.signature(language_model.forward).parameters:
         return False  # Mamba, RWKV and xLSTM name their state differently
@@ -212,7 +210,7 @@ class _RewardReader(StoppingCriteria):
     Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed. Also reads the reward at every
     `read_every`-th token, and finds the rows whose last readings agree (`stop_when_stable`).
 
-    Everything stays on the device: copying it to the host would synchronise host and device in every step.
+    Everything stays on the device: a copy to the host would make it wait for the device in every step.
     """
 
     def __init__(self, end_token_id: int, reward_from_hidden: Callable, sampling: Sampling):
@@ -323,7 +321,7 @@ class _GumbelSampler(LogitsProcessor):
         else:
             noise = exponential_noise(self.seeds_B.to(scores.device), self.step, scores.shape[1])
         self.step += 1
-        return scores / self.temperature - noise.log()
+        return scores / self.temperature - noise.log()  # minus the log of exponential noise is Gumbel noise
 
     def _noise_of_generators(self, shape: torch.Size) -> torch.Tensor:
         noise = torch.ones(shape)

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import longest_sequence, position_switch
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from .generation import CritiqueWriter, Sample, read_partial_rewards
-from .scores import OnScore, Sampling, Score, Scorer, report_scores
+from .generation import CritiqueWriter, read_partial_rewards
+from .scores import OnScore, Sample, Sampling, Score, Scorer, report_scores
 
 
 if TYPE_CHECKING:
@@ -68,23 +68,18 @@ def score_with_transformers(
     prompts: list,
     responses: list[str],
     *,
-    num_critiques: int = 1,
-    temperature: float = 0.0,
-    max_new_tokens: int = 1024,
     critiques: list | None = None,
-    seed: int | None = None,
-    read_every: int | None = None,
-    stop_when_stable: float | None = None,
     on_score: OnScore | None = None,
     critique_prompt: str | None = None,
     batch_size: int = 16,
     show_progress: bool = False,
+    **sampling,
 ) -> list[Score]:
     """
     Judge responses with a CLoud or classic model in this process.
 
     Args:
-        prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, read_every, stop_when_stable, on_score:
+        prompts, responses, critiques, on_score:
             See [`Scorer`].
         critique_prompt (`str`, *optional*):
             Replaces the model's critique prompt.
@@ -92,6 +87,8 @@ def score_with_transformers(
             Sequences per forward pass, sorted by length. In fp32 it does not change the scores.
         show_progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
+        **sampling:
+            `num_critiques`, `temperature`, `max_new_tokens`, `seed`, `read_every` and `stop_when_stable`; see [`Scorer`].
 
     Returns:
         `list[Score]`: In input order.
@@ -103,12 +100,11 @@ def score_with_transformers(
         raise ValueError("`batch_size` must be at least 1.")
     config = model.config
     critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
-    sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
-    has_prompt = critique_prompt is not None
+    options, has_prompt = Sampling(**sampling), critique_prompt is not None
     request = read_request(
-        critique_format, config, prompts, responses, sampling, critiques, has_critique_prompt=has_prompt
+        critique_format, config, prompts, responses, options, critiques, has_critique_prompt=has_prompt
     )
-    return report_scores(score_request(model, request, sampling, batch_size, show_progress), on_score)
+    return report_scores(score_request(model, request, options, batch_size, show_progress), on_score)
 
 
 @torch.inference_mode()
@@ -126,6 +122,7 @@ def score_request(
             samples = writer.write(request.prefixes)
             if not request.critique_format.rereads_critiques:
                 return [request.score(row, samples[row]) for row in range(len(samples))]
+            # This format's rewards are those of the re-tokenised text, so they take a second pass
             rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
