@@ -248,6 +248,7 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     for index, (_, parent) in enumerate(table):
         if parent >= 0:
             first_position[index] = first_position[parent] + lengths[parent]
+    # Backwards: a segment comes before its descendants, so theirs are complete when it is read
     for index in range(len(table) - 1, -1, -1):
         parent = table[index][1]
         if parent >= 0:
