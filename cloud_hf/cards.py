@@ -190,22 +190,16 @@ def model_card(
     Args:
         name (`str`):
             Hub id, or name of the folder.
-        kind ([`Kind`]):
-            Kind of model.
-        about (`str`):
-            Origin of the model, as Markdown. Follows the sentence that names its kind.
+        about, training (`str`):
+            Origin of the model, which follows the sentence that names its kind, and the section on training, both as Markdown.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
             Whether the model loads only with this package, like adapters and the published layout.
-        training (`str`, *optional*):
-            The section on training, as Markdown.
-        example ([`Example`], *optional*):
-            Prompt and response of the example, and the model's output for them.
         critique_prompt (`str`, *optional*):
             The critic's prompt, if chat messages can express it.
-        tags, results, notes:
-            Further Hub tags, held-out results, and a sentence on their origin.
+        results, notes (*optional*):
+            Held-out results, and a sentence on their origin.
     """
     example = example or _UNSCORED
     bases = metadata.get("base_model", [])
@@ -299,14 +293,14 @@ def _limits(kind: Kind, language: Any) -> str:
     if kind is not CRITIC:
         found = [
             "Rewards have no unit and no zero: compare them only between responses to one prompt, and only from this model.",
-            "In bfloat16, a reward depends slightly on what else is in the batch. Differences of this size are not preferences; the probe "
-            "`batch` of `cloud-hf evaluate` measures it.",
+            "In bfloat16, a reward depends slightly on the other rows of its batch. Differences of that size are not preferences; the probe "
+            "`batch` of `cloud-hf evaluate` measures them.",
         ]
     if kind is not CLASSIC:
         found.append("A critique can read well and still be wrong; none was checked by people.")
     if kind is CLOUD:
         found.append(
-            "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) is steadier."
+            "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) varies less."
         )
     found.append(
         f"The cards of its sources name these languages: {languages}. Measure it before you use it for others."
