@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .scores import OnScore, Sample, Score, Scorer, report_scores
+from .scores import OnScore, Score, Scorer, report_scores
 
 
 VERSION = 1
@@ -381,10 +381,5 @@ class _Call:
 
 def _with_reward(score: Score, reward: float) -> Score:
     """Shift the rewards of all critiques so that their mean is the cascade's reward."""
-    parts = zip(score.rewards, score.critiques, score.finish_reasons, strict=True)
-    ids = score.critique_ids or ((),) * len(score.rewards)
-    samples = [
-        Sample(reward + one - score.reward, text, given, reason)
-        for (one, text, reason), given in zip(parts, ids, strict=True)
-    ]
-    return replace(Score.of(samples, score.response_changed), reward=reward)
+    rewards = tuple(reward + one - score.reward for one in score.rewards)
+    return replace(score, reward=reward, rewards=rewards, partial_rewards=(), log_likelihoods=())

@@ -48,10 +48,10 @@ def read_partial_rewards(
         inner_BR = torch.full((len(batch), max(map(len, places))), last)
         for row, (index, found) in enumerate(zip(batch, places, strict=True)):
             inner_BR[row, : len(found)] = torch.tensor(found) + (last - rows[index].reward_position)
-        options = {"inner_positions": inner_BR} if inner_BR.numel() else {}
-        output = model(**inputs, reward_positions=torch.full((len(batch),), last), use_cache=False, **options)
-        inner = output.inner_rewards.tolist() if options else [[]] * len(batch)
-        for index, found, read, reward in zip(batch, places, inner, output.logits[:, 0].tolist(), strict=True):
+        ends_B = torch.full((len(batch),), last)
+        output = model(**inputs, reward_positions=ends_B, inner_positions=inner_BR, use_cache=False)
+        read_BR, reward_B = output.inner_rewards.tolist(), output.logits[:, 0].tolist()
+        for index, found, read, reward in zip(batch, places, read_BR, reward_B, strict=True):
             rewards[index] = (*read[: len(found)], reward)
     return rewards
 

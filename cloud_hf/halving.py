@@ -64,18 +64,13 @@ def run_halving(
         prompt.halve()
     # Critiques double while contenders halve, so every round after the first writes about half a critique per candidate
     written, total = 0, 1
-    while written < num_critiques:
-        picks = [
-            (number, place)
-            for number, one in enumerate(prompts)
-            if len(one.contenders) > 1
-            for place in sorted(one.contenders)
-        ]
-        if not picks:
-            break
+    while written < num_critiques and (
+        undecided := {number: one for number, one in enumerate(prompts) if len(one.contenders) > 1}
+    ):
+        picks = [(number, place) for number, one in undecided.items() for place in sorted(one.contenders)]
         for (number, place), rewards in zip(picks, ask(written, total - written, picks), strict=True):
             prompts[number].rewards[place].extend(rewards)
-        for prompt in (one for one in prompts if len(one.contenders) > 1):
+        for prompt in undecided.values():
             prompt.rank({place: statistics.fmean(prompt.rewards[place]) for place in prompt.contenders})
             if total < num_critiques:
                 prompt.halve()
