@@ -261,17 +261,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 )
             text_config.tie_word_embeddings = True  # a classic model never uses its LM head
         tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
-        template_kwargs = pin_date(tokenizer, chat_template_kwargs)
-        wording: dict[str, Any] = {} if critique_prompt is None else {"critique_prompt": critique_prompt}
         config = CLoudConfig(
             text_config=text_config,
             critique=critique,
+            critique_prompt=critique_prompt,
             critique_role=critique_role,
             keep_thinking=keep_thinking,
-            chat_template_kwargs=template_kwargs,
+            chat_template_kwargs=pin_date(tokenizer, chat_template_kwargs),
             format=format,
             reward_head=reward_head or ("linear" if has_scalar_head(base_config) and not critique else "mlp"),
-            **wording,
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
         config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
