@@ -1,13 +1,14 @@
 """
 LoRA adapters: find and check their base, attach and merge them.
 
-The model class is an argument, because the model's module imports this one to load an adapter by name, and the copy of
-the class in a saved model's folder must pass itself.
+Functions that load a model take its class: the model's module imports this one to load an adapter by name, and the copy
+of the class in a saved model's folder must pass itself.
 """
 
 import json
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -27,9 +28,9 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 
-from .configuration_cloud import CLoudConfig, check_name, language_config, read_config
+from .configuration_cloud import CLoudConfig, check_name, check_types, language_config, read_config
 from .model_identity import hash_of_weights
-from .published import HUB_KWARGS, is_published
+from .published import hub_options, is_published
 from .safe_paths import check_links
 
 
@@ -42,8 +43,9 @@ _ARCHITECTURE = (
 )  # fmt: skip
 # Types of the fields of an adapter's config that decide what is read and built
 _ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
-    "base_model_name_or_path": (str,), "revision": (str,), "r": (int,), "lora_alpha": (int, float), "lora_dropout": (int, float),
-    "target_modules": (str, list, set), "modules_to_save": (list,), "rank_pattern": (dict,), "alpha_pattern": (dict,),
+    "base_model_name_or_path": (str, NoneType), "revision": (str, NoneType), "r": (int,), "lora_alpha": (int, float),
+    "lora_dropout": (int, float), "target_modules": (str, list, set, NoneType), "modules_to_save": (list, NoneType),
+    "rank_pattern": (dict, NoneType), "alpha_pattern": (dict, NoneType),
 }  # fmt: skip
 # Prefixes of PEFT's weight names: in a language model, and in the reward model around it
 _PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
@@ -51,31 +53,25 @@ _PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
 
 def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) -> Any:
     """Load an adapter and merge it into its base, a `model_class`; see [`loading.load_merged`]."""
-    hub_kwargs = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
-    config = read_model_config(name, **hub_kwargs)
-    model = load_adapter_base(model_class, name, config, base, hub_kwargs, **kwargs)
+    hub_kwargs = hub_options(kwargs)
+    model = load_adapter_base(model_class, name, read_model_config(name, **hub_kwargs), base, **kwargs)
     merged = attach_adapter(model, name, **hub_kwargs).merge_and_unload()
     merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where its tokenizer is
     return merged
 
 
-def load_adapter_base(
-    model_class: Any, name: str, config: CLoudConfig, base: str | None = None, hub_kwargs: dict[str, Any] | None = None,
-    **kwargs,
-) -> Any:  # fmt: skip
+def load_adapter_base(model_class: Any, name: str, config: CLoudConfig, base: str | None = None, **kwargs) -> Any:
     """Load the reward model that an adapter adapts, with the adapter's `config`; `base` replaces the recorded base."""
-    base, revision = adapter_base(name, base, **(hub_kwargs or {}))
-    kwargs = {"revision": revision, **_of_base(hub_kwargs or {}), **kwargs}
-    options = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    base, revision = adapter_base(name, base, **hub_options(kwargs))
+    kwargs = {**_of_base(kwargs), "revision": revision}
+    options = hub_options(kwargs)
     base_dict, _ = CLoudConfig.get_config_dict(base, **options)
     is_cloud = is_published(base_dict) or base_dict.get("model_type") == CLoudConfig.model_type
     if not is_published(base_dict):
-        base_config = read_config(base, **options)
-        _check_architecture(name, config, base, language_config(base_config))
+        _check_architecture(name, config, base, language_config(read_config(base, **options)))
     if "quantization_config" not in base_dict and hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")  # the base was quantised during training only
     load = model_class.from_pretrained if is_cloud else model_class.from_language_model
-    # The adapter's folder holds its model's config, including the architecture
     return load(base, config=config, **kwargs)
 
 
@@ -83,8 +79,8 @@ def attach_adapter(
     model: PreTrainedModel, name: str, peft_config: LoraConfig | None = None, trainable=False, **hub_kwargs
 ) -> PeftModel:
     """
-    Attach an adapter to the model it was trained on. An adapter of a language model is attached to the language model inside
-    the reward model.
+    Attach an adapter to the model it was trained on. A language model's adapter is attached to the language model inside the
+    reward model.
 
     Args:
         peft_config (`LoraConfig`, *optional*):
@@ -178,11 +174,7 @@ def read_adapter_config(name: str, **hub_kwargs) -> Any:
         raise ValueError(
             f"{name}: adapter_config.json cannot be used ({type(error).__name__}: {error!s:.200})."
         ) from error
-    for field, types in _ADAPTER_TYPES.items():
-        value = getattr(config, field, None)
-        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            names = " or ".join(kind.__name__ for kind in types)
-            raise ValueError(f"{name}: adapter_config.json has the `{field}` {value!r:.60}; it must be {names}.")
+    check_types(vars(config), _ADAPTER_TYPES, place=f"{name}: adapter_config.json")
     return config
 
 
@@ -223,7 +215,7 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     the config of its base (of `base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a possible Hub id.
     """
     check_name(name)
-    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    hub_kwargs = hub_options(kwargs)
     if not is_adapter(name, **hub_kwargs):
         return read_config(name, **kwargs)
     if has_file(name, "config.json", **hub_kwargs):
@@ -276,9 +268,9 @@ def _check_identity(name: str, base: str, **hub_kwargs):
         )
 
 
-def _of_base(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep the Hub options of an adapter's repository that also apply to its base."""
-    return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
+def _of_base(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keep the options of an adapter's repository that also apply to its base's."""
+    return {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
 
 
 def _check_architecture(name: str, config: CLoudConfig, base: str, base_config):

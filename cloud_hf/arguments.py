@@ -90,16 +90,10 @@ def check_data_type(dtype: str | None):
 
 def check_bounds(arguments: typing.Any, **least: float):
     """
-    Check lower bounds of arguments. An argument that is `None` passes.
-
-    Args:
-        arguments:
-            A dataclass instance.
-        **least (`float`):
-            The smallest allowed value of each argument.
+    Check lower bounds of a dataclass's values. `None` passes.
 
     Raises:
-        `ValueError`: If an argument is below its bound. The message names the first one and its value.
+        `ValueError`: If a value is below its bound. The message names the first one.
 
     Examples:
 

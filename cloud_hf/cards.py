@@ -41,17 +41,38 @@ METHOD = """The method is that of [Critique-out-Loud Reward Models](https://arxi
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: its name, the Hub's tags, and the Hub's task, if one serves it."""
+    """A kind of model: its name, the Hub's tags and task, what it does, and how other tools that load models by name use it."""
 
     title: str
     tags: tuple[str, ...]
     pipeline_tag: str | None
+    lead: str
+    other_tools: str
 
 
-# The Hub's text pipelines do not write the critique that a CLoud model needs, so its card names no task
-CLOUD = Kind("CLoud (critique-out-loud) reward model", ("cloud-hf", "critique-out-loud", "reward-model"), None)
-CLASSIC = Kind("classic reward model", ("cloud-hf", "reward-model"), "text-classification")
-CRITIC = Kind("language model that writes critiques", ("cloud-hf", "critique-out-loud"), "text-generation")
+CLOUD = Kind(
+    "CLoud (critique-out-loud) reward model",
+    ("cloud-hf", "critique-out-loud", "reward-model"),
+    None,  # the Hub's text pipelines do not write the critique that the reward needs
+    "It first writes a critique of a response; a head then reads the reward at the critique's end.",
+    "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by its name do not write "
+    'one, and get an error: use `score`, `pipeline("critique-reward")`, or `cloud_hf.rl.trl.cloud_reward` as a reward function of TRL.',
+)
+CLASSIC = Kind(
+    "classic reward model",
+    ("cloud-hf", "reward-model"),
+    "text-classification",
+    "It assigns a scalar reward to a response.",
+    'Tools that load a reward model by its name (`AutoModelForSequenceClassification`, `pipeline("text-classification")`, TRL\'s '
+    "`reward_funcs`) get the same reward for chats that this tokenizer's chat template rendered.",
+)
+CRITIC = Kind(
+    "language model that writes critiques",
+    ("cloud-hf", "critique-out-loud"),
+    "text-generation",
+    "It is stage 1 of a CLoud reward model, and has no reward head.",
+    "`cloud-hf self-critiques` writes the critiques of a dataset with it, and `cloud-hf train-cloud` starts from it.",
+)
 
 
 def kind_of(critique: bool) -> Kind:
@@ -97,17 +118,8 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    Read from a card the metadata that other cards inherit. Malformed values are left out; an unreadable card yields no metadata.
-
-    Args:
-        name (`str`, *optional*):
-            Hub id or folder.
-        card_class (`type`):
-            `ModelCard` or `DatasetCard`.
-
-    Returns:
-        `dict[str, Any]`: `license`, `license_name` and `license_link` as text, `language`, `base_model`, `datasets` and
-        `source_datasets` as lists; all are optional.
+    Read the metadata that other cards inherit from the card of a Hub id or folder: `license`, `license_name` and `license_link` as text,
+    `language`, `base_model`, `datasets` and `source_datasets` as lists. Malformed values are left out; an unreadable card yields none.
     """
     if not name:
         return {}
@@ -178,22 +190,16 @@ def model_card(
     Args:
         name (`str`):
             Hub id, or name of the folder.
-        kind ([`Kind`]):
-            Kind of model.
-        about (`str`):
-            Origin of the model, as Markdown. Follows the sentence that names its kind.
+        about, training (`str`):
+            Origin of the model, which follows the sentence that names its kind, and the section on training, both as Markdown.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
             Whether the model loads only with this package, like adapters and the published layout.
-        training (`str`, *optional*):
-            The section on training, as Markdown.
-        example ([`Example`], *optional*):
-            Prompt and response of the example, and the model's output for them.
         critique_prompt (`str`, *optional*):
             The critic's prompt, if chat messages can express it.
-        tags, results, notes:
-            Further Hub tags, held-out results, and a sentence on their origin.
+        results, notes (*optional*):
+            Held-out results, and a sentence on their origin.
     """
     example = example or _UNSCORED
     bases = metadata.get("base_model", [])
@@ -205,11 +211,6 @@ def model_card(
         eval_results=list(results) or None,
         **{**metadata, "base_model": bases[0] if len(bases) == 1 else bases or None},
     )
-    lead = {
-        CLOUD: " It first writes a critique of a response; a head then reads the reward at the critique's end.",
-        CLASSIC: " It assigns a scalar reward to a response.",
-        CRITIC: " It is stage 1 of a CLoud reward model, and has no reward head.",
-    }[kind]
     sections = {
         "Use": _use(name, kind, package, example, critique_prompt),
         "Evaluation": results_section(results, notes),
@@ -218,7 +219,7 @@ def model_card(
         "Limits": _limits(kind, metadata.get("language")),
         "Citation": METHOD,
     }
-    return assemble(ModelCard, data, name, f"A {kind.title}. {about.strip()}{lead}", sections)
+    return assemble(ModelCard, data, name, f"A {kind.title}. {about.strip()} {kind.lead}", sections)
 
 
 def _use(name: str, kind: Kind, package: bool, example: Example, critique_prompt: str | None) -> str:
@@ -241,7 +242,7 @@ def _use(name: str, kind: Kind, package: bool, example: Example, critique_prompt
         printed = "score.reward, score.critique" if kind is CLOUD else "score.reward"
         code += f"prompt = {example.prompt!r}\nresponse = {example.response!r}\n"
         code += f"[score] = model.score([prompt], [response], tokenizer)\nprint({printed})"
-    return f"{shown}{block(code, 'python')}{_output(kind, example)}\n\n{_other_tools(kind)}"
+    return f"{shown}{block(code, 'python')}{_output(kind, example)}\n\n{kind.other_tools}"
 
 
 def _critic_code(name: str, example: Example, critique_prompt: str | None) -> str:
@@ -272,23 +273,6 @@ def _output(kind: Kind, example: Example) -> str:
     return text if example.reward is None else f"{text}\n\nThe reward at its end is {example.reward:.4g}."
 
 
-def _other_tools(kind: Kind) -> str:
-    """Explain how to use the model with tools that load models by name."""
-    return {
-        CLOUD: (
-            "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by its name "
-            'do not write one, and get an error: use `score`, `pipeline("critique-reward")`, or '
-            "`cloud_hf.rl.trl.cloud_reward` as a reward function of TRL."
-        ),
-        CLASSIC: (
-            "Tools that load a reward model by its name (`AutoModelForSequenceClassification`, "
-            "`pipeline(\"text-classification\")`, TRL's `reward_funcs`) get the same reward for chats that this tokenizer's chat "
-            "template rendered."
-        ),
-        CRITIC: "`cloud-hf self-critiques` writes the critiques of a dataset with it, and `cloud-hf train-cloud` starts from it.",
-    }[kind]
-
-
 def _serve(name: str, kind: Kind, package: bool) -> str:
     quoted = shlex.quote(name)
     if kind is CRITIC:
@@ -309,14 +293,14 @@ def _limits(kind: Kind, language: Any) -> str:
     if kind is not CRITIC:
         found = [
             "Rewards have no unit and no zero: compare them only between responses to one prompt, and only from this model.",
-            "In bfloat16, a reward depends slightly on what else is in the batch. Differences of this size are not preferences; the probe "
-            "`batch` of `cloud-hf evaluate` measures it.",
+            "In bfloat16, a reward depends slightly on the other rows of its batch. Differences of that size are not preferences; the probe "
+            "`batch` of `cloud-hf evaluate` measures them.",
         ]
     if kind is not CLASSIC:
         found.append("A critique can read well and still be wrong; none was checked by people.")
     if kind is CLOUD:
         found.append(
-            "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) is steadier."
+            "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) varies less."
         )
     found.append(
         f"The cards of its sources name these languages: {languages}. Measure it before you use it for others."

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .scores import OnScore, Sample, Score, Scorer
+from .scores import OnScore, Score, Scorer, report_scores
 
 
 VERSION = 1
@@ -54,6 +54,7 @@ class StageFit:
         known_N = ~np.isnan(rewards_N)
         filled_N = np.where(known_N, rewards_N, 0.0)
         ahead_N = np.where(known_N, self.one_slope * (filled_N - self.one_center), 0.0)
+        # Bradley-Terry: the log-odds are proportional to the difference of the rewards
         both_NN = self.slope * (filled_N[:, None] - filled_N) + self.prior * before_NN
         one_NN = ahead_N[:, None] - ahead_N + self.one_prior * before_NN
         count_NN = known_N[:, None].astype(int) + known_N
@@ -112,17 +113,10 @@ class CascadeFit:
 
 @dataclass
 class Candidates:
-    """
-    The responses to one prompt as a cascade judges them.
-
-    Args:
-        count (`int`):
-            Number of responses. A single response is compared with a typical one, which no stage scores.
-        asked (`list[list[int]]`, *optional*):
-            For each stage so far, the places of the responses that it scored, in the order of scoring.
-    """
+    """The responses to one prompt as a cascade judges them. A single response is compared with a typical one, which no stage scores."""
 
     count: int
+    # For each stage so far, the places of the responses that it scored, in the order of scoring
     asked: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -161,6 +155,7 @@ class Candidates:
             limit = math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
             odds_N = self.odds_NN[self.leader]
             rivals = [place for place in range(self.count) if place != self.leader and odds_N[place] < limit]
+            # The leader's reward counts against every rival, so score it first
             open_places = [self.leader, *sorted(rivals, key=lambda place: odds_N[place])] if rivals else []
         waiting = [place for place in open_places if np.isnan(self._rewards_N[place])]
         return waiting[:1] if one_at_a_time else sorted(waiting)
@@ -192,10 +187,7 @@ async def arun_cascade(
         counts (`Sequence[int]`):
             Number of responses to each prompt.
         ask (`Callable`):
-            Returns a stage's rewards; called with all prompts that need one at once.
-
-    Returns:
-        `list[Candidates]`: One for each prompt.
+            Returns a stage's rewards; called with all prompts that need one.
     """
     prompts = [Candidates(count) for count in counts]
     for stage, (threshold, single, weights) in enumerate(
@@ -219,6 +211,7 @@ def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence
     async def answer(stage: int, picks: list[tuple[int, int]]) -> Sequence[float]:
         return ask(stage, picks)
 
+    # Not `asyncio.run`, which refuses to start in a thread whose loop runs, as in notebooks
     try:
         arun_cascade(fit, one_at_a_time, counts, answer).send(None)
     except StopIteration as end:
@@ -256,6 +249,11 @@ class Spent:
 
     responses: int = 0
     tokens: int = 0
+
+    def add(self, scores: Sequence[Score]):
+        """Add the cost of scores."""
+        self.responses += len(scores)
+        self.tokens += sum(len(ids) for score in scores for ids in score.critique_ids)
 
 
 class CascadeScorer:
@@ -367,8 +365,7 @@ class _Call:
     def take(self, number: int, rows: list[int], scores: list[Score]) -> list[float]:
         """Keep a stage's scores, and return their rewards."""
         self.last.update(zip(rows, scores, strict=True))
-        self.spent[number].responses += len(scores)
-        self.spent[number].tokens += sum(len(ids) for score in scores for ids in score.critique_ids)
+        self.spent[number].add(scores)
         return [score.reward for score in scores]
 
     def finish(self, judged: list[Candidates]) -> list[Score]:
@@ -379,18 +376,10 @@ class _Call:
             for row, reward in zip(rows, one.rewards, strict=True)
         }
         scores = [_with_reward(self.last[row], rewards[row]) for row in range(len(self.responses))]
-        if self.on_score is not None:
-            for row, score in enumerate(scores):
-                self.on_score(row, score)
-        return scores
+        return report_scores(scores, self.on_score)
 
 
 def _with_reward(score: Score, reward: float) -> Score:
     """Shift the rewards of all critiques so that their mean is the cascade's reward."""
-    parts = zip(score.rewards, score.critiques, score.finish_reasons, strict=True)
-    ids = score.critique_ids or ((),) * len(score.rewards)
-    samples = [
-        Sample(reward + one - score.reward, text, given, reason)
-        for (one, text, reason), given in zip(parts, ids, strict=True)
-    ]
-    return replace(Score.of(samples, score.response_changed), reward=reward)
+    rewards = tuple(reward + one - score.reward for one in score.rewards)
+    return replace(score, reward=reward, rewards=rewards, partial_rewards=(), log_likelihoods=())

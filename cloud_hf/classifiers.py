@@ -2,7 +2,7 @@
 Convert a classic reward model to its architecture's own `*ForSequenceClassification`, and back.
 
 Rewards stay the same in every tool that renders conversations with the folder's chat template: the template ends with
-the token at which the reward is read, the tokenizer adds nothing around it, and the padding token is a different one.
+the token at which the reward is read, the tokenizer adds nothing around it, and padding uses another token.
 """
 
 import re

@@ -54,7 +54,7 @@ _DEBUG_VALUES = ("underflow_overflow", "tpu_metrics_debug")
 _CHECKED_INPUT = (
     "accelerate", "argparse", "cloud_hf", "codecs", "datasets", "huggingface_hub", "json", "peft", "transformers", "trl", "vllm",
 )  # fmt: skip
-# An error may list many rows or options
+# Room for errors that list many rows or options
 _LONGEST_SENTENCE = 4000
 
 
@@ -101,18 +101,11 @@ def overview() -> str:
 
 def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = None):
     """
-    Run a command. A user's mistake ends it with one sentence on stderr and exit status 2, unless `--debug` is given.
-
-    Args:
-        module (`str`):
-            Name of the command's module.
-        arguments (`Sequence[str]`, *optional*):
-            The command line. Defaults to the process's.
-        prog (`str`, *optional*):
-            Program name to show in messages. Defaults to the script's.
+    Run a command, by default with the process's command line and under the script's name (`prog`). A user's mistake ends it with one
+    sentence on stderr and exit status 2, unless `--debug` is given.
     """
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
-    # Parsers read their program name from here
+    # argparse takes the program's name from here
     sys.argv = [prog or sys.argv[0], *arguments]
     prog = prog or Path(sys.argv[0]).name
     if not debug:
@@ -177,15 +170,8 @@ def _fail(prog: str, sentence: str, status: int = 2):
 
 def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tuple:
     """
-    Parse a command line into dataclasses, as [`~trl.TrlParser`] does.
-
-    Args:
-        types (`Sequence[type]`):
-            The dataclasses.
-        arguments (`Sequence[str]`):
-            The command line. `--config FILE` reads defaults from a YAML file.
-        **options:
-            Passed to `argparse.ArgumentParser`.
+    Parse a command line into dataclasses, as [`~trl.TrlParser`] does; `--config FILE` reads defaults from a YAML file. `options` are those
+    of `argparse.ArgumentParser`.
 
     Raises:
         `UsageError`: If an option is unknown, missing or malformed.
@@ -230,9 +216,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UnicodeDecodeError):
         return f"A file is not UTF-8 ({error}). Save it as UTF-8."
     package = type(error).__module__.split(".")[0]
-    if "vllm" in _passed_through(error) and (sentence := _explain_engine(error, package)):
+    passed = _passed_through(error)
+    if "vllm" in passed and (sentence := _explain_engine(error, package)):
         return sentence
-    is_checked = isinstance(error, ValueError) and _raised_in(error) in _CHECKED_INPUT
+    is_checked = isinstance(error, ValueError) and passed[-1] in _CHECKED_INPUT
     if package == "torch" and type(error).__name__ == "OutOfMemoryError":
         return _explain_memory(str(error))
     if package == "safetensors":
@@ -268,11 +255,6 @@ def _explain_engine(error: Any, package: str) -> str | None:
             "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default 0.92 of the GPU must be free)."
         )
     return None
-
-
-def _raised_in(error: BaseException) -> str:
-    """Return the package whose code raised an error."""
-    return _passed_through(error)[-1]
 
 
 def _passed_through(error: BaseException) -> list[str]:

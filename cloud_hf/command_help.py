@@ -51,16 +51,8 @@ _TRAINING = {
 
 def help_page(module: str, prog: str) -> str | None:
     """
-    Return what `--help` prints for a command, at most 80 lines of 120 columns.
-
-    Args:
-        module (`str`):
-            Name of a module of this package with `ARGUMENTS`, the dataclasses of its options.
-        prog (`str`):
-            How the command is called.
-
-    Returns:
-        `str`, *optional*: `None` if the command has no `ARGUMENTS`, and parses its command line itself.
+    Return what `--help` prints for a command that is called as `prog`: at most 80 lines of 120 columns; `None` if its module has no
+    `ARGUMENTS`, the dataclasses of its options, and parses the command line itself.
     """
     path = _source_of(module)
     tree = ast.parse(path.read_text(encoding="utf-8")) if path else None

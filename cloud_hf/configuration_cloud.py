@@ -1,6 +1,5 @@
 """Configuration of a CLoud model: the language model's config, the critique's wording, the reward scale."""
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .published import HUB_KWARGS, is_published, native_config, unknown_keys
+from .published import hub_options, is_published, native_config
 from .quantized_checkpoints import spare_reward_head
 
-
-logger = logging.getLogger(__name__)
 
 # The sentence of the published CLoud checkpoints. Changing it would make models and data incompatible with them
 DEFAULT_CRITIQUE_PROMPT = (
@@ -38,7 +35,6 @@ _LIBRARY_KEYS = {
     "tie_word_embeddings", "torch_dtype", "use_cache", *GenerationConfig._get_default_generation_params(),
 }  # fmt: skip
 
-
 # Types of our keys, and of keys whose types transformers does not check
 _OWN_TYPES: dict[str, tuple[type, ...]] = {
     "text_config": (PreTrainedConfig, dict, NoneType), "critique": (bool,), "critique_prompt": (str, NoneType),
@@ -52,7 +48,7 @@ _LIBRARY_TYPES: dict[str, tuple[type, ...]] = {
     "layer_types": (list, tuple, NoneType),
 }  # fmt: skip
 
-# Attributes that tools read on any config, and that describe the language model
+# Attributes that tools read from any config, and that here belong to the language model
 _OF_TEXT_CONFIG = (
     "bos_token_id", "eos_token_id", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "pad_token_id", "vocab_size",
@@ -138,7 +134,7 @@ class CLoudConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_keys(kwargs)
-        _check_types(vars(self), _OWN_TYPES)
+        check_types(vars(self), _OWN_TYPES)
         if self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")
         elif isinstance(self.text_config, dict):
@@ -146,12 +142,11 @@ class CLoudConfig(PreTrainedConfig):
                 raise ValueError(
                     "CLoudConfig: `text_config` has no `model_type`; say which language model it describes."
                 )
-            _check_types(self.text_config, _LIBRARY_TYPES, "text_config.")
+            check_types(self.text_config, _LIBRARY_TYPES, "text_config.")
             self.text_config = AutoConfig.for_model(**self.text_config)
         self.critique_prompt = spell_critique_prompt(self.critique_prompt, self.format)
         self._check_values()
-        kwargs["num_labels"] = kwargs.get("num_labels", 1)
-        if kwargs["num_labels"] != 1:
+        if kwargs.setdefault("num_labels", 1) != 1:
             raise ValueError(
                 f"CLoudConfig: `num_labels` is {kwargs['num_labels']}, but a reward is one number: use 1."
             )
@@ -190,10 +185,10 @@ class CLoudConfig(PreTrainedConfig):
         Raises:
             `ValueError`: If the config has neither layout, or the base of a published checkpoint cannot be reached.
         """
-        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        hub_kwargs = hub_options(kwargs)
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         with _named_errors(pretrained_model_name_or_path):
-            _check_types(config_dict, _LIBRARY_TYPES)
+            check_types(config_dict, _LIBRARY_TYPES)
             if config_dict.get("model_type", "cloud") != "cloud" and not is_published(config_dict):
                 # PEFT reads an adapter's base with the class of the adapted model's config, to compare vocabularies
                 config_dict = {"text_config": config_dict}
@@ -204,8 +199,6 @@ class CLoudConfig(PreTrainedConfig):
         """Make a config from a dictionary, native or published; see [`CLoudConfig.from_pretrained`]."""
         hub_kwargs = kwargs.pop("hub_kwargs", {})
         if is_published(config_dict):
-            if unknown := unknown_keys(config_dict):
-                logger.warning("Unused keys of the published config: %s.", ", ".join(unknown))
             text_config, base = kwargs.pop("text_config", None), kwargs.pop("base_model_name_or_path", None)
             config_dict = native_config(config_dict, text_config, base, hub_kwargs)
         elif "text_config" not in config_dict and config_dict.get("model_type", "cloud") == "cloud":
@@ -224,14 +217,10 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(f"CLoudConfig: unknown key(s) {', '.join(unknown)}. Its own keys are: {own}.")
 
     def _check_values(self):
-        if self.critique_role not in ("user", "assistant"):
-            raise ValueError(f"CLoudConfig: `critique_role` is {self.critique_role!r}; use 'user' or 'assistant'.")
-        if self.format not in FORMATS:
-            raise ValueError(f"CLoudConfig: `format` is {self.format!r}; use {' or '.join(map(repr, FORMATS))}.")
-        if self.reward_head not in REWARD_HEADS:
-            raise ValueError(
-                f"CLoudConfig: `reward_head` is {self.reward_head!r}; use {' or '.join(map(repr, REWARD_HEADS))}."
-            )
+        choices = {"critique_role": ("user", "assistant"), "format": FORMATS, "reward_head": REWARD_HEADS}
+        for key, allowed in choices.items():
+            if (value := getattr(self, key)) not in allowed:
+                raise ValueError(f"CLoudConfig: `{key}` is {value!r}; use {' or '.join(map(repr, allowed))}.")
         if self.format == "reference" and (self.critique_role != "user" or self.keep_thinking):
             raise ValueError("CLoudConfig: `format` 'reference' supports neither `critique_role` nor `keep_thinking`.")
         if self.critique and not (self.critique_prompt or "").strip():
@@ -249,9 +238,7 @@ _NEITHER_LAYOUT = (
 
 
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
-    """
-    Return a critique prompt, by default the published one, as `format` uses it. Only `"reference"` keeps trailing white space.
-    """
+    """Return a critique prompt, by default the published one, as `format` uses it. Only `"reference"` keeps trailing white space."""
     if format == "reference":
         return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt
     return DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()
@@ -261,7 +248,7 @@ def read_config(name: str | Path, **kwargs) -> Any:
     """Read any model's config, including the published layout, which [`~transformers.AutoConfig`] cannot read."""
     with _named_errors(name):
         config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
-        _check_types(config_dict, _LIBRARY_TYPES)
+        check_types(config_dict, _LIBRARY_TYPES)
         if "model_type" not in config_dict and not is_published(config_dict):
             raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
         return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)
@@ -277,17 +264,17 @@ def _named_errors(name: str | Path) -> Iterator[None]:
         raise ValueError(f"{name}: the config cannot be used ({type(error).__name__}: {reason:.300}).") from error
 
 
-def _check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = ""):
-    """Raise `ValueError` if a value in a config has the wrong type; see [`CLoudConfig`]."""
+def check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = "", place: str = "The config"):
+    """Raise `ValueError`, with the config's `place` and the key's `path` in it, if a value has a type that is not among `types`."""
     if not isinstance(config, dict):
-        raise ValueError(f"The config is {config!r:.60}; it must be an object with named values.")
+        raise ValueError(f"{place} is {config!r:.60}; it must be an object with named values.")
     for key, allowed in types.items():
         if key not in config:
             continue
         value = config[key]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
-            raise ValueError(f"The config has the `{path}{key}` {value!r:.60}; it must be {names}.")
+            raise ValueError(f"{place} has the `{path}{key}` {value!r:.60}; it must be {names}.")
         if "dtype" in key and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
             raise ValueError(f"`{path}{key}`: the config has the data type {value!r:.60}, which torch does not have.")
 
@@ -343,26 +330,23 @@ def language_config(config: Any) -> Any:
     options |= {name: value for name in outer if (value := getattr(config, name, None)) is not None}
     if options.pop("model_type") in _PLAIN_TYPES:
         rope = {key: value for key, value in (options.get("rope_parameters") or {}).items() if "mrope" not in key}
-        options["rope_parameters"] = {
-            **rope,
-            "rope_type": str(rope.get("rope_type", "default")).replace("mrope", "default"),
-        }
+        rope["rope_type"] = str(rope.get("rope_type", "default")).replace("mrope", "default")
+        options["rope_parameters"] = rope
     return AutoConfig.for_model(str(plain_type), **options)
 
 
 def lacks_lm_head(config: Any) -> bool:
     """Return whether a checkpoint is a scalar reward model or other classifier, which is saved without an LM head."""
-    names = config.architectures or ()
-    return not config.tie_word_embeddings and any(name.endswith("ForSequenceClassification") for name in names)
+    return not config.tie_word_embeddings and _is_classifier(config)
 
 
 def has_scalar_head(config: Any) -> bool:
     """Return whether a config describes transformers' own sequence classifier with one label, whose head is one linear layer."""
-    names = config.architectures or ()
-    is_ours = any(name.endswith("ForSequenceClassification") for name in names) and not getattr(
-        config, "auto_map", None
-    )
-    return is_ours and config.num_labels == 1
+    return _is_classifier(config) and not getattr(config, "auto_map", None) and config.num_labels == 1
+
+
+def _is_classifier(config: Any) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def caps_attention(text_config: Any) -> bool:

@@ -133,8 +133,7 @@ def plan(
     config = CLoudConfig.from_pretrained(source, revision=revision, **options)
     if not published:
         _check_publishable(source, config)
-    folder = _tokenizer_folder(tokenizer or source, None if tokenizer else revision)
-    loaded_tokenizer = _load_tokenizer(tokenizer or source, folder, config)
+    loaded_tokenizer, tokenizer_files = _find_tokenizer(tokenizer or source, None if tokenizer else revision, config)
     shards = _find_shards(source, revision, from_pickle, download)
     if len({shard.new_name for shard in shards}) < len(shards):
         raise ValueError(f"{source} has shards with the same name in several folders; rename them.")
@@ -143,9 +142,7 @@ def plan(
     if published:
         config.critique_end_token_id = CritiqueFormat.from_config(config, loaded_tokenizer).end_token_id
         config.reward_token_id = unused_token_id(loaded_tokenizer, config.text_config.vocab_size)
-    files = [path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
-    check_links(folder, files)
-    return Conversion(source, "native" if published else "published", config, files, shards)
+    return Conversion(source, "native" if published else "published", config, tokenizer_files, shards)
 
 
 def write(conversion: Conversion, destination: str | Path):
@@ -239,13 +236,15 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     return {key: tensors[key].contiguous() for key in names.values()}
 
 
-def _tokenizer_folder(name: str, revision: str | None) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    return Path(snapshot_download(name, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
-
-
-def _load_tokenizer(name: str, folder: Path, config: CLoudConfig) -> PreTrainedTokenizerBase:
+def _find_tokenizer(
+    name: str, revision: str | None, config: CLoudConfig
+) -> tuple[PreTrainedTokenizerBase, list[Path]]:
+    """Return a model's tokenizer and its files. Raises `ValueError` unless it fits the vocabulary of `config`."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
+    files = [path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
+    check_links(folder, files)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -257,7 +256,7 @@ def _load_tokenizer(name: str, folder: Path, config: CLoudConfig) -> PreTrainedT
             f"The tokenizer of {name} has {len(tokenizer)} tokens, but the model's vocabulary has only "
             f"{config.text_config.vocab_size}, so it belongs to another model. Name the right one with `--tokenizer`."
         )
-    return tokenizer
+    return tokenizer, files
 
 
 # --------------------------------------------------------------------------------------------------------- checking

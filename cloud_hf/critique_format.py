@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 # Number of conversation shapes to cache, and the length up to which they are cached
 _MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
 
-# Limit on the characters rendered to check the roles and constants of a conversation one by one
+# Limit on the characters rendered for the checks of a conversation's roles and constants, each of which renders it again
 _MOST_CHECKING = 2_000_000
 
 # Marks a prompt whose start was cut off
@@ -209,7 +209,9 @@ class CritiqueFormat:
         """
         given = self._read(prompt, response)
         shown = given if self.keep_thinking else self._without_dropped_text(given)
-        reference = self._reference(shown)
+        skeleton = Skeleton(shown)
+        reference = _remembered(self._references, skeleton.key, lambda: self._check_skeleton(skeleton))
+        # `shatter` encodes characters one by one, for texts that become control tokens in ways that `plain` does not foresee
         for cut in (self._controls.plain, self._controls.shatter):
             text = self._render_turns(change_texts(shown, cut))
             ids = self._encode_text(text, reference)
@@ -311,12 +313,8 @@ class CritiqueFormat:
             messages.append(message)
         return replace(conversation, messages=messages)
 
-    def _reference(self, conversation: Conversation) -> str:
-        """Render the conversation with harmless texts, and check that the chat template shows all that its messages hold."""
-        skeleton = Skeleton(conversation)
-        return _remembered(self._references, skeleton.key, lambda: self._check_skeleton(skeleton))
-
     def _check_skeleton(self, skeleton: Skeleton) -> str:
+        """Render a skeleton, and check that the chat template shows all that the messages hold."""
         conversation = skeleton.conversation
         text = self._render_turns(conversation)
         if conversation.tools and text == self._render_turns(replace(conversation, tools=None)):
@@ -415,7 +413,8 @@ class CritiqueFormat:
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """
-        Replace each assistant text that holds added-token strings with the part that the chat template keeps.
+        Replace each assistant text that holds added-token strings with the part that the chat template keeps. The template has to see
+        these strings uncut, because it finds what it drops by them (`<think>…</think>`).
 
         This takes at most four renderings, for any number of turns: one with marks in place of all such texts, one
         that checks the texts whose turns the template drops, and two that each show every second text as it is,
@@ -504,13 +503,15 @@ class CritiqueFormat:
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
         """Encode pieces that continue other text; some tokenizers would prepend a space to text on its own."""
+        # After an anchor that keeps its own ids, the ids of a piece are those it has inside a text
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
             if not left:
                 break
             anchor_ids = self._encode(anchor)
-            encoded = self._encode_all([anchor + piece for piece in left])
+            texts = [anchor + piece for piece in left]
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             found |= {
                 piece: ids[len(anchor_ids) :]
                 for piece, ids in zip(left, encoded, strict=True)
@@ -520,9 +521,6 @@ class CritiqueFormat:
         if left:
             raise ValueError(f"The tokenizer cannot encode {left[0]!r:.40} separately from the text before it.")
         return [token_id for piece in pieces for token_id in found[piece]]
-
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _token_starts(self, text: str) -> list[int]:
         """Return the character at which each token of a text starts."""
@@ -629,7 +627,7 @@ class ReferenceFormat(CritiqueFormat):
                 "The chat template does not end user and assistant turns with the same token, as `format` 'reference' "
                 "needs."
             )
-        # A template that trims turns also removes the critique prompt's trailing space; training restores it
+        # A template that trims turns also removes the critique prompt's trailing space, which training then adds
         turn = self._apply_template(Conversation([{"role": "user", "content": "x "}]))
         self._trims = f"x {self.end_token}" not in turn
         # Not the tokenizer's attribute: transformers 4 cleaned up unless the tokenizer's config turned it off
@@ -710,7 +708,7 @@ class ReferenceFormat(CritiqueFormat):
         return text
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
-        """Return the text, cut so that it spells no control token, and a placeholder for it with which control tokens are counted."""
+        """Return the text, cut where it spells a control token, and a harmless text in its place, for counting the control tokens."""
         return self._controls.plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:

@@ -19,13 +19,8 @@ def trimmed_mean(rewards: Sequence[float]) -> float:
 
 def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) -> float:
     """
-    Return the mean weighted by how likely each critique is to its model: by the geometric mean of its tokens' probabilities.
-
-    Args:
-        rewards (`Sequence[float]`):
-            One reward per critique.
-        log_likelihoods (`Sequence[float]`):
-            Mean log-probability of each critique's tokens, in nats; see [`Score`].
+    Return the mean weighted by how likely each critique is to its model: by the geometric mean of its tokens' probabilities, whose
+    logarithms are [`Score.log_likelihoods`].
     """
     most = max(log_likelihoods)
     weights = [math.exp(one - most) for one in log_likelihoods]

@@ -48,10 +48,10 @@ def read_partial_rewards(
         inner_BR = torch.full((len(batch), max(map(len, places))), last)
         for row, (index, found) in enumerate(zip(batch, places, strict=True)):
             inner_BR[row, : len(found)] = torch.tensor(found) + (last - rows[index].reward_position)
-        options = {"inner_positions": inner_BR} if inner_BR.numel() else {}
-        output = model(**inputs, reward_positions=torch.full((len(batch),), last), use_cache=False, **options)
-        inner = output.inner_rewards.tolist() if options else [[]] * len(batch)
-        for index, found, read, reward in zip(batch, places, inner, output.logits[:, 0].tolist(), strict=True):
+        ends_B = torch.full((len(batch),), last)
+        output = model(**inputs, reward_positions=ends_B, inner_positions=inner_BR, use_cache=False)
+        read_BR, reward_B = output.inner_rewards.tolist(), output.logits[:, 0].tolist()
+        for index, found, read, reward in zip(batch, places, read_BR, reward_B, strict=True):
             rewards[index] = (*read[: len(found)], reward)
     return rewards
 
@@ -70,12 +70,9 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
     """
     width = max(map(len, sequences))
     pads = [width - len(sequence) for sequence in sequences]
-    return {
-        "input_ids": torch.tensor([[ids[0]] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]).to(
-            device
-        ),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]).to(device),
-    }
+    rows = [[ids[0]] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    return {"input_ids": torch.tensor(rows).to(device), "attention_mask": torch.tensor(mask).to(device)}
 
 
 def length_batches(lengths: list[int], batch_size: int, show_progress: bool):
@@ -118,6 +115,7 @@ class CritiqueWriter:
                 batch, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
                 places = [place for place, _ in batch]
                 seeds = [row_seed(seed, number, prefixes[rows[place]].input_ids) for place, number in batch]
+                # `generate` extends the cache in place, so only the last batch gets the original
                 written = self._write_batch(inputs, places, seeds, copy.deepcopy(cache) if jobs else cache)
                 for place, sample in zip(places, written, strict=True):
                     samples[rows[place]].append(sample)
@@ -142,12 +140,9 @@ class CritiqueWriter:
                 cache.reorder_cache(index)  # pyright: ignore[reportArgumentType]  # a long tensor
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
-        stop_ids, banned_ids = (
-            find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
-        )
         temperature, max_new_tokens = self.sampling.temperature, self.sampling.max_new_tokens
         reader = _RewardReader(end, self.model.reward_from_hidden, self.sampling)
-        ends = _Ends(end, stop_ids, banned_ids, self.model.device)
+        ends = _Ends(self.critique_format, self.model)
         ending = _EndOfCritique(ends, width + max_new_tokens, reader)
         processors, likelihood = [], _Likelihood(ends)
         if temperature > 0:
@@ -173,22 +168,21 @@ class CritiqueWriter:
         finally:
             hook.remove()
         rewards = self.model.reward_from_hidden(reader.hidden_BH)[:, 0].tolist()
-        inner = reader.inner_rewards()
-        samples, likelihoods = [], likelihood.means() if temperature > 0 else [None] * len(rewards)
-        for row, (ids, reason) in enumerate(zip(output_ids[:, width:].tolist(), ending.finish_reasons(), strict=True)):
-            critique_ids = tuple(ids[: ids.index(end)])
-            text = self.critique_format.decode(list(critique_ids))
-            partial = None
-            if (step := self.sampling.read_every) is not None:
-                partial = tuple(inner[row][: len(critique_ids) // step])
-            samples.append(Sample(rewards[row], text, critique_ids, reason, partial, likelihoods[row]))
+        likelihoods = likelihood.means() if temperature > 0 else [None] * len(rewards)
+        columns = output_ids[:, width:].tolist(), rewards, ending.finish_reasons(), reader.inner_rewards(), likelihoods
+        step, samples = self.sampling.read_every, []
+        for ids, reward, reason, inner, mean in zip(*columns, strict=True):
+            critique_ids = ids[: ids.index(end)]
+            partial = None if step is None else tuple(inner[: len(critique_ids) // step])
+            text = self.critique_format.decode(critique_ids)
+            samples.append(Sample(reward, text, tuple(critique_ids), reason, partial, mean))
         return samples
 
 
 def can_share_prefill(language_model: PreTrainedModel) -> bool:
     """
-    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps
-    state outside a [`~transformers.DynamicCache`], each critique gets its own prefill.
+    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps state outside a
+    [`~transformers.DynamicCache`], each critique needs its own prefill.
     """
     if "past_key_values" not in inspect.signature(language_model.forward).parameters:
         return False  # Mamba, RWKV and xLSTM name their state differently
@@ -216,7 +210,7 @@ class _RewardReader(StoppingCriteria):
     Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed. Also reads the reward at every
     `read_every`-th token, and finds the rows whose last readings agree (`stop_when_stable`).
 
-    Everything stays on the device: copying it to the host would synchronise host and device in every step.
+    Everything stays on the device: a copy to the host would make it wait for the device in every step.
     """
 
     def __init__(self, end_token_id: int, reward_from_hidden: Callable, sampling: Sampling):
@@ -265,11 +259,12 @@ class _RewardReader(StoppingCriteria):
 class _Ends:
     """The tokens that end a critique, and those that must not occur in it."""
 
-    def __init__(self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], device: torch.device):
-        self.end_token_id = end_token_id
+    def __init__(self, critique_format: CritiqueFormat, model: Any):
+        self.end_token_id = critique_format.end_token_id
+        stop_ids, banned_ids = critique_format.stop_ids(model.config), critique_format.banned_ids(model.config)
         # On the device: indexing with a list would copy it there in every step
-        self.end_ids = torch.tensor([end_token_id, *stop_ids], device=device)
-        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
+        self.end_ids = torch.tensor([self.end_token_id, *stop_ids], device=model.device)
+        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=model.device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
         """Give the end of turn the highest score of all end tokens, and forbid the other end tokens and the banned ones, in place."""
@@ -326,7 +321,7 @@ class _GumbelSampler(LogitsProcessor):
         else:
             noise = exponential_noise(self.seeds_B.to(scores.device), self.step, scores.shape[1])
         self.step += 1
-        return scores / self.temperature - noise.log()
+        return scores / self.temperature - noise.log()  # minus the log of exponential noise is Gumbel noise
 
     def _noise_of_generators(self, shape: torch.Size) -> torch.Tensor:
         noise = torch.ones(shape)

@@ -15,23 +15,11 @@ from .scores import Score, Scorer
 
 @dataclass
 class Tournament:
-    """
-    The candidates of one prompt.
-
-    Args:
-        count (`int`):
-            Number of candidates.
-
-    Attributes:
-        contenders (`list[int]`):
-            Indices of the remaining candidates, best first.
-        rewards (`list[list[float]]`):
-            Rewards of each candidate's critiques.
-    """
+    """The candidates of one prompt."""
 
     count: int
-    contenders: list[int] = field(init=False)
-    rewards: list[list[float]] = field(init=False)
+    contenders: list[int] = field(init=False)  # indices of the remaining candidates, best first
+    rewards: list[list[float]] = field(init=False)  # of each candidate's critiques
 
     def __post_init__(self):
         self.contenders = list(range(self.count))
@@ -70,23 +58,19 @@ def run_halving(
     Returns:
         `list[Tournament]`: One for each prompt; its first contender is the choice.
     """
-    prompts = [Tournament(count) for count in counts]
+    prompts = list(map(Tournament, counts))
     for prompt, rewards in zip(prompts, cheap_rewards or (), strict=cheap_rewards is not None):
         prompt.rank(dict(enumerate(rewards)))
         prompt.halve()
+    # Critiques double while contenders halve, so every round after the first writes about half a critique per candidate
     written, total = 0, 1
-    while written < num_critiques:
-        picks = [
-            (number, place)
-            for number, one in enumerate(prompts)
-            if len(one.contenders) > 1
-            for place in sorted(one.contenders)
-        ]
-        if not picks:
-            break
+    while written < num_critiques and (
+        undecided := {number: one for number, one in enumerate(prompts) if len(one.contenders) > 1}
+    ):
+        picks = [(number, place) for number, one in undecided.items() for place in sorted(one.contenders)]
         for (number, place), rewards in zip(picks, ask(written, total - written, picks), strict=True):
             prompts[number].rewards[place].extend(rewards)
-        for prompt in (one for one in prompts if len(one.contenders) > 1):
+        for prompt in undecided.values():
             prompt.rank({place: statistics.fmean(prompt.rewards[place]) for place in prompt.contenders})
             if total < num_critiques:
                 prompt.halve()
@@ -137,26 +121,21 @@ def choose_by_halving(
     spent = Spent()
 
     def score(by: Scorer, picks: list[tuple[int, int]], **options) -> list[Score]:
-        chats = [(prompts[number], candidates[number][place]) for number, place in picks]
-        return by.score([prompt for prompt, _ in chats], [response for _, response in chats], **options)
+        chosen_prompts = [prompts[number] for number, _ in picks]
+        responses = [candidates[number][place] for number, place in picks]
+        return by.score(chosen_prompts, responses, max_new_tokens=max_new_tokens, **options)
 
     def ask(written: int, more: int, picks: list[tuple[int, int]]) -> list[tuple[float, ...]]:
         # A new seed in each round: the same one would write the same critiques
-        options = {
-            "num_critiques": more,
-            "temperature": temperature,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed + written,
-        }
+        options = {"num_critiques": more, "temperature": temperature, "seed": seed + written}
         scores = score(scorer, picks, **options)
-        spent.responses += len(scores)
-        spent.tokens += sum(len(ids) for one in scores for ids in one.critique_ids)
+        spent.add(scores)
         return [one.rewards for one in scores]
 
     cheap_rewards = None
     if cheap is not None:
         everything = [(number, place) for number, row in enumerate(candidates) for place in range(len(row))]
-        found = iter(score(cheap, everything, max_new_tokens=max_new_tokens))
+        found = iter(score(cheap, everything))
         cheap_rewards = [[next(found).reward for _ in row] for row in candidates]
     judged = run_halving(list(map(len, candidates)), num_critiques, ask, cheap_rewards)
     return [one.contenders[0] for one in judged], spent

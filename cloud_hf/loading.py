@@ -9,7 +9,7 @@ from . import adapters
 from .adapters import adapt, adapter_base, attach_adapter, is_adapter, read_model_config, record_base
 from .configuration_cloud import CLoudConfig
 from .modeling_cloud import CLoudForRewardModeling
-from .published import HUB_KWARGS
+from .published import hub_options
 from .scalar_models import is_scalar_model
 
 
@@ -48,7 +48,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
     Raises:
         `ValueError`: If `name` is not a CLoud model, or an adapter's base is missing or is not the one it was trained on.
     """
-    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    hub_kwargs = hub_options(kwargs)
     architecture = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     check_reward_model(name, read_model_config(name, **architecture, **hub_kwargs))
     if "device_map" not in kwargs and torch.cuda.is_available():
@@ -92,7 +92,7 @@ def load_adapter_base(
     name: str, config: CLoudConfig, base: str | None = None, hub_kwargs: dict[str, Any] | None = None, **kwargs
 ) -> CLoudForRewardModeling:
     """Load the reward model that an adapter adapts, with the adapter's `config`; `base` replaces the recorded base."""
-    return adapters.load_adapter_base(CLoudForRewardModeling, name, config, base, hub_kwargs, **kwargs)
+    return adapters.load_adapter_base(CLoudForRewardModeling, name, config, base, **(hub_kwargs or {}), **kwargs)
 
 
 def check_reward_model(name: str, config):

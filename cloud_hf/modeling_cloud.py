@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,11 +46,11 @@ from .configuration_cloud import (
 from .critique_format import IGNORE_INDEX, CritiqueFormat
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
-    HUB_KWARGS,
     NATIVE_PREFIX,
     PUBLISHED_PREFIX,
     check_shapes,
     find_weights,
+    hub_options,
     is_published,
     native_key,
     read_shapes,
@@ -69,13 +70,14 @@ _VOCABULARY_PER_CHUNK = 16_384
 
 _QUANTIZATION_OPTIONS = tuple(inspect.signature(BitsAndBytesConfig).parameters.keys() - {"kwargs"})
 
-# Names that the language model's weights have in multimodal checkpoints, from old and new versions of transformers
+# How old and new versions of transformers name the language model's weights in multimodal checkpoints
 _MULTIMODAL_KEYS = {
     r"^(?:model\.)?(?:language|text)_model\.(?:model\.)?(?!lm_head|model\.)": "model.",
     r"^model\.(?=embed_tokens|layers|norm)": "model.",
     r"^(?:language_model\.)?lm_head": "lm_head",
 }
 
+# `aminmax` does not take the 8-bit floats of quantised weights
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -111,7 +113,7 @@ class CLoudOutput(ModelOutput):
 
 
 class RewardProjection(nn.Linear):
-    """Linear layer that computes in fp32 whatever the model's dtype: bf16 would round small reward differences away."""
+    """Linear layer that computes in fp32 for any data type of the model: bf16 would round small reward differences away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -168,13 +170,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CLoudConfig):
         super().__init__(config)
+        # `sdpa` would silently drop the cap
         if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
             config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config)
-        # Options with which the weights were found, to find their tokenizer as well
+        # The Hub options of `from_pretrained`, with which the tokenizer is found, too
         self._hub_kwargs: dict[str, Any] = {}
-        self._reward_finder: RewardFinder | None = None
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
         # The base's sampling defaults apply to `generate` only; critiques are sampled as the caller requests
@@ -218,7 +220,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             `ValueError`: If `base` is already a CLoud model, has no causal language model, or is a scalar reward model without an LM
                 head and should write critiques; or if its chat template cannot hold a critique.
         """
-        hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         config = cls.config_from_base(
             base,
             tokenizer,
@@ -229,7 +230,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             chat_template_kwargs=chat_template_kwargs,
             format=format,
             reward_head=reward_head,
-            **hub_kwargs,
+            **hub_options(kwargs, "trust_remote_code"),
         )
         return cls.from_language_model(base, config, **kwargs)
 
@@ -260,17 +261,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 )
             text_config.tie_word_embeddings = True  # a classic model never uses its LM head
         tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
-        template_kwargs = pin_date(tokenizer, chat_template_kwargs)
-        wording: dict[str, Any] = {} if critique_prompt is None else {"critique_prompt": critique_prompt}
         config = CLoudConfig(
             text_config=text_config,
             critique=critique,
+            critique_prompt=critique_prompt,
             critique_role=critique_role,
             keep_thinking=keep_thinking,
-            chat_template_kwargs=template_kwargs,
+            chat_template_kwargs=pin_date(tokenizer, chat_template_kwargs),
             format=format,
             reward_head=reward_head or ("linear" if has_scalar_head(base_config) and not critique else "mlp"),
-            **wording,
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
         config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
@@ -282,11 +281,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with a
         linear head takes over the head of a scalar reward model.
         """
-        hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
-        base_config = read_config(base, **hub_kwargs)
+        base_config = read_config(base, **hub_options(kwargs, "trust_remote_code"))
         takes_head = not config.critique and config.reward_head == "linear" and has_scalar_head(base_config)
         if language_config(base_config) is not base_config:
             kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
+            # transformers reads these lists from the class
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # the vision and audio parts
         elif takes_head:
             kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
@@ -297,9 +296,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
             cls._keys_to_ignore_on_load_missing = cls._keys_to_ignore_on_load_unexpected = None
-        model, loading = loaded
-        _forget_renaming(model, kwargs.get("key_mapping"))
-        _refuse_missing(base, loading["missing_keys"])
+        model, _ = _complete(base, loaded, kwargs)
         check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3 the engine decides on data types
             model.reward_head.float()
@@ -325,7 +322,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             `ValueError`: If weights are missing, do not fit, or are pickled.
         """
         name = pretrained_model_name_or_path
-        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        hub_kwargs = hub_options(kwargs)
         if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # set by the Auto classes
             return cls._load_adapter(name, kwargs, hub_kwargs)
         config_dict = {} if name is None else CLoudConfig.get_config_dict(name, **hub_kwargs)[0]
@@ -340,9 +337,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             if "quantization_config" in config_dict:
                 check_spared(str(name), files)
         loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        model, loading = loaded
-        _forget_renaming(model, kwargs.get("key_mapping"))
-        _refuse_missing(name, loading["missing_keys"])
+        model, loading = _complete(name, loaded, kwargs)
         decompress(model)
         check_weights(str(name), model)
         model._hub_kwargs = hub_kwargs
@@ -373,7 +368,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
         """Build the architecture on the meta device."""
-        # `set_zero3_state` switches ZeRO-3 off, which would partition the inner language model
+        # `set_zero3_state` turns ZeRO-3 off, which would partition the inner language model
         with torch.device("meta"), set_zero3_state():
             return cls(config)
 
@@ -471,6 +466,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             if reward_positions is None:
                 attention_mask, reward_positions = self._find_rewards(input_ids, attention_mask)
             if position_ids is None and attention_mask is not None and self._accepts_position_ids:
+                # As `generate` counts them, so that padding on the left changes no reward
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             kwargs["attention_mask"] = attention_mask
         if position_ids is not None:
@@ -481,6 +477,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         positions_B = reward_positions.to(device)
         rows_B = torch.arange(len(positions_B), device=device) if segments is None else torch.zeros_like(positions_B)
         reward_B1 = self.reward_from_hidden(hidden_BTH[rows_B, positions_B])
+        # Scoring and training check this themselves; other tools do not
         if is_foreign and not reward_B1.isfinite().all():
             raise NotFinite(f"The rewards of a batch are not all finite numbers: {reward_B1[:, 0].tolist()}.")
         output = CLoudOutput(logits=reward_B1)
@@ -489,44 +486,48 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             output.inner_rewards = self.reward_from_hidden(hidden_BRH)[..., 0]
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
-            if target_positions is None:
-                target_positions = labelled(labels_BT)
-            places_P = target_positions.to(device)
+            places_P = labelled(labels_BT) if target_positions is None else target_positions.to(device)
             sequence_P = _labelled_sequences(places_P, labels_BT.shape[1], None if segments is None else positions_B)
             loss_P = self._lm_losses(hidden_BTH[:, :-1], labels_BT, places_P, lm_loss_chunks)
-            output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
-            zeros_B = loss_P.new_zeros(len(positions_B))
-            output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
-            output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
-            output.token_losses, output.token_sequences = loss_P[: len(sequence_P)], sequence_P
+            self._add_lm_losses(output, loss_P, sequence_P)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    @staticmethod
+    def _add_lm_losses(output: CLoudOutput, loss_P: torch.Tensor, sequence_P: torch.Tensor):
+        """Add the LM losses to a forward pass's output."""
+        output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
+        loss_P = loss_P[: len(sequence_P)]  # without labels, it holds a zero that belongs to no sequence
+        zeros_B = loss_P.new_zeros(len(cast(torch.Tensor, output.logits)))
+        output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach())
+        # Not `bincount`, for which the host waits
+        output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
+        output.token_losses, output.token_sequences = loss_P, sequence_P
 
     def _find_rewards(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a mask without second BOS tokens, and reward positions, for sequences that another tool has encoded."""
+        """Return a mask that hides second BOS tokens, and the reward positions, of sequences that another tool has encoded."""
         if input_ids is None:
             raise ValueError(
                 "`inputs_embeds` need `reward_positions`: the end of a turn can be found in `input_ids` only."
             )
-        starts, ends = self._finder().find(input_ids, attention_mask)
+        starts, ends = self._reward_finder.find(input_ids, attention_mask)
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.clone()
         for row, start in enumerate(starts):
             mask_BT[row, :start] = 0
         return mask_BT, torch.tensor(ends)
 
-    def _finder(self) -> RewardFinder:
-        if self._reward_finder is None:
-            name = self.config.name_or_path
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(name, config=self.config, **self._hub_kwargs)
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"There is no tokenizer in {name!r}, and without it the end of a sequence's last turn cannot be found. Save it "
-                    "with the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
-                ) from error
-            self._reward_finder = RewardFinder(self.config, tokenizer)
-        return self._reward_finder
+    @cached_property
+    def _reward_finder(self) -> RewardFinder:
+        name = self.config.name_or_path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, config=self.config, **self._hub_kwargs)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"There is no tokenizer in {name!r}, and without it the end of a sequence's last turn cannot be found. Save it "
+                "with the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
+            ) from error
+        return RewardFinder(self.config, tokenizer)
 
     def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         """Compute rewards of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
@@ -547,6 +548,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return self._losses_in_pieces(hidden_BTH[place_P], labels_BT[place_P], chunks)
 
     def _losses_in_pieces(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor, chunks: int | None) -> torch.Tensor:
+        """Compute cross-entropies in `chunks` of positions, by default as many as the size of the vocabulary suggests."""
         if chunks is None:
             chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
         head = self.language_model.get_output_embeddings()
@@ -589,13 +591,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         theirs = self.language_model(ids, use_cache=False).logits.float()
         hidden_BTH = self.trunk(ids, use_cache=False).last_hidden_state
         first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
-        if (hidden_BTH[:, :1] - first_B1H).abs().max() > 0.02 * first_B1H.abs().max() + 1e-4:
+        if (hidden_BTH[:, :1] - first_B1H).abs().max() > _rounding(first_B1H):
             raise ValueError(
                 f"In {type(self.language_model).__name__}, tokens attend to later ones, so it cannot write critiques. Start from a causal "
                 "language model."
             )
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
-        if (ours.to(theirs.device) - theirs).abs().max() > 0.02 * theirs.abs().max() + 1e-4:
+        if (ours.to(theirs.device) - theirs).abs().max() > _rounding(theirs):
             raise ValueError(
                 f"{type(self.language_model).__name__} changes its logits after the LM head in an unsupported way, "
                 "which would make the critique loss wrong. It cannot become a CLoud model yet."
@@ -660,7 +662,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         options = {"position_ids": positions[None].to(self.device)}
         packed = last_states(row, last_tokens, **options, **packed_arguments(self.trunk.config, segments, self.device))
         alone = torch.stack([last_states(sequence[None].to(self.device), -1) for sequence in sequences])
-        limit = 0.02 * alone.abs().max() + 1e-4
+        limit = _rounding(alone)
         if self.dtype != torch.float32:
             # Rounding errors can add up over layers to more than the limit, but seeing other sequences changes the
             # states far more
@@ -676,6 +678,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module):
         # The language model initialises its own modules
         if isinstance(module, RewardProjection):
+            # Keeps the variance of its input, so the first rewards are neither all equal nor large
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -717,12 +720,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, *args, **kwargs):
         return self.language_model.prepare_inputs_for_generation(*args, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.language_model.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
@@ -761,24 +758,35 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
 def load_language_model(base: str, **kwargs) -> PreTrainedModel:
     """Load a causal language model; from a multimodal checkpoint, only its language model. Raises `ValueError` if weights are missing."""
-    options = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-    config = read_config(base, **options)
+    config = read_config(base, **hub_options(kwargs))
     if language_config(config) is not config:
         kwargs |= {"config": language_config(config), "key_mapping": _MULTIMODAL_KEYS}
     loaded: Any = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
+    return _complete(base, loaded, kwargs)[0]
+
+
+def _rounding(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest difference from `values` that rounding explains, also in bf16, which has 8 bits of precision."""
+    return 0.02 * values.abs().max() + 1e-4
+
+
+def _complete(name: Any, loaded: tuple[Any, dict[str, Any]], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a model and the loading info that `from_pretrained` returned with it. Raises `ValueError` if weights are missing."""
     model, loading = loaded
-    _forget_renaming(model, kwargs.get("key_mapping"))
-    _refuse_missing(base, loading["missing_keys"])
-    return model
-
-
-def _forget_renaming(model: Any, key_mapping: dict[str, str] | None):
-    """Keep `save_pretrained` from writing the names that the weights had in another layout."""
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks {len(missing)} of the weights of a CLoud model: {', '.join(missing[:4])}. If it is a plain language model, "
+            "make a reward model from it with `CLoudForRewardModeling.from_base`; if it is the base of an adapter, load the adapter with "
+            "`cloud_hf.loading.load_reward_model`."
+        )
+    # Otherwise `save_pretrained` would write the names that the weights had in another layout
+    renamed = set(kwargs.get("key_mapping") or ())
     model._weight_conversions = [
         conversion
         for conversion in getattr(model, "_weight_conversions", None) or []
-        if not set(conversion.source_patterns) & set(key_mapping or ())
+        if not renamed & set(conversion.source_patterns)
     ]
+    return model, loading
 
 
 def _read_quantization(kwargs: dict[str, Any]):
@@ -798,16 +806,6 @@ def check_weights(name: str, model: nn.Module):
             least, most = torch.aminmax(local.detach())  # NaN if any value is NaN
             if not (math.isfinite(least) and math.isfinite(most)):
                 raise NotFinite(f"{name} has weights that are NaN or infinite, such as {key}.")
-
-
-def _refuse_missing(name, missing_keys):
-    if missing_keys:
-        keys = ", ".join(sorted(missing_keys)[:4])
-        raise ValueError(
-            f"{name} lacks {len(missing_keys)} of the weights of a CLoud model: {keys}. If it is a plain language model, "
-            "make a reward model from it with `CLoudForRewardModeling.from_base`; if it is the base of an adapter, load the "
-            "adapter with `cloud_hf.loading.load_reward_model`."
-        )
 
 
 def labelled(labels_BT: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,9 @@
 import importlib
 import sys
 import warnings
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 
 # Old and new path below `cloud_hf`
@@ -90,30 +90,26 @@ MOVED = {
 }
 
 
-class MovedModules:
+class MovedModules(MetaPathFinder, Loader):
     """Finder and loader of the old paths. It makes a module that takes its names from the new one."""
 
-    @staticmethod
-    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
-        is_moved = name.startswith("cloud_hf.") and name.removeprefix("cloud_hf.") in MOVED
-        loader: Any = MovedModules  # a class with the methods of a loader
-        return ModuleSpec(name, loader) if is_moved else None
+    def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
+        is_moved = fullname.startswith("cloud_hf.") and fullname.removeprefix("cloud_hf.") in MOVED
+        return ModuleSpec(fullname, self) if is_moved else None
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
-        """Let Python make an ordinary module."""
-
-    @staticmethod
-    def exec_module(module: ModuleType):
+    def exec_module(self, module: ModuleType):
         new_name = f"cloud_hf.{MOVED[module.__name__.removeprefix('cloud_hf.')]}"
-        # The import statement is four frames further up, beyond importlib's
-        warnings.warn(f"{module.__name__} is now {new_name}.", DeprecationWarning, stacklevel=6)
+        # `warn` skips importlib's frames, so the next one is the import statement
+        warnings.warn(f"{module.__name__} is now {new_name}.", DeprecationWarning, stacklevel=2)
         new = importlib.import_module(new_name)
         module.__doc__ = new.__doc__
         module.__getattr__ = lambda name: getattr(new, name)
 
 
+_FINDER = MovedModules()
+
+
 def install():
     """Make the old paths importable."""
-    if MovedModules not in sys.meta_path:
-        sys.meta_path.append(MovedModules)
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)

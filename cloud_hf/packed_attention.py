@@ -62,8 +62,8 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
             f"A flattened batch needs the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
             f"not {config._attn_implementation!r}, which would let its sequences see each other."
         )
-    # The table is passed as the attention mask, because every architecture passes on a 4-d mask unchanged, even under
-    # gradient checkpointing. It stays on the CPU, where the lengths are read.
+    # The table takes the place of the attention mask, because every architecture hands a 4-d mask to its layers unchanged,
+    # even under gradient checkpointing. It stays on the CPU, where the lengths are read.
     return {"attention_mask": segments_S2[None, None]}
 
 
@@ -248,6 +248,7 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     for index, (_, parent) in enumerate(table):
         if parent >= 0:
             first_position[index] = first_position[parent] + lengths[parent]
+    # Backwards: a segment comes before its descendants, so theirs are complete when it is read
     for index in range(len(table) - 1, -1, -1):
         parent = table[index][1]
         if parent >= 0:

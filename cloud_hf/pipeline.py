@@ -11,6 +11,9 @@ from .configuration_cloud import CLoudConfig
 from .scoring import Score, naming_row
 
 
+_OPTIONS = ("num_critiques", "temperature", "max_new_tokens", "seed", "critique_prompt")
+
+
 class CLoudPipeline(Pipeline):
     r"""
     Writes critiques of responses and returns their rewards. `import cloud_hf` registers it as `"critique-reward"`.
@@ -68,21 +71,10 @@ class CLoudPipeline(Pipeline):
             return []
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(
-        self,
-        num_critiques: int | None = None,
-        temperature: float | None = None,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
-        critique_prompt: str | None = None,
-    ):
-        options = {
-            "num_critiques": num_critiques,
-            "temperature": temperature,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-            "critique_prompt": critique_prompt,
-        }
+    def _sanitize_parameters(self, **options):
+        if unknown := sorted(options.keys() - set(_OPTIONS)):
+            raise TypeError(f"The pipeline has no option `{unknown[0]}`; it takes {', '.join(_OPTIONS)}.")
+        # An option that is `None` keeps its default
         return {}, {name: value for name, value in options.items() if value is not None}, {}
 
     def preprocess(self, inputs) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def _message(message, name: str) -> dict[str, Any]:
     content = message.get("content", "")
     if isinstance(content, list):
         content = "\n".join(part_text(part, name) for part in content)
-    if not isinstance(content, str) or (not content and "content" not in message and not _may_lack_content(message)):
+    may_lack_content = any(field in message for field in ("tool_calls", *REASONING_FIELDS))
+    if not isinstance(content, str) or ("content" not in message and not may_lack_content):
         raise ValueError(f"{name} ({role}) has no text `content`.")
     message["content"] = content
     if "tool_calls" in message:
@@ -87,10 +88,6 @@ def _message(message, name: str) -> dict[str, Any]:
             raise ValueError(f"{name} has the `tool_calls` {calls!r:.60}; give a list.")
         message["tool_calls"] = [_tool_call(call, f"{name}, tool call {number}") for number, call in enumerate(calls)]
     return message
-
-
-def _may_lack_content(message: dict[str, Any]) -> bool:
-    return any(field in message for field in ("tool_calls", *REASONING_FIELDS))
 
 
 def _without_empty(fields: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ weights are `reward_base_model.*` and `reward_head.*`. Our config contains the a
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from .safe_paths import check_links, is_inside
 
 
+logger = logging.getLogger(__name__)
+
 PUBLISHED_PREFIX = "reward_base_model."
 NATIVE_PREFIX = "language_model."
 
@@ -25,6 +28,12 @@ NATIVE_PREFIX = "language_model."
 FEEDBACK_METHODS = {"teacher": True, "vanilla": False}
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def hub_options(kwargs: dict[str, Any], *further: str) -> dict[str, Any]:
+    """Return the options that locate a model on the Hub or fetch it, and those in `further`."""
+    return {key: kwargs[key] for key in (*HUB_KWARGS, *further) if key in kwargs}
+
 
 # Keys of published configs that a native config does not need
 _IGNORED_KEYS = {"_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}
@@ -45,6 +54,8 @@ def native_config(
     Raises:
         `ValueError`: If the config cannot be understood, or `base` cannot be read.
     """
+    if unknown := sorted({*config} - _IGNORED_KEYS - {"feedback_method", "base_model_name_or_path"}):
+        logger.warning("Unused keys of the published config: %s.", ", ".join(unknown))
     method = config["feedback_method"]
     if not isinstance(method, str) or method not in FEEDBACK_METHODS:
         raise ValueError(
@@ -66,11 +77,6 @@ def native_config(
             raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not have.")
         native["dtype"] = dtype
     return {**native, "text_config": {**text_config, "dtype": native.get("dtype")}}
-
-
-def unknown_keys(config: dict[str, Any]) -> list[str]:
-    """Return the keys of a published config that are neither used nor known to be redundant."""
-    return sorted({*config} - _IGNORED_KEYS - {"feedback_method", "base_model_name_or_path"})
 
 
 def _read_architecture(base: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedConfig:
@@ -195,9 +201,12 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
             f"{shapes[key]} in the checkpoint and {expected[key]} in the architecture ({hint})."
         )
     unexpected = sorted(set(shapes) - set(expected))
-    for keys, what in ((missing, "lacks"), (unexpected, "has, beyond the architecture's,")):
+    for keys, verb, which in (
+        (missing, "lacks", "of the architecture"),
+        (unexpected, "has", "that the architecture lacks"),
+    ):
         if keys:
             raise ValueError(
-                f"{name} {what} {len(keys)} weight(s): {', '.join(keys[:4])}. Is the base model the one it was trained "
-                "from (`base_model_name_or_path`)?"
+                f"{name} {verb} {len(keys)} weight(s) {which}: {', '.join(keys[:4])}. Is the base model the one it was trained from "
+                "(`base_model_name_or_path`)?"
             )

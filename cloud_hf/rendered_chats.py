@@ -27,11 +27,9 @@ _START = "start"
 _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
-
 # Strings that chat templates write around turns, and that text rarely contains
 _MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|<\|turn>|<turn\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 _MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
-
 
 # A block that templates write before answers without thinking
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
@@ -71,15 +69,12 @@ class RenderedChats:
         self._tails: set[str] = set()
         delimiters = self._find_delimiters()
         self._check(delimiters)
-        self._starts = {
-            re.compile(_pattern(start)): role
-            for start, role in sorted(delimiters.pop(_START), key=lambda delimiter: -len(delimiter[0]))
-        }
+        self._starts = {re.compile(_pattern(start)): role for start, role in _longest_first(delimiters.pop(_START))}
         # Per role: a pattern with all delimiters that can follow it, and the role that each of them opens
         self._next: dict[str, re.Pattern] = {}
         self._opens: dict[str, list[str]] = {}
         for role, followers in delimiters.items():
-            ordered = sorted(followers, key=lambda delimiter: -len(delimiter[0]))
+            ordered = _longest_first(followers)
             self._next[role] = re.compile("|".join(f"({_pattern(text)})" for text, _ in ordered))
             self._opens[role] = [opened for _, opened in ordered]
         answers = [text for text, role in delimiters["user"] if role == "assistant"]
@@ -194,8 +189,7 @@ class RenderedChats:
         return messages
 
     def _outer_length(self, text: str) -> int:
-        match = self._outer_tokens.match(text)  # the pattern also matches nothing
-        return match.end() if match else 0
+        return cast(re.Match, self._outer_tokens.match(text)).end()  # the pattern also matches the empty text
 
     def _without_end(self, content: str) -> str:
         # Search from the end, because a pattern would start at every token of a long run
@@ -294,6 +288,11 @@ class RenderedChats:
         closing = {match.group() for text, _ in delimiters["assistant"] if (match := added.match(text.lstrip()))}
         closing |= {token for tail in self._tails for token in added.findall(tail)}
         return sorted(closing | outer, key=len, reverse=True)
+
+
+def _longest_first(delimiters: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Sort delimiters so that one is tried before those it begins with."""
+    return sorted(delimiters, key=lambda delimiter: -len(delimiter[0]))
 
 
 def _slot(index: int) -> str:

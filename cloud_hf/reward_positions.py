@@ -43,7 +43,7 @@ class RewardFinder:
             )
         self.tokenizer = tokenizer
         self.critique_format = CritiqueFormat.from_config(config, tokenizer)
-        self.critique_role = config.critique_role
+        self.critique_role, self.critique_prompt = config.critique_role, self.critique_format.critique_prompt.strip()
         self.chats = RenderedChats(tokenizer)
         others = cast(list[int | None], [tokenizer.eos_token_id, tokenizer.pad_token_id])
         # Tokens that the chat template writes after the last text; with some templates, several control tokens
@@ -52,13 +52,8 @@ class RewardFinder:
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """
-        Find the first tokens of sequences, after an extra BOS, and the positions of their rewards.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(B, T)`):
-                Sequences.
-            attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-                1 on real tokens. Without it, all tokens are real.
+        Find the first tokens of sequences, after an extra BOS, and the positions of their rewards. Both tensors have the shape `(B, T)`;
+        without a mask, all tokens are real.
 
         Raises:
             `ValueError`: If the reward of a sequence would differ from [`Scorer`]'s; the message names the row.
@@ -122,14 +117,10 @@ class RewardFinder:
         if messages[-1] == {"role": "assistant", "content": ""}:
             messages.pop()  # from templates that end a user's turn with the token that opens the assistant's
         *_, before, last = [{}, {}, *messages]
-        is_turn = last.get("role") == self.critique_role and last["content"].strip().startswith(self._critique_prompt)
+        is_turn = last.get("role") == self.critique_role and last["content"].strip().startswith(self.critique_prompt)
         if not is_turn or before.get("role") != "assistant":
             raise ValueError(_NO_CRITIQUE)
         return messages
-
-    @property
-    def _critique_prompt(self) -> str:
-        return self.critique_format.critique_prompt.strip()
 
     def _is_response(self, messages: list[dict], ids: list[int]) -> bool:
         *prompt, response = messages
@@ -139,7 +130,7 @@ class RewardFinder:
         *prompt, response, turn = messages
         prefix = self.critique_format.encode_prefix(prompt, response["content"])
         if self.critique_format.rereads_critiques:
-            critique = turn["content"].strip()[len(self._critique_prompt) :]
+            critique = turn["content"].strip()[len(self.critique_prompt) :]
             return ids == list(self.critique_format.complete(prefix, critique).input_ids)
         length = len(prefix.input_ids)
         return ids[:length] == list(prefix.input_ids) and self.critique_format.end_token_id not in ids[length:-1]

@@ -15,8 +15,8 @@ from .control_tokens import SLOT
 from .critique_format import CritiqueFormat, EncodedPrefix
 from .generation import length_batches
 from .prompts import Conversation
-from .scores import OnScore, Sampling, Score
-from .scoring import ScoringRequest, read_request, report_scores
+from .scores import OnScore, Sampling, Score, report_scores
+from .scoring import ScoringRequest, read_request
 
 
 class ScalarFormat(CritiqueFormat):
@@ -59,19 +59,17 @@ class ScalarFormat(CritiqueFormat):
         end = self._controls.pattern.search(text, text.rindex(SLOT))
         self.end_token = end.group() if end else str(self.tokenizer.eos_token or self.tokenizer.sep_token)
         self.end_token_id = cast(int, self.tokenizer.convert_tokens_to_ids(self.end_token))
-        # The templates of decoders write all tokens of a conversation; only encoders need one that the tokenizer puts
-        # in front
+        # The templates of decoders write all tokens of a conversation; encoders also need those that their tokenizer adds
         ids = self.tokenizer("x")["input_ids"]
-        is_encoder = self.tokenizer.cls_token_id is not None and ids[0] == self.tokenizer.cls_token_id
-        self._around = (
-            ((ids[0],), (ids[-1],) if ids[-1] == self.tokenizer.sep_token_id else ()) if is_encoder else ((), ())
-        )
+        self._around: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
+        if self.tokenizer.cls_token_id is not None and ids[0] == self.tokenizer.cls_token_id:
+            self._around = (ids[0],), (ids[-1],) if ids[-1] == self.tokenizer.sep_token_id else ()
 
 
 class ScalarScorer:
     """
-    [`Scorer`] over a scalar reward model. A reward is the same in a batch of any size and with any padding token (in fp32), and equals what
-    the model returns for the conversation by itself, encoded with `apply_chat_template`.
+    [`Scorer`] over a scalar reward model. In fp32, neither the batch nor the padding token changes a reward: it equals what the model
+    returns for the conversation alone, encoded with `apply_chat_template`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

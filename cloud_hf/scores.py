@@ -101,6 +101,15 @@ def _check_finite(*rewards: float):
 
 OnScore = Callable[[int, Score], None]
 
+
+def report_scores(scores: list[Score], on_score: OnScore | None) -> list[Score]:
+    """Pass each score to `on_score`, and return the scores."""
+    if on_score is not None:
+        for index, score in enumerate(scores):
+            on_score(index, score)
+    return scores
+
+
 # Consecutive partial rewards that have to agree before `stop_when_stable` ends a critique
 STABLE_READS = 3
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import longest_sequence, position_switch
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from .generation import CritiqueWriter, Sample, read_partial_rewards
-from .scores import OnScore, Sampling, Score, Scorer
+from .generation import CritiqueWriter, read_partial_rewards
+from .scores import OnScore, Sample, Sampling, Score, Scorer, report_scores
 
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ __all__ = [
     "read_request",
     "report_scores",
     "score_with_transformers",
-    "with_rewards",
 ]
 
 logger = logging.getLogger(__name__)
@@ -69,23 +68,18 @@ def score_with_transformers(
     prompts: list,
     responses: list[str],
     *,
-    num_critiques: int = 1,
-    temperature: float = 0.0,
-    max_new_tokens: int = 1024,
     critiques: list | None = None,
-    seed: int | None = None,
-    read_every: int | None = None,
-    stop_when_stable: float | None = None,
     on_score: OnScore | None = None,
     critique_prompt: str | None = None,
     batch_size: int = 16,
     show_progress: bool = False,
+    **sampling,
 ) -> list[Score]:
     """
     Judge responses with a CLoud or classic model in this process.
 
     Args:
-        prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, read_every, stop_when_stable, on_score:
+        prompts, responses, critiques, on_score:
             See [`Scorer`].
         critique_prompt (`str`, *optional*):
             Replaces the model's critique prompt.
@@ -93,6 +87,8 @@ def score_with_transformers(
             Sequences per forward pass, sorted by length. In fp32 it does not change the scores.
         show_progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
+        **sampling:
+            `num_critiques`, `temperature`, `max_new_tokens`, `seed`, `read_every` and `stop_when_stable`; see [`Scorer`].
 
     Returns:
         `list[Score]`: In input order.
@@ -104,12 +100,11 @@ def score_with_transformers(
         raise ValueError("`batch_size` must be at least 1.")
     config = model.config
     critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
-    sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
-    has_prompt = critique_prompt is not None
+    options, has_prompt = Sampling(**sampling), critique_prompt is not None
     request = read_request(
-        critique_format, config, prompts, responses, sampling, critiques, has_critique_prompt=has_prompt
+        critique_format, config, prompts, responses, options, critiques, has_critique_prompt=has_prompt
     )
-    return report_scores(score_request(model, request, sampling, batch_size, show_progress), on_score)
+    return report_scores(score_request(model, request, options, batch_size, show_progress), on_score)
 
 
 @torch.inference_mode()
@@ -127,6 +122,7 @@ def score_request(
             samples = writer.write(request.prefixes)
             if not request.critique_format.rereads_critiques:
                 return [request.score(row, samples[row]) for row in range(len(samples))]
+            # This format's rewards are those of the re-tokenised text, so they take a second pass
             rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
@@ -136,7 +132,7 @@ def score_request(
     return request.with_rewards(samples, [rewards[-1] for rewards in partial], inner)
 
 
-# -------------------------------------------------------------------------------------- shared by all backends
+# -------------------------------------------------------------------------------------------- shared by all backends
 
 
 @dataclass(frozen=True)
@@ -175,8 +171,14 @@ class ScoringRequest:
     def with_rewards(
         self, samples: list[list[Sample]], rewards: Sequence[float], inner: Sequence[tuple[float, ...]] | None = None
     ) -> list[Score]:
-        """Return the scores of samples whose rewards were read separately, in the same order; see [`with_rewards`]."""
-        return with_rewards(samples, rewards, [prefix.response_changed for prefix in self.prefixes], inner)
+        """Return the scores of samples whose final and partial (`inner`) rewards were read separately, in the same order."""
+        remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
+
+        def read(sample: Sample) -> Sample:
+            reward, inner_rewards = next(remaining)
+            return replace(sample, reward=reward, inner_rewards=inner_rewards)
+
+        return [self.score(row, [read(sample) for sample in row_samples]) for row, row_samples in enumerate(samples)]
 
     def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
         """Encode a row's written critiques again, for formats that read rewards from the re-tokenised text."""
@@ -239,55 +241,30 @@ def read_request(
     # Check prefixes before critiques, because a caller can send any number of critiques
     shortest = int(config.critique) + reading_tokens
     _check_lengths(context, [len(prefix.input_ids) + shortest for prefix in prefixes], config)
-    if critiques is not None:
-        texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
-        most = math.inf if context is None else context - reading_tokens
-        rows = [
-            naming_row(row, _complete_all, critique_format, prefix, row_texts, most)
-            for row, (prefix, row_texts) in enumerate(zip(prefixes, texts, strict=True))
-        ]
-        texts = [[text.strip() for text in row_texts] for row_texts in texts]
-    else:
-        texts, rows = [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
+    most = math.inf if context is None else context - reading_tokens
+    texts, rows = _encode_given(critique_format, prefixes, critiques, most)
     _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows], config)
     return ScoringRequest(critique_format, prefixes, rows, texts)
 
 
-def _complete_all(critique_format: CritiqueFormat, prefix: EncodedPrefix, texts: Sequence[str], most: float):
-    """Encode critiques up to the first that is longer than `most` tokens, because the request is then refused."""
-    encoded: list[EncodedCritique] = []
-    for text in texts:
-        encoded.append(critique_format.complete(prefix, text))
-        if len(encoded[-1].input_ids) > most:
-            break
-    return encoded
+def _encode_given(
+    critique_format: CritiqueFormat, prefixes: list[EncodedPrefix], critiques: list | None, most: float
+) -> tuple[list[list[str]], list[list[EncodedCritique]]]:
+    """Return the texts and the sequences of given critiques, or of a classic model, whose only text is empty."""
+    if critiques is None:
+        return [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
 
+    def complete_all(prefix: EncodedPrefix, texts: list[str]) -> list[EncodedCritique]:
+        encoded: list[EncodedCritique] = []
+        for text in texts:
+            encoded.append(critique_format.complete(prefix, text))
+            if len(encoded[-1].input_ids) > most:
+                break  # the request is refused
+        return encoded
 
-def with_rewards(
-    samples: list[list[Sample]],
-    rewards: Sequence[float],
-    responses_changed: Sequence[bool] | None = None,
-    inner: Sequence[tuple[float, ...]] | None = None,
-) -> list[Score]:
-    """Return the scores of samples whose rewards, final and partial, were read separately, in the same order."""
-    remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
-
-    def read(sample: Sample) -> Sample:
-        reward, inner_rewards = next(remaining)
-        return replace(sample, reward=reward, inner_rewards=inner_rewards)
-
-    return [
-        Score.of([read(sample) for sample in row], changed)
-        for row, changed in zip(samples, responses_changed or [False] * len(samples), strict=True)
-    ]
-
-
-def report_scores(scores: list[Score], on_score: OnScore | None) -> list[Score]:
-    """Pass each score to `on_score`, and return the scores."""
-    if on_score is not None:
-        for index, score in enumerate(scores):
-            on_score(index, score)
-    return scores
+    texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
+    rows = [naming_row(row, complete_all, *pair) for row, pair in enumerate(zip(prefixes, texts, strict=True))]
+    return [[text.strip() for text in row_texts] for row_texts in texts], rows
 
 
 @contextmanager
@@ -360,8 +337,7 @@ def _check_lengths(context: int | None, lengths: list[int], config):
     switch = position_switch(config.text_config)
     if switch is not None and (context is None or switch < context):
         context = switch
-    too_long = [row for row, length in enumerate(lengths) if context is not None and length > context]
-    if too_long:
+    if too_long := [row for row, length in enumerate(lengths) if context is not None and length > context]:
         raise ValueError(
             f"Row {too_long[0]}: {lengths[too_long[0]]} tokens with its critique, but the model's context holds {context} "
             f"({len(too_long)} of {len(lengths)} rows are too long). Lower `max_new_tokens`, or shorten the prompts "

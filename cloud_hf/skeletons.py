@@ -8,6 +8,8 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from .prompts import Conversation
@@ -22,6 +24,7 @@ USUAL_ROLES = ("system", "developer", "user", "assistant", *_TOOL_ROLES)
 # Words of JSON schemas, on which templates branch
 _SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "null", "function")
 
+# Marks of numbers count from here, above the numbers that templates write themselves
 _FIRST_NUMBER = 70000
 
 # Fields of a call that carry no information
@@ -85,6 +88,7 @@ class Skeleton:
         Return the paths of the constants to check: for each role, field and depth, the first and last boolean, and the first and
         last other constant. Arguments that a rendering contains verbatim, as JSON, need no check.
         """
+        messages = self.conversation.messages
         found: dict[tuple, list[tuple]] = {}
         shown: set[tuple] = set()
         hidden: set[tuple] = set()
@@ -92,15 +96,15 @@ class Skeleton:
         for path in self.constants:
             root = path[: path.index("arguments") + 1] if "arguments" in path else ()
             # Only objects have marks; other JSON might match what the template wrote for something else
-            is_object = root and isinstance(self._at(root), dict)
+            is_object = root and isinstance(_at(messages, root), dict)
             if is_object and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
-                start = text.find(json.dumps(self._at(root), ensure_ascii=False), position)
+                start = text.find(json.dumps(_at(messages, root), ensure_ascii=False), position)
                 (hidden if start < 0 else shown).add(root)
                 position = max(position, start)
             if root not in shown:
-                role = self.conversation.messages[path[0]]["role"]
+                role = messages[path[0]]["role"]
                 field = re.sub(r"\[\d+\]", "", spell(path))
-                found.setdefault((role, field, len(path), isinstance(self._at(path), bool)), []).append(path)
+                found.setdefault((role, field, len(path), isinstance(_at(messages, path), bool)), []).append(path)
         return [path for paths in found.values() for path in _ends(paths)]
 
     def without_role(self, indices: list[int]) -> Conversation:
@@ -114,17 +118,9 @@ class Skeleton:
     def with_other_constant(self, path: tuple) -> Conversation:
         """Return the skeleton with another value in place of a constant."""
         messages = copy.deepcopy(self.conversation.messages)
-        place: Any = messages
-        for part in path[:-1]:
-            place = place[part]
+        place = _at(messages, path[:-1])
         place[path[-1]] = not place[path[-1]] if isinstance(place[path[-1]], bool) else "x0x"
         return Conversation(messages, self.conversation.tools)
-
-    def _at(self, path: tuple) -> Any:
-        place: Any = self.conversation.messages
-        for part in path:
-            place = place[part]
-        return place
 
     def _visit(self, value, path: tuple) -> Any:
         if isinstance(value, dict) and value:
@@ -153,6 +149,10 @@ class Skeleton:
         if path not in self._implied:
             self.fields.append((path[0], spell(path), mark))
         return mark
+
+
+def _at(messages: list[dict[str, Any]], path: tuple) -> Any:
+    return reduce(getitem, path, messages)
 
 
 def marks_in(text: str) -> set[str]:

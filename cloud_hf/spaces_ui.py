@@ -163,19 +163,15 @@ def read_text(path: str | Path) -> str:
 
 def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list]:
     """
-    Read a table into columns. Its first character distinguishes JSON from CSV.
+    Read a table into columns with one value per row; CSV values are strings. The first character distinguishes JSON from CSV.
 
     Args:
         text (`str`):
             CSV with a header (commas, semicolons or tabs), JSON lines with an object per row, a JSON list of such objects, or
             one JSON object with a list per column.
-        required (`Sequence[str]`):
-            Columns that must exist. Their plurals are accepted; other columns are ignored.
-        optional (`Sequence[str]`, *optional*):
-            Columns that either all rows have, or no row has.
-
-    Returns:
-        `dict[str, list]`: One value per row for each existing column. CSV values are strings.
+        required, optional (`Sequence[str]`):
+            Columns that all rows must have, and columns that all rows or none must have. Their plurals are accepted; other columns are
+            ignored.
 
     Raises:
         `ValueError`: If the table is malformed; the message names the row or line.
@@ -185,12 +181,7 @@ def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ())
         raise ValueError("There are no rows. Paste some, or choose a file.")
     rows = _read_json(text) if text.lstrip()[0] in "[{" else _read_csv(text)
     plurals = {f"{name}s": name for name in (*required, *optional)}
-    return _gather(
-        [{plurals.get(name, name): value for name, value in row.items()} for row in rows], required, optional
-    )
-
-
-def _gather(rows: list[dict[str, Any]], required: Sequence[str], optional: Sequence[str]) -> dict[str, list]:
+    rows = [{plurals.get(name, name): value for name, value in row.items()} for row in rows]
     columns = {}
     for name in (*required, *optional):
         lacking = [index for index, row in enumerate(rows) if name not in row]
@@ -236,19 +227,23 @@ def _read_csv(text: str) -> list[dict[str, str]]:
 
 def _read_json(text: str) -> list[dict[str, Any]]:
     try:
-        value = _decode(text)
+        rows = _decode(text)
     except json.JSONDecodeError as error:
         if text.lstrip()[0] == "[":
             raise ValueError(f"This is not JSON: {error}.") from error
-        return _read_json_lines(text)
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
-        return _rows_of(value)
-    rows = [value] if isinstance(value, dict) else value
-    _check_objects(rows)
+        rows = _read_json_lines(text)
+    if isinstance(rows, dict):
+        is_columns = rows and all(isinstance(column, list) for column in rows.values())
+        rows = _rows_of(rows) if is_columns else [rows]
+    if not rows:
+        raise ValueError("There are no rows: the list is empty.")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"Row {index} is {row!r:.60}; give an object with the columns as keys.")
     return rows
 
 
-def _read_json_lines(text: str) -> list[dict[str, Any]]:
+def _read_json_lines(text: str) -> list:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -256,7 +251,6 @@ def _read_json_lines(text: str) -> list[dict[str, Any]]:
                 rows.append(_decode(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"Line {number} is not JSON: {error.msg} at character {error.colno}.") from error
-    _check_objects(rows)
     return rows
 
 
@@ -267,23 +261,13 @@ def _decode(text: str) -> Any:
         raise ValueError("This JSON is nested too deeply.") from error
 
 
-def _check_objects(rows: list):
-    if not rows:
-        raise ValueError("There are no rows: the list is empty.")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"Row {index} is {row!r:.60}; give an object with the columns as keys.")
-
-
 def _rows_of(columns: dict[str, list]) -> list[dict[str, Any]]:
     """Turn a table of columns into rows."""
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         lengths = ", ".join(f"{count} of `{name}`" for name, count in counts.items())
         raise ValueError(f"The columns differ in length ({lengths:.200}): give the same number of values for each.")
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    _check_objects(rows)
-    return rows
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 # Names in version 0.1

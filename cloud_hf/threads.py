@@ -46,8 +46,8 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
         return {}
     chosen = {"OMP_NUM_THREADS": str(cpus.threads)}
     if cpus.is_shared:  # the load may grow later, and then threads lose less time if they sleep while they wait
-        chosen["OMP_WAIT_POLICY"] = "PASSIVE"
-    return {**chosen, **{name: environment[name] for name in chosen if name in environment}}
+        chosen["OMP_WAIT_POLICY"] = environment.get("OMP_WAIT_POLICY", "PASSIVE")
+    return chosen
 
 
 def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:

@@ -147,11 +147,8 @@ class OncePerAnswer:
 
 def final_answer(completion: str) -> str:
     """
-    Extract the answer, the only part the reward model sees. Completions without one get no reward: the reward model was never
-    trained on such texts and scores them above wrong answers, which would teach the policy to write them.
-
-    Raises:
-        `ValueError`: If the completion does not end with an answer.
+    Extract the answer, the only part the reward model sees. Completions without one raise `ValueError` and get no reward: the reward model
+    was never trained on such texts and scores them above wrong answers, which would teach the policy to write them.
     """
     match = re.search(rf"The answer is [{shell_game.CUPS}]\.$", completion)
     if match is None:
@@ -160,7 +157,7 @@ def final_answer(completion: str) -> str:
 
 
 def example_rows(args: PolicyArguments, seed: int) -> list[dict]:
-    """Problems with correct steps and a random cup as the answer."""
+    """Make problems with correct steps and a random cup as the answer."""
     rng = random.Random(f"{seed}/examples")
     rows = shell_game.direct_answer_rows(args.num_examples, "train", args.swaps, seed)
     for row in rows:
@@ -187,7 +184,7 @@ def start_policy(args: PolicyArguments, training_args: GRPOConfig, folder: Path)
 
 
 def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
-    """Prompts for training, new ones in every step."""
+    """Make prompts for training, new ones in every step."""
     per_step = training_args.generation_batch_size // training_args.num_generations
     rows = shell_game.direct_answer_rows(
         training_args.max_steps * per_step, "train", args.swaps, training_args.seed + 1
@@ -197,7 +194,7 @@ def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
 
 @torch.inference_mode()
 def solve_rates(trainer: GRPOTrainer, rows: list[dict], when: str) -> dict:
-    """Share of problems that the policy solves, sampled as in training and greedily."""
+    """Measure the share of problems that the policy solves, sampled as in training and greedily."""
     model, tokenizer = trainer.model.eval(), trainer.processing_class
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     inputs = tokenizer.apply_chat_template(

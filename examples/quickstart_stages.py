@@ -36,29 +36,15 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizer
 
 @dataclass(frozen=True)
 class Stage:
-    """
-    One run of a script.
+    """One run of a script."""
 
-    Args:
-        name, title (`str`):
-            Its key in the report, and its heading when it starts.
-        script, recipe (`str`):
-            Its path from `examples/`, and that of its recipe from `examples/configs/`.
-        options (`tuple[str, ...]`):
-            Command-line options, in which `{run}` is the folder of the run.
-        folders (`tuple[str, ...]`):
-            Folders in the run that it writes to.
-        inputs (`tuple[str, ...]`, *optional*):
-            Names of the stages whose output it reads.
-    """
-
-    name: str
-    title: str
-    script: str
-    recipe: str
-    options: tuple[str, ...]
-    folders: tuple[str, ...]
-    inputs: tuple[str, ...] = ()
+    name: str  # its key in the report
+    title: str  # its heading when it starts
+    script: str  # path from `examples/`
+    recipe: str  # path from `examples/configs/`
+    options: tuple[str, ...]  # of the command line; `{run}` is the folder of the run
+    folders: tuple[str, ...]  # in the run, that it writes to
+    inputs: tuple[str, ...] = ()  # names of the stages whose output it reads
 
     def command(self, run: Path) -> list[str]:
         options = [option.replace("{run}", str(run)) for option in self.options]
@@ -80,21 +66,9 @@ def run_stages(
     run: Path, stages: list[Stage], held: int, heading: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
     """
-    Run the stages that are not finished.
-
-    Args:
-        run (`Path`):
-            Folder of the run.
-        stages (`list[Stage]`):
-            The stages in order; each reads only what earlier ones wrote.
-        held (`int`):
-            File descriptor of the folder's lock, from [`lock`].
-        heading (`Callable[[str], None]`):
-            Prints a heading for each stage.
-
-    Returns:
-        `dict[str, dict[str, float]]`: `wall_s`, `cpu_s` and `peak_gb` (the largest memory of any stage so far) of each
-        stage, from the time when it ran.
+    Run the stages that are not finished, in order. `held` is the file descriptor of the folder's lock, from [`lock`]; `heading` prints a
+    heading for each stage. Returns `wall_s`, `cpu_s` and `peak_gb` (the largest memory of any stage so far) of each stage, from the time
+    when it ran.
     """
     # Unlike the signal alone, SystemExit makes `subprocess` end the stage too
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -130,12 +104,7 @@ def run_one(
 
 
 def claim(run: Path, stages: list[Stage], seed: int):
-    """
-    Mark a folder as belonging to a run with this seed.
-
-    Raises:
-        `ValueError`: If it belongs to another run, or is not a run's folder.
-    """
+    """Mark a folder as belonging to a run with this seed. Raises `ValueError` if it belongs to another run, or is not a run's folder."""
     mark = run / RECORDS / "run.json"
     if mark.is_file():
         written = json.loads(mark.read_text())["seed"]

@@ -33,7 +33,7 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
             "n": result["n"],
             "ties": result["ties"],
             "by_difficulty": {k: group["accuracy"] for k, group in result["by_group"].items()},
-            "hard": pooled(result["by_group"], lambda swaps: swaps >= 3),
+            "hard": hard_accuracy(result["by_group"]),
             "best_of_n": best_of_n[arm]["rates"],
             "train_flops": sum(stage_flops(run, name) for name in names),
             "train_cpu_s": sum(usage[name]["cpu_s"] for name in names),
@@ -83,10 +83,10 @@ def stage_flops(run: Path, stage: str) -> float:
     return json.loads((folder / "trainer_state.json").read_text())["total_flos"]
 
 
-def pooled(groups: dict[str, dict], wanted) -> float:
-    """Pool the accuracy over the groups with the selected numbers of swaps."""
-    chosen = [group for swaps, group in groups.items() if wanted(int(swaps))]
-    return sum(group["accuracy"] * group["n"] for group in chosen) / sum(group["n"] for group in chosen)
+def hard_accuracy(groups: dict[str, dict]) -> float:
+    """Return the accuracy on pairs with three or more swaps."""
+    hard = [group for swaps, group in groups.items() if int(swaps) >= 3]
+    return sum(group["accuracy"] * group["n"] for group in hard) / sum(group["n"] for group in hard)
 
 
 def read_scores(run: Path, arm: str) -> list[dict]:

@@ -7,18 +7,8 @@ critiques of both responses. Only the critiques and their end of turn carry loss
 torchrun --nproc_per_node 8 examples/train_critique_sft.py --config examples/configs/llama3-8b/critique_sft.yaml \
     --dataset_name pairs.jsonl --deepspeed ds_configs/zero2.json
 
-zero1.json, zero3.json and zero3_offload.json work the same way. Without --deepspeed training runs under DDP, for models
-that fit on one GPU. With FSDP2:
-
-accelerate launch --config_file ds_configs/accelerate_fsdp2.yaml examples/train_critique_sft.py \
-    --config examples/configs/llama3-8b/critique_sft.yaml --dataset_name pairs.jsonl
-
-On several nodes, run the same line on each (under Slurm with `srun`, one task per node). HEAD is the address of one node:
-
-torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HEAD:29500 examples/train_critique_sft.py \
-    --config examples/configs/llama3-8b/critique_sft.yaml --dataset_name pairs.jsonl --deepspeed ds_configs/zero3.json
-
-See ds_configs/README.md for which one to use. `--resume_from_checkpoint true` resumes an interrupted run.
+ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and says which one to use.
+`--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:
 

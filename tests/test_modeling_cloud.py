@@ -104,6 +104,13 @@ def test_from_base_takes_the_weights_and_makes_a_head(base_folder):
     assert model.config.reward_token_id == len(tokenizer) + 2
 
 
+def test_from_base_finds_config_and_tokenizer_where_it_finds_the_weights(base_folder):
+    by_path = CLoudForRewardModeling.from_base(base_folder)
+    by_subfolder = CLoudForRewardModeling.from_base(base_folder.parent, subfolder=base_folder.name)
+    assert by_subfolder.config.text_config.hidden_size == by_path.config.text_config.hidden_size
+    assert torch.equal(by_subfolder.get_output_embeddings().weight, by_path.get_output_embeddings().weight)
+
+
 def test_from_base_refuses_what_is_no_language_model(tmp_path, base_folder, model):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="already a CLoud model"):

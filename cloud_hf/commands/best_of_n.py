@@ -108,8 +108,9 @@ def main(args: BestOfNArguments):
     shown = short_names(args.models)
     names = names_without_folders(args, shown | short_names(args.dataset_name))
     for name in (*shown.values(), *(one.name for one in read_ensembles(args.ensembles, args.models))):
-        votes = {ARENA_HARD: judged}
-        selected = [row for found in scored.values() for row in found.selected(name, votes.get(found.name))]
+        selected = []
+        for found in scored.values():
+            selected += found.selected(name, judged if found.name == ARENA_HARD else None)
         write_json_lines(rename(selected, names), output_dir / file_name("selected", name, "jsonl"))
     described = [describe_set("problems", name, problems) for name, problems in sets.items()]
     write_report(results, unjudged, counts, args, output_dir, described, halvings)
@@ -251,8 +252,8 @@ def write_report(
             result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture, n, list(models)
         )
         sections.append(best_of_n_section(result, picture))
-    if halvings:
-        sections.append(halving_section(halvings))
+    compared = [halving_section(halvings)] if halvings else []
+    sections += compared
     if unjudged:
         sections.append(Section(notes=unjudged))
     elif not results:
@@ -274,10 +275,8 @@ def write_report(
     }
     write_json(rename(json_safe(page), names), output_dir / "best_of_n.json")
     (output_dir / "best_of_n.md").write_text(render(sections), encoding="utf8")
-    for result in results:
-        print("", render([best_of_n_section(result)]), sep="\n")
-    if halvings:
-        print("", render([halving_section(halvings)]), sep="\n")
+    for section in [*map(best_of_n_section, results), *compared]:  # without pictures
+        print("", render([section]), sep="\n")
     for note in unjudged:
         print(note)
     print(f"Wrote best_of_n.md and best_of_n.json to {output_dir}. Next: cloud-hf serve {args.models[0]}")

@@ -44,12 +44,19 @@ def main(args: EvaluationArguments):
     names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
     shown = short_names(args.models) | short_names(names)
     check_file_names(shown, args)
+    described = sets.describe()
     if args.cascade:
-        check_rows({part["name"]: part["rows"] for part in sets.describe() if part["kind"] != "critiques"})
+        check_rows({part["name"]: part["rows"] for part in described if part["kind"] != "critiques"})
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results, described, judged = {}, sets.describe(), None
-    # First, because a judge's errors show within seconds, before a model is loaded
+    results: dict[str, ModelResults] = {}
+
+    def keep(name: str, found: ModelResults):
+        shown.setdefault(name, name)
+        results[name] = found
+        write_results(name, found, shown, output_dir)
+
+    # First, because a judge's errors show within seconds, and a model takes minutes to load
     judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
@@ -57,34 +64,23 @@ def main(args: EvaluationArguments):
             for name in args.models
         }
         for name in args.models:
-            results[name] = evaluate(name, args, sets, journals[name], shown)
-            write_results(name, results[name], shown, output_dir)
+            keep(name, evaluate(name, args, sets, journals[name], shown))
             write_report(results, args, shown, output_dir, described)
+    judged, cascades = None, []
     if judge is not None:
-        shown[args.judge_name] = args.judge_name
-        results[args.judge_name], judged = judge
-        write_results(args.judge_name, results[args.judge_name], shown, output_dir)
+        judge_results, judged = judge
+        keep(args.judge_name, judge_results)
     members = {shown[name]: found for name, found in results.items()}
     for ensemble in read_ensembles(args.ensembles, args.models):
-        shown[ensemble.name] = ensemble.name
-        results[ensemble.name] = summarize_ensemble(ensemble, members, sets, args.group_column, shown)
-        write_results(ensemble.name, results[ensemble.name], shown, output_dir)
-    cascades = []
+        keep(ensemble.name, summarize_ensemble(ensemble, members, sets, args.group_column, shown))
     for cascade in args.read_cascades():
-        shown[cascade.name] = cascade.name
-        results[cascade.name], found = summarize_cascade(cascade, members, sets, args.group_column, shown)
+        cascade_results, found = summarize_cascade(cascade, members, sets, args.group_column, shown)
+        keep(cascade.name, cascade_results)
         cascades += found
-        write_results(cascade.name, results[cascade.name], shown, output_dir)
     if args.ensembles or args.cascade or judged:
         write_report(results, args, shown, output_dir, described, judged, cascades)
-    for name in args.models if args.update_card else ():
-        settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
-        found = card_results(results[name].evaluations, sets, settings, args.dataset_test_split)
-        card = Path(name) / "README.md"
-        add_results(Path(name), found)
-        print(
-            f"Wrote {len(found)} of {len(results[name].evaluations)} headline metrics to {card}; the others lack rows."
-        )
+    if args.update_card:
+        update_cards(args, sets, results)
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     print("", *headline_table(by_model).lines(), "", sep="\n")
     models = " ".join(args.models)
@@ -92,6 +88,17 @@ def main(args: EvaluationArguments):
         f"Wrote report.md and report.json to {output_dir}. Next: cloud-hf best-of-n --models {models} --dataset_name CANDIDATES "
         f"--output_dir {output_dir}"
     )
+
+
+def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, ModelResults]):
+    """Add the models' headline metrics to their cards."""
+    settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
+    for name in args.models:
+        evaluations = results[name].evaluations
+        found = card_results(evaluations, sets, settings, args.dataset_test_split)
+        add_results(Path(name), found)
+        card = Path(name) / "README.md"
+        print(f"Wrote {len(found)} of {len(evaluations)} headline metrics to {card}; the others lack rows.")
 
 
 def check_file_names(shown: dict[str, str], args: EvaluationArguments):

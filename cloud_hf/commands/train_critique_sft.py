@@ -97,11 +97,7 @@ def main(
     check_launch(training_args)
     check_new_run(training_args)
     name = model_name(model_args)
-    config = read_model_config(name, revision=model_args.model_revision)
-    if isinstance(config, CLoudConfig):
-        raise ValueError(f"{name} is a CLoud model; this stage starts from a language model.")
-    if lacks_lm_head(config):
-        raise ValueError(f"{name} is a reward model without an LM head; this stage starts from a language model.")
+    config = _read_base(name, model_args.model_revision)
     tokenizer = load_tokenizer(model_args, training_args)
     critique_format = format_class(critique_args.format)(
         tokenizer,
@@ -109,7 +105,6 @@ def main(
         critique_role=critique_args.critique_role,
         keep_thinking=critique_args.keep_thinking,
     )
-
     limits = [training_args.max_length, longest_sequence(language_config(config))]
     limit = min((limit for limit in limits if limit), default=None)
 
@@ -147,3 +142,13 @@ def main(
             f"Wrote the language model to {output}. Next: cloud-hf self-critiques --model_name_or_path {output} "
             f"--dataset_name {data_args.dataset_name} --output_dir self-critiques"
         )
+
+
+def _read_base(name: str, revision: str | None) -> Any:
+    """Return the config of the model to start from. Raises `ValueError` if it is a reward model."""
+    config = read_model_config(name, revision=revision)
+    if isinstance(config, CLoudConfig):
+        raise ValueError(f"{name} is a CLoud model; this stage starts from a language model.")
+    if lacks_lm_head(config):
+        raise ValueError(f"{name} is a reward model without an LM head; this stage starts from a language model.")
+    return config
