@@ -30,10 +30,10 @@ from datasets import Dataset, Features, Value
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from recording import save
 
+from cloud_hf.data.build_run import JournaledClient, build_dataset
 from cloud_hf.data.completions import CompletionClient
 from cloud_hf.data.critique_prompt import messages_for_critic
-from cloud_hf.data.folder import JOURNAL, DatasetFolder
-from cloud_hf.data.run import JournaledClient, build_dataset
+from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
 
 
 CAPACITY = 64

@@ -22,7 +22,7 @@ import numpy as np
 from cloud_hf import TransformersScorer
 from cloud_hf.cascade import CascadeFit
 from cloud_hf.data.shell_game import CUPS, ShellGame, best_of_n_rows, preference_rows, response_text
-from cloud_hf.evaluation.halving import halve_recorded
+from cloud_hf.evaluation.halving_results import halve_recorded
 from cloud_hf.evaluation.metrics.cascade import CascadePoint, Goal, StageScores, fit_cascade, fit_stages, run_recorded
 from cloud_hf.evaluation.stats import json_safe, mean_estimate
 from cloud_hf.loading import load_reward_model

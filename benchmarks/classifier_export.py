@@ -24,7 +24,7 @@ from scalar_scoring import BATCH_SIZE, make_tokenizer, read_chats
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from cloud_hf import CLoudForRewardModeling
-from cloud_hf.classifiers import plan_export, write_export
+from cloud_hf.classifier_conversion import plan_export, write_export
 
 
 ARCHITECTURES = ("llama", "qwen3")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from .arguments import parameter_texts
+from .argument_help import parameter_texts
 
 
 _PACKAGE = Path(__file__).parent

@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
-from .skeletons import USUAL_ROLES, Skeleton, marks_in, spell
 from .template_dates import pin_date, with_clock
+from .template_skeletons import USUAL_ROLES, Skeleton, marks_in, spell
 
 
 IGNORE_INDEX = -100

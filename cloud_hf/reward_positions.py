@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from .chat_parsing import RenderedChats
 from .configuration_cloud import CLoudConfig
 from .critique_format import CritiqueFormat
-from .rendered_chats import RenderedChats
 
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ class Score:
 
     Args:
         reward (`float`):
-            Mean of `rewards`, unless [`~critique_weights.combine_scores`] combined them otherwise.
+            Mean of `rewards`, unless [`~combine_critiques.combine_scores`] combined them otherwise.
         critique (`str`):
             The first critique; `""` for a classic model.
         rewards (`tuple[float, ...]`):

@@ -30,7 +30,7 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from cloud_hf.arguments import documented
+from cloud_hf.argument_help import documented
 from cloud_hf.cli import run
 from cloud_hf.data import shell_game
 from cloud_hf.data.shell_game import ShellGame

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.arguments import documented
+from cloud_hf.argument_help import documented
 from cloud_hf.cli import run
 from cloud_hf.data import shell_game
 

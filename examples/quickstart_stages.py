@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cloud_hf.threads
+import cloud_hf.openmp_threads
 
 
 EXAMPLES = Path(__file__).parent
@@ -152,7 +152,7 @@ def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
     """Run a stage to completion. Returns its wall and CPU seconds, and the peak memory of any stage of this process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     # Chosen for each stage, because the load of the machine varies
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.threads.thread_environment()}
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.openmp_threads.thread_environment()}
     # One GPU, if there are any: the Trainer would split its batches among all that it sees
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     # A stage that outlives this process keeps the folder's lock
@@ -196,7 +196,7 @@ def hash_file(path: Path) -> str:
 @cache
 def hash_code() -> str:
     """Hash the library and the scripts, except those that only display results."""
-    library = Path(cloud_hf.threads.__file__).parent
+    library = Path(cloud_hf.openmp_threads.__file__).parent
     scripts = {*EXAMPLES.glob("*.py")} - {*EXAMPLES.glob("quickstart*.py"), EXAMPLES / "shell_game_report.py"}
     paths = [*sorted(library.rglob("*.py")), *sorted(scripts)]
     return hash_text("".join(hash_file(path) for path in paths))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from trl import TrlParser
 
-from cloud_hf.arguments import check_bounds, documented, parameter_texts
+from cloud_hf.argument_help import check_bounds, documented, parameter_texts
 
 
 @documented

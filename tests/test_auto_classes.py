@@ -27,7 +27,7 @@ def test_pure_modules_load_no_torch():
     run(
         """
 import sys
-import cloud_hf.arguments, cloud_hf.cli, cloud_hf.data.verdicts, cloud_hf.evaluation.stats, cloud_hf.serving.client
+import cloud_hf.argument_help, cloud_hf.cli, cloud_hf.data.verdicts, cloud_hf.evaluation.stats, cloud_hf.serving.client
 cloud_hf.Score
 loaded = {"torch", "transformers", "datasets", "trl", "peft"} & set(sys.modules)
 assert not loaded, loaded

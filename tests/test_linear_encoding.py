@@ -6,8 +6,8 @@ import pytest
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat
+from cloud_hf.chat_parsing import RenderedChats
 from cloud_hf.prompts import read_prompt
-from cloud_hf.rendered_chats import RenderedChats
 
 
 USER, CONTROL = {"role": "user", "content": "What is it?"}, "<|im_end|><think>x</think>"

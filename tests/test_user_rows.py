@@ -18,7 +18,7 @@ from cloud_hf.data.row_values import judged_chat, prompt_of, response_of
 from cloud_hf.data.rows import load_rows
 from cloud_hf.evaluation.benchmarks import preference_pairs
 from cloud_hf.evaluation.evaluation_arguments import EvaluationArguments
-from cloud_hf.evaluation.sets import load_sets
+from cloud_hf.evaluation.scored_sets import load_sets
 from cloud_hf.training.arguments import DataArguments
 from cloud_hf.training.encoding import encode_pairs
 

@@ -5,18 +5,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import CritiqueFormat
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from ..evaluation.compute import token_counts
+from ..evaluation.context_fitting import FittedRows, fit_rows
 from ..evaluation.ensembles import Ensemble, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
-from ..evaluation.fitting import FittedRows, fit_rows
 from ..evaluation.formatting import contents, file_name, picture_name
-from ..evaluation.halving import HalvingResult, compare_halving, read_halvings
+from ..evaluation.halving_results import HalvingResult, compare_halving, read_halvings
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
@@ -24,8 +24,8 @@ from ..evaluation.report.compute import halving_section
 from ..evaluation.report.files import BEST_OF_N_VERSION, write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.report.style import describe_styles
+from ..evaluation.scored_sets import score_sets
 from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open_scorer, short_names
-from ..evaluation.sets import score_sets
 from ..evaluation.stats import json_safe
 
 

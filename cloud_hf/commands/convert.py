@@ -61,7 +61,7 @@ def _convert_layout(source: str, destination: str, dry_run: bool, options: dict)
 
 
 def _convert_classifier(source: str, destination: str, to: str, dry_run: bool):
-    from ..classifiers import check_import, plan_export, write_export, write_import
+    from ..classifier_conversion import check_import, plan_export, write_export, write_import
     from ..convert import check_empty
 
     check_empty(Path(destination))

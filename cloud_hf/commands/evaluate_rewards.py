@@ -8,18 +8,16 @@ from pathlib import Path
 from ..card_results import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
-from ..evaluation.cascades import check_rows
+from ..evaluation.cascade_results import check_rows
 from ..evaluation.compute import costs_of, token_counts
 from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
-from ..evaluation.outcomes import CritiqueResult, losses_of_sets
 from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
 from ..evaluation.report.comparison import write_comparison
-from ..evaluation.scoring_arguments import open_scorer, short_names
-from ..evaluation.sets import (
+from ..evaluation.scored_sets import (
     ModelResults,
     Sets,
     card_results,
@@ -31,6 +29,8 @@ from ..evaluation.sets import (
     summarize_ensemble,
     summarize_judge,
 )
+from ..evaluation.scoring_arguments import open_scorer, short_names
+from ..evaluation.set_results import CritiqueResult, losses_of_sets
 
 
 ARGUMENTS = (EvaluationArguments,)

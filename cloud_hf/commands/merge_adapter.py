@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from ..arguments import check_data_type, documented
+from ..argument_help import check_data_type, documented
 from ..cards import CRITIC, inherit, kind_of, model_card, read_metadata, shown_name
 from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source

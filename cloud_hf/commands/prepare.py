@@ -11,14 +11,14 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value
 from tqdm import tqdm
 
-from ..arguments import documented
+from ..argument_help import documented
 from ..data.bad_rows import BadRows, without
+from ..data.build_run import check_not_empty
 from ..data.builders.arguments import SourceArguments
-from ..data.folder import DatasetFolder, Reject
+from ..data.dataset_folder import DatasetFolder, Reject
 from ..data.preference_rows import SIDES, iterate_rows, read_preference, read_preferences
 from ..data.public_layouts import LAYOUTS, Layout, Rated, find_layout
 from ..data.rows import dataset_label
-from ..data.run import check_not_empty
 
 
 PAIRS = ("best_worst", "all")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from ..critique_format import CritiqueFormat
 from ..data.column_forms import WITH_TOOLS, read_column
 from ..data.row_values import judged_chat, prompt_of, response_of

@@ -8,7 +8,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from ..adapters import check_tied_layers
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from ..cards import CRITIC
 from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
 from ..critique_format import format_class
@@ -16,7 +16,7 @@ from ..loading import read_model_config, record_base
 from ..training.arguments import DataArguments, TrainedModelConfig, load_tokenizer, model_init_kwargs, model_name
 from ..training.card import Origin, WritesCard
 from ..training.encoding import encode_critiques
-from ..training.finite import StopsWhenNotFinite
+from ..training.finite_checks import StopsWhenNotFinite
 from ..training.launch import check_machine
 from ..training.lora import model_for_sft
 from ..training.resume import ExactResume, check_launch, check_new_run

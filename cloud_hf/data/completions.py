@@ -16,7 +16,7 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
 
 from ..printable import printable
-from ..serving.answers import are_token_ids, describe_redirect, is_unicode, read_body, read_json
+from ..serving.http_answers import are_token_ids, describe_redirect, is_unicode, read_body, read_json
 
 
 # Finish reasons of complete, truncated and filtered answers; answers with any other reason, or none, are retried

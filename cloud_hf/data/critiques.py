@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 from datasets import Dataset, Features, List, Value
 from tqdm import tqdm
 
-from ..arguments import documented
+from ..argument_help import documented
 from ..interrupts import deferred_interrupts
+from .build_run import (
+    Dropped,
+    JournaledClient,
+    RowRefused,
+    Run,
+    all_of,
+    check_rows,
+    check_truncated,
+    most_longer_tries,
+)
 from .completions import Answer
+from .dataset_folder import DatasetFolder
 from .fit_to_context import Overlong, check_policy, fit_to_context
-from .folder import DatasetFolder
 from .journal import Journal, key_of
 from .preference_rows import SIDES, Response
 from .row_values import judged_chat, prompt_column, prompt_of, response_of
 from .rows import Rows
-from .run import Dropped, JournaledClient, RowRefused, Run, all_of, check_rows, check_truncated, most_longer_tries
 
 
 if TYPE_CHECKING:

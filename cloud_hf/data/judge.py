@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .build_run import JournaledClient, all_of, seed_of
 from .critique_prompt import conversation_text, fill, messages_for_critic, read_template
-from .folder import Reject
-from .run import JournaledClient, all_of, seed_of
+from .dataset_folder import Reject
 from .verdicts import points, read_verdict
 
 
@@ -113,7 +113,7 @@ class Judge:
     twice the tokens.
 
     Args:
-        client ([`~cloud_hf.data.run.JournaledClient`]):
+        client ([`~cloud_hf.data.build_run.JournaledClient`]):
             Client of the judge's model.
         template (`str`):
             Instructions, as for [`messages_for_judge`].

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from datasets import Dataset, load_from_disk
 
-from ..arguments import documented
-from .folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
+from ..argument_help import documented
+from .dataset_folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
 from .judge import PreferenceStatistics
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from ..critique_format import CritiqueFormat
 from ..scoring import Score
 from .compute import token_counts
-from .fitting import FittedRows
-from .metrics.anytime import Anytime, Reading, accuracy_against_tokens
+from .context_fitting import FittedRows
+from .metrics.accuracy_by_tokens import Anytime, Reading, accuracy_against_tokens
 from .metrics.calibration import Calibration, Statistic, calibrate, estimate, log_loss
 from .metrics.selective_accuracy import SelectiveAccuracy, selective_accuracy
 from .metrics.self_consistency import SelfConsistency, self_consistency
-from .outcomes import Evaluation
 from .probes import ProbeResult, ProbeRow, read_paraphrases
 from .rows import BenchmarkRow
+from .set_results import Evaluation
 from .stats import Estimate, json_safe
 
 

@@ -12,7 +12,7 @@ from ..data.journal import key_of
 from ..scoring import Score
 from .arena_hard.judge import Judged
 from .arena_hard.win_rate import Question, Votes, WinRate, win_rate
-from .fitting import FittedRows, score_columns, share_cut
+from .context_fitting import FittedRows, score_columns, share_cut
 from .metrics.best_of_n import (
     Curve,
     NothingJudged,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.rows import short_names
 from ..scores import Sample, Score
-from .fitting import FittedRows
+from .context_fitting import FittedRows
 
 
 RowScores = list[list[Score]]

@@ -4,10 +4,10 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
-from .cascades import Cascade, read_cascades, read_goal
-from .judges import JudgeServerArguments
+from .cascade_results import Cascade, read_cascades, read_goal
+from .generative_judges import JudgeServerArguments
 from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
+from ..combine_critiques import check_combination
 from ..critique_format import CritiqueFormat
-from ..critique_weights import check_combination
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import check_policy
 from ..data.rows import check_columns, load_rows, short_names  # noqa: F401 (its place in version 0.1)

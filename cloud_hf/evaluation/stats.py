@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..intervals import Interval, wilson
+from ..share_interval import Interval, wilson
 
 
 if TYPE_CHECKING:

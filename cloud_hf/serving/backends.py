@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..arguments import check_data_type, documented
+from ..argument_help import check_data_type, documented
 from ..critique_format import CritiqueFormat, format_class
 from ..loading import check_reward_model, load_reward_model, read_model_config
 from ..scalar_models import (

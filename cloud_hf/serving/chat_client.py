@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from ..scores import Sample, Score
-from .answers import read_number, read_sample
 from .client import CLoudClient
+from .http_answers import read_number, read_sample
 
 
 # The token that closes a critique, and the one that carries the reward

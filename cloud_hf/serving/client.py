@@ -14,7 +14,7 @@ import httpx2
 
 from ..printable import printable
 from ..scores import OnScore, Score
-from .answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
+from .http_answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
 from .replicas import Replica, Replicas
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_kernels_available
 from trl import ModelConfig
 
-from ..arguments import check_data_type, documented
+from ..argument_help import check_data_type, documented
 from ..configuration_cloud import check_name
 from ..data.journal import key_of
 from ..data.preference_rows import SIDES, iterate_rows, read_preference

@@ -18,8 +18,8 @@ from trl.trainer.utils import get_trackio_space_url
 from ..cards import CLASSIC, CRITIC, Example, Kind, hub_id, inherit, model_card, shown_name
 from ..configuration_cloud import longest_sequence
 from ..data.preference_rows import iterate_rows, read_preference
-from ..intervals import wilson
 from ..markdown import in_code, table
+from ..share_interval import wilson
 from .launch import rows_per_step, strategy_of
 from .resume import MixedTrainer
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trl import RewardConfig
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from ..configuration_cloud import REWARD_HEADS
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import TRAINING_POLICIES, check_policy

@@ -8,7 +8,7 @@ from accelerate import DistributedType, ParallelismConfig
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
-from ..arguments import check_bounds
+from ..argument_help import check_bounds
 
 
 # Some of these settings determine the optimizer states and the order of the data; some would be overwritten silently by the

@@ -200,7 +200,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             return writer.write(prefixes)
 
     def _write_with_vllm(self, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
-        from ..serving.vllm.writer import VLLMWriter
+        from ..serving.vllm.training_writer import VLLMWriter
 
         model: Any = self.accelerator.unwrap_model(self.model)
         tokenizer: Any = self.processing_class
@@ -351,7 +351,7 @@ def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
     """Raise `ValueError` if critiques cannot be written in this kind of run."""
     if args.use_vllm:
         # An `ImportError` names the extra before anything is loaded
-        from ..serving.vllm.writer import VLLMWriter  # noqa: F401
+        from ..serving.vllm.training_writer import VLLMWriter  # noqa: F401
 
         if (strategy := strategy_of(args)) != "single":
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from .config import CLoudTrainingConfig, check_weights
 from .outcome_loss import OBJECTIVES
 

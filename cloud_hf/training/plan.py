@@ -53,7 +53,7 @@ import yaml
 from peft import LoraConfig
 
 from ..adapters import read_model_config
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
 from ..cli import run
 from ..configuration_cloud import CLoudConfig, language_config
 from ..modeling_cloud import _VOCABULARY_PER_CHUNK

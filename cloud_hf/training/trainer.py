@@ -24,7 +24,7 @@ from .card import Origin, WritesCard
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
-from .finite import StopsWhenNotFinite
+from .finite_checks import StopsWhenNotFinite
 from .launch import check_parallelism
 from .lora import HEAD, check_dropout
 from .metrics import PairMetrics, num_pairs

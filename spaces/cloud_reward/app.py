@@ -22,7 +22,7 @@ import gradio as gr
 import pandas as pd
 
 from cloud_hf import spaces_ui as ui
-from cloud_hf.arguments import documented
+from cloud_hf.argument_help import documented
 from cloud_hf.cli import parse, run
 from cloud_hf.scoring import Scorer
 from cloud_hf.serving.backends import BackendArguments, open_backend

@@ -6,8 +6,9 @@ import json
 import pytest
 from completion_server import default_answer, serve_completions
 
+from cloud_hf.data.build_run import JournaledClient, seed_of
 from cloud_hf.data.completions import CompletionClient
-from cloud_hf.data.folder import Reject
+from cloud_hf.data.dataset_folder import Reject
 from cloud_hf.data.journal import Journal
 from cloud_hf.data.judge import (
     JUDGE_PROMPT,
@@ -18,7 +19,6 @@ from cloud_hf.data.judge import (
     messages_for_judge,
     read_judge_prompt,
 )
-from cloud_hf.data.run import JournaledClient, seed_of
 
 
 VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")

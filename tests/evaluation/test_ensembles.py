@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from cloud_hf.evaluation.context_fitting import FittedRow, FittedRows
 from cloud_hf.evaluation.ensembles import Ensemble, read_ensembles
-from cloud_hf.evaluation.fitting import FittedRow, FittedRows
 from cloud_hf.scores import Sample, Score
 
 

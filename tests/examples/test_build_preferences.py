@@ -8,9 +8,9 @@ from builders_for_tests import kill_and_resume, read_rejects, read_rows, run_scr
 from completion_server import default_answer, serve_completions
 from datasets import Dataset, load_from_disk
 
-from cloud_hf.data.folder import Reject, read_record
+from cloud_hf.data.build_run import seed_of
+from cloud_hf.data.dataset_folder import Reject, read_record
 from cloud_hf.data.judge import PreferenceStatistics, messages_for_judge
-from cloud_hf.data.run import seed_of
 
 
 SCRIPT = "build_preferences"

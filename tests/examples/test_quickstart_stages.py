@@ -45,7 +45,7 @@ STAGES = {"base": ("base", ()), "left": ("left", ("base",)), "right": ("right", 
 DRIVER = """
 import pathlib, sys, types
 # Choosing threads takes 0.3 s a stage
-threads = sys.modules["cloud_hf.threads"] = types.SimpleNamespace(thread_environment=dict)
+threads = sys.modules["cloud_hf.openmp_threads"] = types.SimpleNamespace(thread_environment=dict)
 sys.modules["cloud_hf"] = types.SimpleNamespace(threads=threads)
 sys.path.insert(0, {examples!r})
 import quickstart_stages as q

@@ -21,7 +21,7 @@ from cloud_hf import cli
 
 # Importing the libraries takes seconds: a server of forks does it once
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cloud_hf.data.run", "cloud_hf.data.builders.arguments", "trl"])
+_CONTEXT.set_forkserver_preload(["cloud_hf.data.build_run", "cloud_hf.data.builders.arguments", "trl"])
 
 
 def _run(script: str, options: list[str], log: str, environment: dict[str, str], file_size_limit: int | None):

@@ -1,7 +1,7 @@
 """Evaluations made by hand: rows, rewards and the scores of a model that writes one word."""
 
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, reward_bench, rm_bench
-from cloud_hf.evaluation.outcomes import Evaluation
+from cloud_hf.evaluation.set_results import Evaluation
 from cloud_hf.scoring import Score
 
 

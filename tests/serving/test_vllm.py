@@ -30,7 +30,7 @@ from cloud_hf.rl import verl
 from cloud_hf.serving import CLoudChatClient, CLoudClient, CLoudVLLM
 from cloud_hf.serving.client import RewardServerError
 from cloud_hf.serving.server.app import make_app, make_server
-from cloud_hf.serving.vllm.inner_rewards import decode_reward, encode_rewards
+from cloud_hf.serving.vllm.reward_logits import decode_reward, encode_rewards
 
 
 pytestmark = pytest.mark.vllm
@@ -758,7 +758,7 @@ def test_the_pooling_runner_gives_an_exported_classifiers_rewards(tmp_path, in_t
     """Qwen's template prints a newline behind the reward's position, which the exported one leaves out."""
     from vllm import LLM
 
-    from cloud_hf.classifiers import plan_export, write_export
+    from cloud_hf.classifier_conversion import plan_export, write_export
 
     tokenizer = make_tokenizer("qwen3")
     save_language_model(tmp_path / "base", "qwen3", "qwen3", head_dim=32)

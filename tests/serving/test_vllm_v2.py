@@ -20,13 +20,13 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 from vllm.v1.worker.gpu.states import RequestState
 
 import cloud_hf.serving.vllm
+from cloud_hf.serving.vllm.logits_processor import CloseCritique as CloseCritiqueV1
 from cloud_hf.serving.vllm.model import CLoudForVLLM
-from cloud_hf.serving.vllm.processor import CloseCritique as CloseCritiqueV1
 
 
 END, REWARD, VOCABULARY, CONTEXT, SLOTS = 3, 9, 16, 24, 4
 STOPS = [5, 6]
-NAME = ["cloud_hf.serving.vllm.processor_v2:CloseCritique"]
+NAME = ["cloud_hf.serving.vllm.logits_processor_v2:CloseCritique"]
 CONFIG = SimpleNamespace(
     model_config=SimpleNamespace(
         hf_config=SimpleNamespace(reward_token_id=REWARD, critique_end_token_id=END), max_model_len=CONTEXT

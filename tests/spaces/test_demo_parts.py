@@ -53,9 +53,9 @@ from cloud_demo.tab_parts import Controls, example_prompts, visitor_of
 
 from cloud_hf.cli import UsageError
 from cloud_hf.evaluation.benchmarks import preference_pairs
-from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.report.files import write_scores
 from cloud_hf.evaluation.rows import BenchmarkRow
+from cloud_hf.evaluation.set_results import Evaluation
 from cloud_hf.scalar_models import ScalarScorer, load_scalar_model
 from cloud_hf.scores import Sample, Sampling, Score
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
 from ..bad_rows import check_bad_rows
 from ..completions import CompletionClient
 from ..critiques import CritiqueOptions

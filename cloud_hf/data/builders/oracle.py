@@ -5,13 +5,9 @@ from typing import Any
 
 from datasets import Features, List, Value
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
 from ..bad_rows import without
-from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
-from ..folder import DatasetFolder
-from ..preference_rows import PAIR_COLUMNS, SIDES
-from ..row_values import FEEDBACK_COLUMNS, judged_chat, prompt_of, response_of
-from ..run import (
+from ..build_run import (
     Dropped,
     JournaledClient,
     all_of,
@@ -22,6 +18,10 @@ from ..run import (
     seed_of,
     why_incomplete,
 )
+from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
+from ..dataset_folder import DatasetFolder
+from ..preference_rows import PAIR_COLUMNS, SIDES
+from ..row_values import FEEDBACK_COLUMNS, judged_chat, prompt_of, response_of
 from .arguments import BuilderArguments, ServerArguments
 
 

@@ -7,14 +7,10 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
 from ...prompts import read_prompt
 from ..bad_rows import without
-from ..completions import Answer
-from ..folder import DatasetFolder
-from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
-from ..rows import check_columns
-from ..run import (
+from ..build_run import (
     Dropped,
     JournaledClient,
     all_of,
@@ -25,6 +21,10 @@ from ..run import (
     seed_of,
     why_incomplete,
 )
+from ..completions import Answer
+from ..dataset_folder import DatasetFolder
+from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
+from ..rows import check_columns
 from .arguments import BuilderArguments, ServerArguments
 
 

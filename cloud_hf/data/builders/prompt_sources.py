@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...prompts import read_prompt
 from ..column_forms import MESSAGES, TEXT, read_column
-from ..folder import Reject
+from ..dataset_folder import Reject
 from ..rows import check_columns
 
 

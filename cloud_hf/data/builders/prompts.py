@@ -14,14 +14,14 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from tqdm import tqdm
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
 from ...prompts import read_prompt
 from ..bad_rows import kind_of
+from ..build_run import check_not_empty
 from ..column_forms import read_column
+from ..dataset_folder import DatasetFolder
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
-from ..folder import DatasetFolder
 from ..rows import dataset_label, load_rows, short_names
-from ..run import check_not_empty
 from .prompt_sources import (
     Prompt,
     PromptReject,

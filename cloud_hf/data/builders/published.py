@@ -16,9 +16,9 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
+from ..dataset_folder import RECORD, DatasetFolder
 from ..duplicates import words
-from ..folder import RECORD, DatasetFolder
 from ..row_values import FEEDBACK_COLUMNS
 from ..rows import check_columns, dataset_label, hash_of_rows, load_rows
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from transformers import AutoTokenizer
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
 from ...configuration_cloud import CLoudConfig, check_name, reward_token_in_vllm
 from ...critique_format import CritiqueFormat
 from ...generation import row_seed
@@ -23,11 +23,11 @@ from ...interrupts import deferred_interrupts
 from ...loading import is_adapter
 from ...scoring import context_length
 from ...serving.backends import BackendArguments
+from ..build_run import Dropped, check_rows, run_builder
 from ..critiques import Critique, CritiqueBuilder, CritiqueTask, write_rows
-from ..folder import DatasetFolder
+from ..dataset_folder import DatasetFolder
 from ..journal import Journal, key_of
 from ..rows import Rows
-from ..run import Dropped, check_rows, run_builder
 from .arguments import CriticArguments
 
 

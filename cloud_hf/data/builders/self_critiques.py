@@ -13,17 +13,17 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from ...arguments import check_bounds, documented
+from ...argument_help import check_bounds, documented
 from ...configuration_cloud import CLoudConfig
 from ...critique_format import CritiqueFormat
 from ...loading import load_critic, tokenizer_source
 from ...modeling_cloud import CLoudForRewardModeling
 from ...scoring import Scorer, TransformersScorer, context_length
 from ...serving.backends import BackendArguments, open_backend
+from ..build_run import JournaledClient, build_dataset, check_rows, run_builder
 from ..completions import ServerUnusable
 from ..critiques import CritiqueBuilder, ScorerCritic, ServedCritic, features_with_critiques, write_rows
-from ..folder import DatasetFolder
-from ..run import JournaledClient, build_dataset, check_rows, run_builder
+from ..dataset_folder import DatasetFolder
 from .arguments import CriticArguments, ServerArguments
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...arguments import check_bounds, documented
-from ..judges import JudgeServerArguments
+from ...argument_help import check_bounds, documented
+from ..generative_judges import JudgeServerArguments
 from ..metrics.best_of_n import Problem, load_problems
 from .judge import Generation, JudgeSettings, files_by_category, files_of, read_texts, write_candidates
 from .win_rate import Question, load_answers, load_questions

@@ -13,9 +13,19 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
+from ...data.build_run import (
+    Dropped,
+    JournaledClient,
+    RowRefused,
+    all_of,
+    build_dataset,
+    check_rows,
+    complete_build,
+    seed_of,
+)
 from ...data.completions import CompletionClient
 from ...data.critique_prompt import read_template
-from ...data.folder import DatasetFolder
+from ...data.dataset_folder import DatasetFolder
 from ...data.journal import key_of
 from ...data.judge import (
     ANSWER,
@@ -29,16 +39,6 @@ from ...data.judge import (
     check_verdicts,
     messages_for_judge,
     read_judge_prompt,
-)
-from ...data.run import (
-    Dropped,
-    JournaledClient,
-    RowRefused,
-    all_of,
-    build_dataset,
-    check_rows,
-    complete_build,
-    seed_of,
 )
 from ...prompts import read_prompt
 from ..metrics.best_of_n import Problem

@@ -15,7 +15,7 @@ from ...data.preference_rows import read_prompts
 from ...data.row_values import listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import Score, Scorer
-from ..fitting import FittedRows, fit_rows, score_rows
+from ..context_fitting import FittedRows, fit_rows, score_rows
 from ..stats import Summarised, json_safe
 
 

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...critique_weights import COMBINATIONS, combine_rewards
+from ...combine_critiques import COMBINATIONS, combine_rewards
 from ..stats import Estimate, Summarised, mean_estimate, share, wilson
 
 
@@ -129,7 +129,7 @@ def compare_combinations(
     log_likelihoods: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> list[CombinedAccuracy]:
     """
-    Compute the row accuracy of each way to combine all critiques of a response; see [`~critique_weights.combine_rewards`].
+    Compute the row accuracy of each way to combine all critiques of a response; see [`~combine_critiques.combine_rewards`].
 
     `rewards` and `log_likelihoods` are by row, response and critique; without the latter, `"likelihood"` is left out.
     """

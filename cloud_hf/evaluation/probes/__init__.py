@@ -1,6 +1,6 @@
 """Probes: measure failures of reward models on rows of any preference set."""
 
-from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
+from .content_free_answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS
 from .length import LENGTH
 from .paraphrase import PARAPHRASES, read_paraphrases

@@ -11,8 +11,8 @@ from ...critique_format import CritiqueFormat
 from ...scoring import Score
 from ..journaled_scorer import JournaledScorer
 from ..stats import group
-from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
-from .batch import BATCH_POSITION
+from .batch_position import BATCH_POSITION
+from .content_free_answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS, stays_text
 from .length import LENGTH
 from .paraphrase import PARAPHRASES

@@ -1,7 +1,7 @@
 """Reports: report.md and report.json, their tables, pictures and files."""
 
 from ..formatting import Section, render, show_estimate
-from ..outcomes import Difference, Evaluation, compare, evaluation_of_pairs, headline_estimates
+from ..set_results import Difference, Evaluation, compare, evaluation_of_pairs, headline_estimates
 from .files import VERSION, write_report, write_results, write_scores
 from .tables import best_of_n_section, headline_table, markdown
 

@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from ..evaluation_arguments import SETTINGS
 from ..formatting import Section, file_name, render
-from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
+from ..set_results import Difference, difference, outcome
 from .files import BEST_OF_N_VERSION, VERSION, write_json
 from .tables import DIFFERENCE, difference_table
 

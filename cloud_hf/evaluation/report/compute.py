@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..cascades import CascadeResult, worth_of
+from ..cascade_results import CascadeResult, worth_of
 from ..ensembles import Ensemble
 from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
-from ..halving import HalvingResult
-from ..judges import JudgeReport, RatingReport
+from ..generative_judges import JudgeReport, RatingReport
+from ..halving_results import HalvingResult
 from ..metrics.cascade import worth_of_best
-from ..outcomes import Evaluation
-from ..sets import ModelResults
+from ..scored_sets import ModelResults
+from ..set_results import Evaluation
 from ..stats import Estimate, powers_of_two, share
 
 

@@ -10,19 +10,19 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..analysis import mean_label
-from ..cascades import CascadeResult
+from ..cascade_results import CascadeResult
+from ..context_fitting import score_columns
 from ..ensembles import read_ensembles
 from ..environment import environment, names_without_folders, opening, rename, spell_command
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
-from ..fitting import score_columns
 from ..formatting import Section, contents, file_name, picture_name, render
-from ..judges import JudgeReport, RatingReport
+from ..generative_judges import JudgeReport, RatingReport
 from ..metrics.pairs import PairEvaluation
-from ..outcomes import Evaluation, compare
-from ..sets import ModelResults
+from ..scored_sets import ModelResults
+from ..set_results import Evaluation, compare
 from ..stats import json_safe
 from . import plots
-from .anytime import anytime_sections, plot_anytime
+from .accuracy_by_tokens import anytime_sections, plot_anytime
 from .compute import PICTURE, compute_points, compute_sections
 from .style import describe_styles
 from .tables import (

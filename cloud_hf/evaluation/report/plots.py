@@ -19,9 +19,9 @@ from ..metrics.best_of_n import Curve
 from ..metrics.calibration import FEW_PAIRS, Calibration, calibrate
 from ..metrics.selective_accuracy import FRACTIONS
 from ..metrics.self_consistency import AccuracyCurve, SelfConsistency
-from ..outcomes import Evaluation, headline_estimates
 from ..probes import ProbeResult
 from ..probes.probe import SHARE
+from ..set_results import Evaluation, headline_estimates
 from ..stats import Estimate, powers_of_two, wilson
 from .compute import ComputePoint
 

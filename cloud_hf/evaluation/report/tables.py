@@ -21,12 +21,12 @@ from ..formatting import (
     show,
     show_estimate,
 )
-from ..judges import JudgeReport, RatingReport
+from ..generative_judges import JudgeReport, RatingReport
 from ..metrics.calibration import FEW_PAIRS
 from ..metrics.self_consistency import DRAWS, AccuracyCurve, CombinedAccuracy, SelfConsistency
-from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
 from ..probes.probe import SHARE, SHARE_DIFFERENCE
+from ..set_results import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..stats import NO_ROWS, powers_of_two
 
 

@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...chat_parsing import RenderedChats
 from ...cli import run
 from ...loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
 from ...model_identity import identify_model
-from ...rendered_chats import RenderedChats
 from . import pages, routes
 from .contracts import spell_path
 from .engine import EncodingEngine, TransformersEngine

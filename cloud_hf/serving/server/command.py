@@ -13,7 +13,7 @@ import json
 import os
 from dataclasses import fields
 
-from ...arguments import check_data_type
+from ...argument_help import check_data_type
 from ...cli import ArgumentParser
 from .limits import Limits
 

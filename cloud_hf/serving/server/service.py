@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 
-from ...rendered_chats import RenderedChats
+from ...chat_parsing import RenderedChats
 from ...scores import NotFinite, Sampling, Score
 from ...scoring import ScoringRequest
 from .contracts import Row, count_characters

@@ -28,7 +28,7 @@ from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from ...modeling_cloud import RewardHead
-from .inner_rewards import encode_rewards
+from .reward_logits import encode_rewards
 
 
 # Width of the flag columns, which mark the rows that hold a reward. 16 bytes keep the rows aligned

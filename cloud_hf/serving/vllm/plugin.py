@@ -6,9 +6,9 @@ the end of turn that closes the critique, but no other end of turn. A vocabulary
 1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
 2. The reward token is embedded as the end of turn, so the reward is read from the same hidden state as in training.
 3. After it, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob, is the
-   reward. In all other rows, that logit carries the reward at the previous token (`inner_rewards.py`), for requests that ask.
+   reward. In all other rows, that logit carries the reward at the previous token (`reward_logits.py`), for requests that ask.
 
-A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward,
+A logits processor (`logits_processor.py`, `logits_processor_v2.py`) closes critiques that run out of budget, so that each has a reward,
 and a renderer (`renderer.py`) opens the critique turn after chat messages. Classic models can also be served with vLLM's
 pooling runner, which needs none of this: its pooler reads the reward.
 """

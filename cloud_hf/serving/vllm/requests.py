@@ -27,7 +27,7 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from ...arguments import check_data_type
+from ...argument_help import check_data_type
 from ...configuration_cloud import CLoudConfig, position_switch, read_config, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
@@ -36,8 +36,8 @@ from ...published import find_weights, is_published
 from ...quantized_checkpoints import check_spared
 from ...scores import Sampling
 from ...scoring import ScoringRequest, context_length, read_request
-from .inner_rewards import decode_reward
 from .renderer import CLOSING_TOKENS
+from .reward_logits import decode_reward
 
 
 # vLLM needs room for one generated token, whose logprob is the reward of a given sequence

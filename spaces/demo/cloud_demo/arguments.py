@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from cloud_hf.arguments import check_bounds, documented
+from cloud_hf.argument_help import check_bounds, documented
 from cloud_hf.cli import UsageError
 
 

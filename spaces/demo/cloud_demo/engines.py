@@ -23,8 +23,8 @@ from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.loading import load_reward_model, read_model_config
 from cloud_hf.scalar_models import ScalarScorer, is_scalar_model, load_scalar_model, read_label_weights
 from cloud_hf.scores import Sampling, Score
-from cloud_hf.serving.answers import read_body, read_json, read_parts, read_score
 from cloud_hf.serving.client import CLoudClient, RewardServerError
+from cloud_hf.serving.http_answers import read_body, read_json, read_parts, read_score
 from cloud_hf.serving.server.engine import RewardEngine, TransformersEngine
 
 from . import Problem

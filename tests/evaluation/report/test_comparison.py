@@ -8,9 +8,9 @@ from evaluations_for_tests import evaluation
 
 from cloud_hf.evaluation.candidates import ScoredSet, replay_result
 from cloud_hf.evaluation.metrics.best_of_n import Problem
-from cloud_hf.evaluation.outcomes import compare
 from cloud_hf.evaluation.report import write_scores
 from cloud_hf.evaluation.report.comparison import compare_results, read_results, write_comparison
+from cloud_hf.evaluation.set_results import compare
 from cloud_hf.evaluation.stats import json_safe
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score

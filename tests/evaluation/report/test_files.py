@@ -8,8 +8,8 @@ from pyarrow import parquet
 
 from cloud_hf.data.journal import key_of
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, preference_pairs, reward_bench, reward_bench_2
-from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.report.files import write_leaderboard_files, write_scores
+from cloud_hf.evaluation.set_results import Evaluation
 
 
 def written(module, name, rows, rewards, tmp_path, benchmark=None) -> dict[str, dict]:

@@ -5,9 +5,9 @@ from benchmark_files import pair, write_rows
 from evaluations_for_tests import evaluation
 
 from cloud_hf.evaluation.benchmarks import reward_bench, rm_bench
-from cloud_hf.evaluation.outcomes import compare
 from cloud_hf.evaluation.report import markdown
 from cloud_hf.evaluation.report.plots import plot_benchmarks
+from cloud_hf.evaluation.set_results import compare
 
 
 def test_the_matrix_of_styles_is_in_the_report(tmp_path):

@@ -21,8 +21,8 @@ from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_lan
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
 from tokenizers_for_tests import make_tokenizer
 
+from cloud_hf.chat_parsing import RenderedChats
 from cloud_hf.cli import UsageError, run
-from cloud_hf.rendered_chats import RenderedChats
 from cloud_hf.scores import Sampling
 from cloud_hf.serving import server as server_package
 from cloud_hf.serving.client import CLoudClient

@@ -11,7 +11,7 @@ import pytest
 from models_for_tests import CRITIQUES
 from servers_for_tests import BUDGET, make_engine, make_talker, serving, tokenizer_of
 
-from cloud_hf.rendered_chats import RenderedChats
+from cloud_hf.chat_parsing import RenderedChats
 from cloud_hf.serving.server.app import MAX_HEAD_BYTES
 from cloud_hf.serving.server.limits import Limits, count_values
 from cloud_hf.serving.server.middleware import _network

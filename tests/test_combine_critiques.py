@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from cloud_hf.critique_weights import COMBINATIONS, combine_rewards, combine_scores
+from cloud_hf.combine_critiques import COMBINATIONS, combine_rewards, combine_scores
 from cloud_hf.scores import Sample, Score
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from ..arguments import check_bounds, documented
+from ..argument_help import check_bounds, documented
+from ..data.build_run import Dropped, JournaledClient, build_dataset, check_rows, complete_build
 from ..data.completions import CompletionClient
 from ..data.critique_prompt import messages_for_critic
-from ..data.folder import DatasetFolder
+from ..data.dataset_folder import DatasetFolder
 from ..data.journal import key_of
 from ..data.judge import Judge, Judgement, messages_for_judge, read_judge_prompt
-from ..data.rating import read_rubric
-from ..data.run import Dropped, JournaledClient, build_dataset, check_rows, complete_build
+from ..data.rating_rubric import read_rubric
 from ..data.verdicts import points, read_verdict
 from ..scores import Sample, Score
-from .fitting import FittedRow, FittedRows
+from .context_fitting import FittedRow, FittedRows
 from .stats import Summarised
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cloud_hf.evaluation.cascades import worth_of
-from cloud_hf.evaluation.fitting import FittedRow
+from cloud_hf.evaluation.cascade_results import worth_of
+from cloud_hf.evaluation.context_fitting import FittedRow
 
 
 @pytest.mark.parametrize(

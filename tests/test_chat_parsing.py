@@ -14,7 +14,7 @@ from tokenizers_for_tests import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from cloud_hf.rendered_chats import RenderedChats
+from cloud_hf.chat_parsing import RenderedChats
 
 
 TEXTS = [

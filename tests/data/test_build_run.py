@@ -10,19 +10,19 @@ from aiohttp import web
 from completion_server import default_answer, serve_completions
 from datasets import Features, Value
 
-from cloud_hf.data import run
+from cloud_hf.data import build_run
+from cloud_hf.data.build_run import JournaledClient, build_dataset, complete_build
 from cloud_hf.data.completions import CompletionClient
-from cloud_hf.data.folder import DatasetFolder, read_record
+from cloud_hf.data.dataset_folder import DatasetFolder, read_record
 from cloud_hf.data.journal import Journal
-from cloud_hf.data.run import JournaledClient, build_dataset, complete_build
 
 
 BLOCKED = """
 import signal
 import time
 
-from cloud_hf.data.folder import DatasetFolder
-from cloud_hf.data.run import complete_build
+from cloud_hf.data.dataset_folder import DatasetFolder
+from cloud_hf.data.build_run import complete_build
 
 # A shell that runs the tests in the background has its children ignore it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,11 +55,11 @@ def build(folder, server):
 def test_the_bar_counts_answers_within_a_row(tmp_path, monkeypatch):
     shown = []
 
-    class Bar(run.tqdm):
+    class Bar(build_run.tqdm):
         def set_postfix(self, **counts):
             shown.append((self.n, counts["answers"]))
 
-    monkeypatch.setattr(run, "tqdm", Bar)
+    monkeypatch.setattr(build_run, "tqdm", Bar)
     with serve_completions() as server:
         build(tmp_path / "out", server)
     assert shown == [(0, 1), (0, 2), (0, 3), (0, 3)]

@@ -1,4 +1,4 @@
-from cloud_hf.evaluation.metrics.anytime import Reading, accuracy_against_tokens
+from cloud_hf.evaluation.metrics.accuracy_by_tokens import Reading, accuracy_against_tokens
 
 
 def row(*responses):

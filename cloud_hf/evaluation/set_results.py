@@ -11,7 +11,7 @@ import numpy as np
 from ..data.journal import key_of
 from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
-from .fitting import FittedRows, score_columns, share_cut
+from .context_fitting import FittedRows, score_columns, share_cut
 from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
 from .metrics.pairs import PairEvaluation
 from .rows import BenchmarkRow

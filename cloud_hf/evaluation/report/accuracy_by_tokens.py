@@ -8,7 +8,7 @@ from .style import WIDTH, add_grid, styles_of  # isort: skip  # before pyplot: c
 from matplotlib import pyplot as plt
 
 from ..formatting import Form, Section, Table, picture_name, show_estimate
-from ..metrics.anytime import Anytime
+from ..metrics.accuracy_by_tokens import Anytime
 from .plots import save, with_reach
 
 

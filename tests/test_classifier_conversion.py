@@ -11,7 +11,7 @@ from tokenizers_for_tests import dated_tokenizer, make_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainingConfig
-from cloud_hf.classifiers import check_import, plan_export
+from cloud_hf.classifier_conversion import check_import, plan_export
 from cloud_hf.commands.convert import main as convert
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scalar_models import ScalarScorer, load_scalar_model

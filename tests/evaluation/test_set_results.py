@@ -11,11 +11,12 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf import CritiqueFormat, Score, TransformersScorer
 from cloud_hf.evaluation.analysis import assess_uncertainty, probe_rows
 from cloud_hf.evaluation.benchmarks import rm_bench
-from cloud_hf.evaluation.fitting import FittedRow, FittedRows, fit_rows
+from cloud_hf.evaluation.context_fitting import FittedRow, FittedRows, fit_rows
 from cloud_hf.evaluation.formatting import render
 from cloud_hf.evaluation.metrics.critique_quality import CritiqueRow, ReferenceLoss, reference_losses
 from cloud_hf.evaluation.metrics.pairs import summarize_pairs
-from cloud_hf.evaluation.outcomes import (
+from cloud_hf.evaluation.report.tables import critique_section
+from cloud_hf.evaluation.set_results import (
     CritiqueResult,
     compare,
     evaluation_of_pairs,
@@ -24,7 +25,6 @@ from cloud_hf.evaluation.outcomes import (
     headline_estimates,
     losses_of_sets,
 )
-from cloud_hf.evaluation.report.tables import critique_section
 
 
 def test_models_are_compared_row_by_row(rows):

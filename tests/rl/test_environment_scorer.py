@@ -7,7 +7,7 @@ from models_for_tests import PROMPTS, RESPONSES
 
 from cloud_hf.cascade import CascadeFit, CascadeScorer, StageFit
 from cloud_hf.rl import openrlhf, verl
-from cloud_hf.rl.served import served_scorer
+from cloud_hf.rl.environment_scorer import served_scorer
 from cloud_hf.rl.trl import async_cloud_reward, cloud_reward
 from cloud_hf.serving import CLoudClient
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from cloud_hf import threads
-from cloud_hf.threads import Cpus, measure_cpus, thread_environment
+from cloud_hf import openmp_threads
+from cloud_hf.openmp_threads import Cpus, measure_cpus, thread_environment
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def machine(tmp_path, monkeypatch):
     def make(mask, **options):
         machine = Machine(tmp_path, **options)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: mask)
-        monkeypatch.setattr(threads.time, "sleep", machine.sleep)
-        monkeypatch.setattr(threads.time, "monotonic", lambda: machine.hundredths / 100)
+        monkeypatch.setattr(openmp_threads.time, "sleep", machine.sleep)
+        monkeypatch.setattr(openmp_threads.time, "monotonic", lambda: machine.hundredths / 100)
         return machine
 
     return make

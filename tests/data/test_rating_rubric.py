@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_hf.data.rating import Rubric, read_rubric
+from cloud_hf.data.rating_rubric import Rubric, read_rubric
 
 
 BODY = "Rate {response} to {conversation}."

@@ -8,8 +8,8 @@ from ..cascade import CascadeFit
 from ..data.row_values import listed
 from ..scores import Sample, Score
 from .compute import Cost
+from .context_fitting import FittedRow, FittedRows
 from .ensembles import check_different, read_members
-from .fitting import FittedRow, FittedRows
 from .metrics.cascade import (
     FEWEST_PAIRS,
     THRESHOLDS,

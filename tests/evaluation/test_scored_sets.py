@@ -5,8 +5,8 @@ from huggingface_hub import ModelCard
 
 from cloud_hf.card_results import add_results
 from cloud_hf.evaluation.benchmarks import load_benchmarks, preference_pairs, rm_bench
-from cloud_hf.evaluation.outcomes import Evaluation
-from cloud_hf.evaluation.sets import Sets, card_results
+from cloud_hf.evaluation.scored_sets import Sets, card_results
+from cloud_hf.evaluation.set_results import Evaluation
 
 
 def test_cards_say_where_the_rows_are_from(tmp_path):

@@ -6,7 +6,7 @@ from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
-from .processor import check_params
+from .logits_processor import check_params
 
 
 class CloseCritique(LogitsProcessor):

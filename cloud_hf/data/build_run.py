@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ..interrupts import deferred_interrupts
 from .bad_rows import BadRows, OverlongRows
 from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable, Stopped
+from .dataset_folder import JOURNAL, REJECTS, DatasetFolder, Reject, Statistics
 from .fit_to_context import Overlong
-from .folder import JOURNAL, REJECTS, DatasetFolder, Reject, Statistics
 from .journal import SAMPLING_DEFAULTS, SERVERS_OWN, Journal, JournalError, key_of
 from .rows import Rows
 

@@ -11,8 +11,8 @@ from models_for_tests import make_model
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.commands import evaluate_rewards
-from cloud_hf.evaluation.fitting import FittedRow, FittedRows
-from cloud_hf.evaluation.judges import JudgeServerArguments, judge_rows, rate_rows
+from cloud_hf.evaluation.context_fitting import FittedRow, FittedRows
+from cloud_hf.evaluation.generative_judges import JudgeServerArguments, judge_rows, rate_rows
 
 
 def shown(body):

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from datasets import Features, Value, load_from_disk
 
-from cloud_hf.data.folder import RECORD, DatasetFolder, Reject, read_record
+from cloud_hf.data.dataset_folder import RECORD, DatasetFolder, Reject, read_record
 from cloud_hf.data.journal import JournalError
 
 

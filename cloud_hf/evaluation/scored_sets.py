@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from datasets import Dataset
 from huggingface_hub import EvalResult
 
+from ..combine_critiques import combine_scores
 from ..critique_format import CritiqueFormat
-from ..critique_weights import combine_scores
 from ..data.journal import key_of
 from ..data.preference_rows import SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
@@ -19,21 +19,21 @@ from ..data.rows import row_name
 from ..scoring import Score
 from .analysis import Robustness, assess_uncertainty, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
-from .cascades import Cascade, CascadeResult, StagePart
+from .cascade_results import Cascade, CascadeResult, StagePart
 from .compute import Cost, costs_of, token_counts
+from .context_fitting import FittedRow, FittedRows, fit_rows, score_rows
 from .ensembles import Ensemble
 from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
-from .fitting import FittedRow, FittedRows, fit_rows, score_rows
+from .generative_judges import JudgeReport, RatingReport, judge_rows, rate_rows
 from .journaled_scorer import JournaledScorer
-from .judges import JudgeReport, RatingReport, judge_rows, rate_rows
 from .metrics import critique_quality
 from .metrics.best_of_n import PROBLEM_COLUMNS, candidates, load_problems, summarize_best_of_n
 from .metrics.critique_quality import CritiqueRow
 from .metrics.pairs import PairEvaluation, pair_responses, summarize_pairs
-from .outcomes import CritiqueResult, Evaluation, evaluation_of_pairs, fittable
 from .probes import read_paraphrases
 from .scoring_arguments import load_datasets, short_names
+from .set_results import CritiqueResult, Evaluation, evaluation_of_pairs, fittable
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -176,7 +176,7 @@ def score_sets(
     Score all sets together, so equal chats are scored once and batches stay full. Returns the scores of each set's rows.
 
     In errors, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its batches by length;
-    `options` are those of [`Scorer`]; `combine` is one of [`~critique_weights.COMBINATIONS`].
+    `options` are those of [`Scorer`]; `combine` is one of [`~combine_critiques.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [

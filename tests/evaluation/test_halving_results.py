@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cloud_hf.evaluation.candidates import ScoredSet
-from cloud_hf.evaluation.halving import Halving, compare_halving, halve_recorded, read_halvings
+from cloud_hf.evaluation.halving_results import Halving, compare_halving, halve_recorded, read_halvings
 from cloud_hf.evaluation.metrics.best_of_n import Problem
 from cloud_hf.scores import Sample, Score
 
