@@ -50,6 +50,8 @@ MOVED = {
     "evaluation.pairs": "evaluation.metrics.pairs",
     "evaluation.plots": "evaluation.report.plots",
     "evaluation.preference_pairs": "evaluation.benchmarks.preference_pairs",
+    "evaluation.probes.answers": "evaluation.probes.content_free_answers",
+    "evaluation.probes.batch": "evaluation.probes.batch_position",
     "evaluation.rejection": "evaluation.metrics.selective_accuracy",
     "evaluation.resampling": "evaluation.stats",
     "evaluation.result_files": "evaluation.report.files",

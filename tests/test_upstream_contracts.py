@@ -170,6 +170,9 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "options of a prompt that lose its reward", ("max_output_tokens", "truncate_prompt_tokens"),
     ),
     "vllm.renderers.registry.RENDERER_REGISTRY": ("registers our renderer", ()),
+    "vllm.tokenizers.detokenizer_utils._restore_leading_spaces": (
+        "the plugin lets it take ids without a token", ("raw_token", "token_str", "marker"),
+    ),
     "vllm.tokenizers.registry.TokenizerRegistry": ("its mode chooses the renderer", ()),
     "vllm.sequence.IntermediateTensors": ("passed between pipeline stages", ()),
     "vllm.v1.engine.async_llm.AsyncLLM": ("the engine behind the reward server", ()),

@@ -76,7 +76,7 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]. Returns the rows by kind (`"benchmark"`,
+        Fit the rows of all sets to a model's context; `limits` are the options of [`~context_fitting.fit_rows`]. Returns the rows by kind (`"benchmark"`,
         `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models that write critiques) and name.
         """
         return {

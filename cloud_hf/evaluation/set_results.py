@@ -217,7 +217,7 @@ def difference(
 
 
 def fittable(rows: Sequence[CritiqueRow]) -> list[dict[str, Any]]:
-    """Convert rows to the input of [`~fitting.fit_rows`]."""
+    """Convert rows to the input of [`~context_fitting.fit_rows`]."""
     return [
         {"id": row.id, "prompt": row.prompt, "responses": [row.response], "critique": row.critique} for row in rows
     ]

@@ -29,9 +29,8 @@ from functools import cache
 import torch
 from transformers import AutoTokenizer
 
-from cloud_hf.chat_parsing import RenderedChats
-
 # Absolute imports, because OpenRLHF runs this file by its path, outside the package
+from cloud_hf.chat_parsing import RenderedChats
 from cloud_hf.loading import load_reward_model
 from cloud_hf.rl.environment_scorer import served_scorer
 from cloud_hf.rl.hidden_text import check_policy, report_hidden_text

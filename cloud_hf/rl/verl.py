@@ -18,9 +18,8 @@ import os
 from functools import lru_cache
 from typing import Any
 
+# Absolute imports, because verl runs this file by its path, outside the package
 from cloud_hf.rl.environment_scorer import served_scorer
-
-# Absolute import, because verl runs this file by its path, outside the package
 from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
 from cloud_hf.serving.chat_client import CLoudChatClient
 

@@ -64,7 +64,7 @@ class DataArguments:
             return train, None
         name = self.eval_dataset_name or self.dataset_name
         # A training dataset without splits must not serve as its own evaluation set
-        return train, self._read("eval", name, self.dataset_test_split, needs_split=self.eval_dataset_name is None)
+        return train, self._read("eval", name, self.dataset_test_split, needs_split=not self.eval_dataset_name)
 
     def held_out(self) -> tuple[str, str]:
         """Return the name of the evaluation dataset, and which of its rows are used."""

@@ -89,10 +89,9 @@ class PairMetrics(ExactResume):
         def gather(rows: torch.Tensor) -> torch.Tensor:
             if len(rows) != 2 * self._eval_pairs:  # losses, or the user's own tensors with one row per pair
                 return self.accelerator.gather_for_metrics(rows)
-            pairs = self.accelerator.gather_for_metrics(rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous())
-            if self.args.batch_eval_metrics:  # `compute_metrics` takes these rows: all chosen ones first
-                pairs = pairs.transpose(0, 1)
-            return pairs.flatten(0, 1)
+            return self.accelerator.gather_for_metrics(
+                rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous()
+            ).flatten(0, 1)
 
         return recursively_apply(gather, data)
 
@@ -100,7 +99,9 @@ class PairMetrics(ExactResume):
         pairs, compute_metrics = len(dataloader.dataset), self.compute_metrics
         if self.args.dataloader_drop_last:
             pairs -= pairs % (self.args.eval_batch_size * self.args.world_size)
-        if compute_metrics is not None and not self.args.batch_eval_metrics:
+        if compute_metrics is not None and self.args.batch_eval_metrics:
+            self.compute_metrics = lambda made, **options: compute_metrics(_chosen_first_in_batch(made), **options)
+        elif compute_metrics is not None:
             self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs))
         self.gather_function = self._gather_rows
         # TRL only logs these metrics, and under the same names for every evaluation set. Return them with the set's prefix, so
@@ -140,12 +141,21 @@ def _chosen_first(rows: Any, pairs: int) -> Any:
     """Reorder rows that come pair by pair: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
     if isinstance(rows, list | tuple):
         return type(rows)(_chosen_first(part, pairs) for part in rows)
-    return rows if rows is None or len(rows) != 2 * pairs else np.concatenate([rows[::2], rows[1::2]])
+    if rows is None or len(rows) != 2 * pairs:
+        return rows
+    halves = [rows[::2], rows[1::2]]
+    return torch.cat(halves) if isinstance(rows, torch.Tensor) else np.concatenate(halves)
 
 
 def _chosen_first_in(made: EvalPrediction, pairs: int) -> EvalPrediction:
     predictions, inputs = (_chosen_first(rows, pairs) for rows in (made.predictions, made.inputs))
     return EvalPrediction(predictions, made.label_ids, inputs, made.losses)
+
+
+def _chosen_first_in_batch(made: EvalPrediction) -> EvalPrediction:
+    first = made.predictions[0] if isinstance(made.predictions, list | tuple) else made.predictions
+    # The inputs are those of this rank, and were not gathered
+    return EvalPrediction(_chosen_first(made.predictions, len(first) // 2), made.label_ids, made.inputs, made.losses)
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:

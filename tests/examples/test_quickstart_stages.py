@@ -45,8 +45,8 @@ STAGES = {"base": ("base", ()), "left": ("left", ("base",)), "right": ("right", 
 DRIVER = """
 import pathlib, sys, types
 # Choosing threads takes 0.3 s a stage
-threads = sys.modules["cloud_hf.openmp_threads"] = types.SimpleNamespace(thread_environment=dict)
-sys.modules["cloud_hf"] = types.SimpleNamespace(threads=threads)
+openmp_threads = sys.modules["cloud_hf.openmp_threads"] = types.SimpleNamespace(thread_environment=dict)
+sys.modules["cloud_hf"] = types.SimpleNamespace(openmp_threads=openmp_threads)
 sys.path.insert(0, {examples!r})
 import quickstart_stages as q
 q.EXAMPLES = q.RECIPES = pathlib.Path({scripts!r})

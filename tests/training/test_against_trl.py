@@ -10,6 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "against_trl.py"
 
 def test_all_sides_train_on_the_same_tokens(tmp_path, monkeypatch):
     output = tmp_path / "result.json"
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr("sys.argv", [str(SCRIPT), "--tiny", "--output", str(output)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     result = json.loads(output.read_text())

@@ -187,6 +187,26 @@ def test_predictions_are_every_reward_in_order(base_folder, tmp_path, flat):
     assert len(seen) == 2 and all((one.predictions == made.predictions).all() for one in seen)
 
 
+def test_metrics_by_batch_get_chosen_before_rejected(base_folder, tmp_path):
+    seen = []
+
+    def compute(made, compute_result):
+        seen.append(made.predictions)
+        return {"batches": len(seen)} if compute_result else {}
+
+    rows, model = make_rows(5), make_model(base_folder)
+    options = {"eval_dataset": rows, "per_device_eval_batch_size": 2}
+    expected = make_trainer(model, tmp_path / "all", **options)
+    expected = torch.from_numpy(expected.predict(expected.eval_dataset).predictions)
+    trainer = make_trainer(model, tmp_path / "batch", compute_metrics=compute, batch_eval_metrics=True, **options)
+    made = trainer.predict(trainer.eval_dataset)
+    torch.testing.assert_close(torch.from_numpy(made.predictions), expected, atol=1e-5, rtol=0)
+    halves = [batch.chunk(2) for batch in seen]
+    by_batch = torch.cat([torch.cat(side) for side in zip(*halves, strict=True)])
+    torch.testing.assert_close(by_batch, expected, atol=1e-5, rtol=0)
+    assert made.metrics["test_batches"] == 3
+
+
 def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
     trainer = make_trainer(str(base_folder), tmp_path)
     trainer.train()

@@ -300,7 +300,7 @@ class PublishedDataArguments:
         test = self.dataset_test_name
         return {
             "train": load_rows(self.published, "train"),
-            "test": load_rows(test or self.published, "test", needs_split=test is None),
+            "test": load_rows(test or self.published, "test", needs_split=not test),
         }
 
 

@@ -144,7 +144,7 @@ def write_report(
 ):
     """
     Write report.json, report.md and its pictures for the finished models; `shown` are short names of models and sets, `sets` come from
-    [`~sets.Sets.describe`], and `judged` holds the counts of a judge. Absolute paths are shortened to names.
+    [`~scored_sets.Sets.describe`], and `judged` holds the counts of a judge. Absolute paths are shortened to names.
     """
     # Rewritten after each model, so that an interrupted run leaves a report on the finished models
     report = _Report(results, args, shown, output_dir, judged, cascades)

@@ -98,7 +98,7 @@ def _draw_estimates(
 
 
 def plot_benchmarks(results: Mapping[str, list[Evaluation]], path: Path, models: Sequence[str] = ()):
-    """Draw the headline estimates of all benchmarks with their 95 % intervals; see [`~outcomes.headline_estimates`]."""
+    """Draw the headline estimates of all benchmarks with their 95 % intervals; see [`~set_results.headline_estimates`]."""
     quoted = [headline_estimates(evaluations) for evaluations in zip(*results.values(), strict=True)]
     by_model = {model: [estimates[number] for _, estimates in quoted] for number, model in enumerate(results)}
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + len(quoted) * (0.25 + 0.17 * len(results))))

@@ -19,6 +19,7 @@ from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.renderers.registry import RENDERER_REGISTRY
+from vllm.tokenizers import detokenizer_utils
 from vllm.tokenizers.registry import TokenizerRegistry
 
 import cloud_hf  # also registers the config with transformers
@@ -76,7 +77,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
         # Two modules, because each runner has its own processor interface, which must not be imported under the other
-        module = "processor_v2" if vllm_config.use_v2_model_runner else "processor"
+        module = "logits_processor_v2" if vllm_config.use_v2_model_runner else "logits_processor"
         processor = f"cloud_hf.serving.vllm.{module}:CloseCritique"
         if processor not in (model_config.logits_processors or []):
             model_config.logits_processors = [*(model_config.logits_processors or []), processor]
@@ -89,3 +90,13 @@ def register():
     TokenizerRegistry.tokenizers[_TOKENIZER_MODE] = TokenizerRegistry.tokenizers["hf"]
     RENDERER_REGISTRY.renderers[_TOKENIZER_MODE] = ("cloud_hf.serving.vllm.renderer", "CLoudRenderer")
     MODELS_CONFIG_MAP[_ARCHITECTURE] = CLoudEngineConfig
+    _decode_ids_without_a_token()
+
+
+def _decode_ids_without_a_token():
+    """
+    Decode such ids, which a reward token may have, to empty text. With the tokenizers of Mistral, Gemma and others, logprobs of such an id
+    would end vLLM's server: https://github.com/vllm-project/vllm/pull/56100
+    """
+    restore = detokenizer_utils._restore_leading_spaces
+    detokenizer_utils._restore_leading_spaces = lambda raw, text, marker: restore(raw or "", text, marker)
