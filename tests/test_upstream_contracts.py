@@ -170,6 +170,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "options of a prompt that lose its reward", ("max_output_tokens", "truncate_prompt_tokens"),
     ),
     "vllm.renderers.registry.RENDERER_REGISTRY": ("registers our renderer", ()),
+    "vllm.tokenizers.detokenizer_utils": ("the plugin replaces a function that all its callers look up there", ()),
     "vllm.tokenizers.detokenizer_utils._restore_leading_spaces": (
         "the plugin lets it take ids without a token", ("raw_token", "token_str", "marker"),
     ),
