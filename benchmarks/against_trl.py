@@ -1,10 +1,10 @@
 """
-Train one base on the same pairs with TRL's `RewardTrainer` and with `CLoudTrainer` (classic arm): padded, padding-free, and with
-shared prompts. All sides compute the same loss in fp32, on batches of the same pairs in the same order; each round trains every side
-for one epoch, one after another, and rounds alternate which side starts. On CPUs, seconds are CPU time.
+Train the same base model on the same pairs with TRL's `RewardTrainer` and with `CLoudTrainer` (classic arm), the latter padded,
+padding-free, and with shared prompts. All sides compute the same loss in fp32, on batches of the same pairs in the same order. Each round
+trains every side for one epoch, one after another, and rounds alternate which side starts. On CPUs, seconds are CPU time.
 
 python benchmarks/against_trl.py --base HuggingFaceTB/SmolLM2-135M-Instruct --data ../shared/data/train/pairs_hh_harmless.jsonl.gz
-python benchmarks/against_trl.py --tiny   # a random model and invented pairs, in seconds
+python benchmarks/against_trl.py --tiny   # a random model and synthetic pairs, in seconds
 """
 
 import argparse
@@ -34,7 +34,7 @@ CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['conte
 
 
 def read_pairs(path: str, count: int) -> list[dict]:
-    """Return `count` pairs of a file, evenly spaced, as messages: those of the prompt, and one for each response."""
+    """Return `count` evenly spaced pairs from a file, with the prompt and both responses as lists of messages."""
     opener = gzip.open if path.endswith(".gz") else open
     with opener(path, "rt", encoding="utf8") as file:
         rows = [json.loads(line) for line in file]
@@ -76,7 +76,7 @@ def save_tiny(folder: str) -> list[dict]:
 
 
 def make_trainer(side: str, base: str, pairs: list[dict], batch_size: int, folder: str) -> RewardTrainer:
-    """Return the trainer of a side: `"trl"`, or a key of `OURS`."""
+    """Return the trainer for a side, which is `"trl"` or a key of `OURS`."""
     common = {
         "per_device_train_batch_size": batch_size, "num_train_epochs": 1, "use_cpu": not torch.cuda.is_available(),
         "bf16": False, "report_to": [], "max_length": MAX_TOKENS, "gradient_checkpointing": False, "save_strategy": "no",
@@ -86,7 +86,7 @@ def make_trainer(side: str, base: str, pairs: list[dict], batch_size: int, folde
     args = CLoudTrainingConfig(f"{folder}/{side}", critique=False, **common, **OURS.get(side, {}))
     trainer: RewardTrainer = CLoudTrainer(base, args, **options)
     if side == "trl":
-        # The same tokens: TRL's own encoding would add those that a chat template writes after the last end of turn
+        # Train on the same tokens: TRL's own encoding would add whatever a chat template writes after the last end-of-turn token
         dataset: Any = trainer.train_dataset
         options["train_dataset"] = dataset.select_columns(["chosen_ids", "rejected_ids"])
         args = RewardConfig(f"{folder}/trl", model_init_kwargs={"dtype": "float32"}, **common)
@@ -97,7 +97,7 @@ def make_trainer(side: str, base: str, pairs: list[dict], batch_size: int, folde
 def measure(
     make: Callable[[str], RewardTrainer], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float], list]:
-    """Return the seconds of each side's epochs, their mean losses, and the encoded pairs. One trainer is in memory at a time."""
+    """Return the seconds and the mean loss of each side's epochs, and the encoded pairs. Only one trainer is in memory at a time."""
     seconds: dict[str, list[float]] = {name: [] for name in ("trl", *OURS)}
     losses, rows, names = {}, [], list(seconds)
     for number in range(rounds):
@@ -116,7 +116,7 @@ def measure(
 
 
 def clock() -> float:
-    """Return the time: on CPUs the CPU time of this process, so that other work on the machine counts less."""
+    """Return the current time or, on CPUs, this process's CPU time, which depends less on other work on the machine."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
@@ -124,12 +124,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="folder or Hub id of a language model with a chat template")
     parser.add_argument(
-        "--data", default="../shared/data/train/pairs_hh_harmless.jsonl.gz", help="pairs, in JSON lines"
+        "--data",
+        default="../shared/data/train/pairs_hh_harmless.jsonl.gz",
+        help="preference pairs in JSON lines format",
     )
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--batch_size", type=int, default=8, help="pairs per batch")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true", help="use a random model and invented pairs")
+    parser.add_argument("--tiny", action="store_true", help="use a random model and synthetic pairs")
     parser.add_argument("--output", default="benchmarks/results/against_trl.json")
     args = parser.parse_args()
     if bool(args.base) == args.tiny:
@@ -164,7 +166,7 @@ def main():
 
 
 def mean_loss(trainer: RewardTrainer) -> float:
-    """Return the mean loss of the epoch."""
+    """Return the mean training loss of the epoch."""
     return round(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), 4)
 
 

@@ -1,7 +1,8 @@
 """
-Attack a reward server on the loopback address: honest clients work while one attacker sends each kind of hostile request in turn. Prints,
-per attack, the p99 latency of honest requests, the slowest answer of `/health`, memory growth and how much is freed again, and wrong
-rewards; then how long SIGTERM and a second SIGTERM take under attack. Fails if a bound is missed.
+Attack a reward server on the loopback address: honest clients work while one attacker sends each kind of hostile request in turn. For
+each attack, prints the p99 latency of honest requests, the slowest response from `/health`, the memory growth and how much of it remains
+afterwards, and the number of wrong rewards. Then prints how long the server takes to stop under attack, after one SIGTERM and after a
+second one. Fails if any bound is exceeded.
 
 python benchmarks/attack_server.py --seconds 120 --clients 32
 python benchmarks/attack_server.py --seconds 10 --clients 8 --attacks marks turns       # a quick look
@@ -41,7 +42,7 @@ def turns(count: int, content: str, **fields) -> list[dict]:
     return [{**USER, "content": content}, {**ASSISTANT, "content": content, **fields}] * count + [USER]
 
 
-# Bodies below the default limit of 4 MiB, by attack: path and body
+# Path and body of each request by attack; all bodies are below the default limit of 4 MiB
 BODIES = {
     "marks": [
         ("/get_reward", {"query": ["<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n" + "<|im_end|>" * n + "x"]})
@@ -72,7 +73,7 @@ BODIES = {
 
 
 async def send(port: int, content: bytes, pause: float = 0.0) -> bytes:
-    """Send bytes in pieces, and return the start of the answer."""
+    """Send bytes in pieces, and return the start of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for start in range(0, len(content), 2**18):
@@ -107,7 +108,7 @@ def hostile_requests(attack: str) -> list[bytes]:
 
 
 async def attack_server(port: int, attack: str, connections: int):
-    """Keep sending the requests of an attack from several connections at once; print the statuses at SIGTERM."""
+    """Keep sending the requests of an attack over several concurrent connections, and print the statuses on SIGTERM."""
     requests, seen = hostile_requests(attack), Counter()
 
     async def attacker(number: int):
@@ -132,7 +133,7 @@ async def attack_server(port: int, attack: str, connections: int):
 
 
 class Attacker:
-    """An attacker in a separate process; does nothing without an attack."""
+    """An attacker in a separate process; without an attack, there is no process."""
 
     def __init__(self, port: int, attack: str | None, connections: int):
         command = [sys.executable, __file__, "--attack_port", str(port), "--attacks", str(attack)]
@@ -226,7 +227,7 @@ def run_phase(server: Server, chats: list[Chat], args: argparse.Namespace, attac
 
 
 def seconds_to_stop(server: Server, args: argparse.Namespace, attack: str, signals: int) -> float:
-    """Return the seconds from the last SIGTERM (of one or two) under attack until the process ends."""
+    """Send one or two SIGTERMs under attack, and return the seconds from the last one until the process exits."""
     with Attacker(server.port, attack, args.connections):
         time.sleep(min(args.seconds, 5.0))
         for _ in range(signals):
@@ -260,7 +261,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
 
 
 def problems(summary: dict) -> list[str]:
-    """Return the bounds that were missed."""
+    """Return a description of each bound that was exceeded."""
     found, calm = [], summary["phases"]["None"]
     for attack, phase in summary["phases"].items():
         bounds = {
@@ -272,7 +273,7 @@ def problems(summary: dict) -> list[str]:
         }
         found += [f"{attack}: {name} is {phase[name]}" for name, bound in bounds.items() if phase[name] > bound]
         if set(phase["statuses"]) != {"200"} or "500" in phase["attacker_statuses"]:
-            found.append(f"{attack}: statuses {phase['statuses']}, of the attacker {phase['attacker_statuses']}")
+            found.append(f"{attack}: statuses {phase['statuses']}, attacker statuses {phase['attacker_statuses']}")
     stops = {"sigterm": GRACE + 1, "second_sigterm": 1.0}
     return found + [f"{name} takes {summary[name]} s" for name, bound in stops.items() if summary[name] > bound]
 
@@ -282,9 +283,11 @@ def main():
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--seconds", type=float, default=120.0, help="Duration of each attack in seconds.")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--connections", type=int, default=16, help="Connections that the attacker opens at once.")
+    parser.add_argument(
+        "--connections", type=int, default=16, help="Number of connections that the attacker opens concurrently."
+    )
     parser.add_argument("--attacks", nargs="*", default=[*BODIES, "connections"])
-    parser.add_argument("--chats", type=int, default=50, help="Number of distinct chats of honest clients.")
+    parser.add_argument("--chats", type=int, default=50, help="Number of distinct chats that honest clients send.")
     parser.add_argument("--vllm_options", default='{"max_model_len": 2048, "num_gpu_blocks_override": 512}')
     parser.add_argument("--attack_port", type=int, help="Only run the attacker, against the server on this port.")
     parser.add_argument("--output", default="benchmarks/results/attack_server.json")
@@ -298,7 +301,7 @@ def main():
     results = json.loads(output.read_text()) if output.exists() else {}
     output.write_text(json.dumps({**results, args.backend: summary}, indent=2) + "\n")
     if found := problems(summary):
-        raise SystemExit(f"Bounds missed: {'; '.join(found)}.")
+        raise SystemExit(f"Bounds exceeded: {'; '.join(found)}.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """
-Measure speed and memory of a data builder against a loopback server that answers after 200 ms, 64 requests at a time.
+Measure the speed and memory of a data builder that sends 64 concurrent requests to a loopback server, which responds after 200 ms.
 
-- builder: `build_dataset`, from the first request to the written dataset; `asking` is the part until the last answer arrives.
+- builder: `build_dataset`, from the first request to the written dataset; `asking` is the time until the last response arrives.
 - client: a bare asyncio loop over the same client library, with the same requests.
 - aiohttp: a bare asyncio loop over aiohttp.
-- memory: a builder of 300,000 rows against a server that answers immediately; its peak resident memory, and the bytes per row in
-  the journal.
+- memory: the peak resident memory of a builder with 300,000 rows and a server that responds immediately, and the journal's bytes
+  per row.
 
 The physical limit is 64 / 0.2 s = 320 requests per second.
 
@@ -44,7 +44,7 @@ MEMORY_LIMIT_MB = 1000
 
 
 def serve(connection, latency: float):
-    """Serve in a separate process; sends its address."""
+    """Serve in a separate process, and send the server's address over `connection`."""
 
     async def main():
         places = asyncio.Semaphore(CAPACITY)
@@ -120,7 +120,7 @@ def run_builder(rows: Dataset, url: str) -> dict[str, float]:
 
 
 def run_loop(rows: Dataset, open_asking) -> dict[str, float]:
-    """Send requests from `CAPACITY` workers without other work."""
+    """Send requests from `CAPACITY` workers that do nothing else."""
 
     async def main():
         indices = iter(range(len(rows)))
@@ -180,7 +180,7 @@ def in_process(function, *args):
 
 def measure_side(name: str, count: int, url: str) -> dict[str, float]:
     rows = make_rows(count)
-    SIDES[name](make_rows(CAPACITY), url)  # connections, imports
+    SIDES[name](make_rows(CAPACITY), url)  # warm up connections and imports
     return SIDES[name](rows, url)
 
 

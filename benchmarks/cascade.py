@@ -1,9 +1,10 @@
 """
-Measure cascades and successive halving on the shell game, with the models of finished quickstart runs.
+Measure cascades and successive halving on the shell game, with the models from finished quickstart runs.
 
-Half of the pairs are easy (one swap), half are hard (three or four swaps). The threshold is chosen on dev pairs: at most one point below
-the CLoud model alone. There are only 144 pairs of one swap, so two thirds of the easy ones have swaps that both models were trained on; dev
-and test share none. The second mix has only these easy pairs. Hard pairs have sequences that are in no training set.
+Half of the pairs are easy (one swap), and half are hard (three or four swaps). The threshold is chosen on dev pairs, so that accuracy is
+at most one point below that of the CLoud model alone. There are only 144 pairs with one swap, so two thirds of the easy pairs have swaps
+that both models were trained on, but dev and test have no pairs in common. In the second mix, all easy pairs are of this kind. Hard pairs
+have swap sequences that are in no training set.
 
 python benchmarks/cascade.py --runs runs/quickstart-seed0 runs/quickstart-seed1 runs/quickstart-seed2
 """
@@ -29,10 +30,10 @@ from cloud_hf.loading import load_reward_model
 
 
 EASY, HARD = (1,), (3, 4)
-SEEN = 48  # easy pairs of each split with swaps that both models were trained on; they come last
-COPIES = 4  # of each answer, which make 16 candidates
-CRITIQUES = 4  # of the cascade's third stage
-MOST = 8  # critiques per candidate
+SEEN = 48  # easy pairs per split with swaps that both models were trained on; they come last among the easy pairs
+COPIES = 4  # of each of the four responses, for 16 candidates in total
+CRITIQUES = 4  # in the cascade's third stage
+MOST = 8  # maximum critiques per candidate
 CURVE = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 CASCADES = {
     "both at once": ("classic", "cloud"),
@@ -44,7 +45,7 @@ RESULT = Path(__file__).parent / "results" / "cascade.json"
 
 
 def easy_pairs(split: str, seed: int) -> list[dict]:
-    """Return all pairs of one swap: those with held-out swaps of the split, and one half of those with training swaps."""
+    """Return a split's pairs with one swap: all with swaps held out for this split, and half of those with training swaps."""
     games = [ShellGame(start, (swap,)) for start in CUPS for swap in permutations(CUPS, 2)]
     rows = [
         {"prompt": game.prompt, "chosen": response_text(game.answer), "rejected": response_text(cup), "game": game}
@@ -64,7 +65,7 @@ def mixed_pairs(split: str, seed: int) -> list[dict]:
 
 
 def score(scorer: TransformersScorer, rows: Sequence[tuple[str, Sequence[str]]], name: str, **options) -> dict:
-    """Score the responses of each prompt; return rewards and tokens by prompt, response and critique, and the seconds."""
+    """Score the responses to each prompt. Returns rewards and tokens by prompt, response and critique, and the seconds."""
     chats = [(prompt, response) for prompt, responses in rows for response in responses]
     started = time.monotonic()
     scores = iter(scorer.score([prompt for prompt, _ in chats], [response for _, response in chats], **options))
@@ -97,7 +98,7 @@ def compare(point: CascadePoint, full: CascadePoint) -> dict:
 
 
 def measure_pairs(seed: int, scorers: dict[str, TransformersScorer]) -> tuple[dict, CascadeFit]:
-    """Fit cascades on dev pairs, and run them on test pairs, of both mixes. Also return the fit for best-of-16."""
+    """Fit cascades on the dev pairs of both mixes, and run them on the test pairs. Also return the fit to use for best-of-16."""
     stages, seconds, results, fits = {}, {}, {}, {}
     easy = 0
     for split in ("validation", "test"):
@@ -119,7 +120,7 @@ def measure_pairs(seed: int, scorers: dict[str, TransformersScorer]) -> tuple[di
 
 
 def measure_mix(dev: dict[str, StageScores], test: dict[str, StageScores]) -> tuple[dict, CascadeFit]:
-    """Fit each cascade on dev rows, whose first half is easy, and compare it with the CLoud model on the test rows."""
+    """Fit each cascade on dev rows, and compare it with the CLoud model on test rows. The first half of the rows is easy."""
     correct = [[1, 0]] * len(test["cloud"].rewards)
     alone = {name: run_recorded([part], fit_stages([part], correct), 1.0, correct) for name, part in test.items()}
     result, fits = {"rows": len(correct), "alone": {}, "cascades": {}}, {}
@@ -142,7 +143,7 @@ def measure_mix(dev: dict[str, StageScores], test: dict[str, StageScores]) -> tu
 
 
 def measure_best_of_16(seed: int, problems: int, scorers: dict[str, TransformersScorer], fit: CascadeFit) -> dict:
-    """Choose among 16 candidates, four of each answer with separate critiques, by halving and by the cascade."""
+    """Choose among 16 candidates (four copies of each response, with separate critiques) by halving and by the cascade."""
     rows = best_of_n_rows(problems, "test", HARD, seed)
     easy = {row["prompt"]: row for row in easy_pairs("test", seed)}
     games = [row["game"] for row in list(easy.values())[:problems]]
@@ -187,7 +188,7 @@ def measure_best_of_16(seed: int, problems: int, scorers: dict[str, Transformers
 
 
 def _sixteen(values: list) -> list:
-    """Give each copy of an answer separate critiques."""
+    """Give each copy of a response separate critiques."""
     return [[one[copy * MOST : (copy + 1) * MOST] for one in row for copy in range(COPIES)] for row in values]
 
 
@@ -204,7 +205,7 @@ def _against(worth, choices, best, used, spent) -> dict:
 
 
 def shortcuts(run: dict) -> dict[str, dict]:
-    """Return what a run compares with the full model, by title: cascades on pairs, and choices among 16."""
+    """Return the results that a run compares with the full model, by title: cascades on pairs, and choices among 16 candidates."""
     of_pairs = run["pairs"]["mixes"].items()
     found = {f"{mix}: {title}": part for mix, of_mix in of_pairs for title, part in of_mix["cascades"].items()}
     counts = [(count, parts) for count, parts in run["best_of_16"].items() if count != "problems"]
@@ -217,7 +218,7 @@ def shortcuts(run: dict) -> dict[str, dict]:
 
 
 def pooled(runs: list[dict]) -> dict:
-    """Pool the rows of all seeds, with the differences and the share of tokens of each seed."""
+    """Pool the rows of all seeds, and list the accuracy difference and the share of tokens for each seed."""
     result = {}
     for title in shortcuts(runs[0]):
         parts = [shortcuts(run)[title] for run in runs]
@@ -236,7 +237,9 @@ def pooled(runs: list[dict]) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="Folders of finished quickstart runs.")
-    parser.add_argument("--problems", type=int, default=24, help="Best-of-16 problems of each kind, at most 24.")
+    parser.add_argument(
+        "--problems", type=int, default=24, help="Number of best-of-16 problems of each kind, at most 24."
+    )
     args = parser.parse_args()
     runs = []
     for run in args.runs:

@@ -1,9 +1,9 @@
 """
-Export classic models to `*ForSequenceClassification` and compare the rewards of real conversations: ours, transformers' and those of
-vLLM's pooling runner, in fp32 on the CPU. Weights are random and wide, so that rewards differ by several units.
+Export classic models to `*ForSequenceClassification`, and compare the rewards that this library, transformers and vLLM's pooling runner
+compute for real conversations, in fp32 on the CPU. Random weights with a large standard deviation make rewards differ by several units.
 
-The effect of rounding alone is measured, too: the classifier in batches, with the other attention, and in fp64, with which both sides are
-compared. A wrong position, template or padding would show as a large difference.
+The effect of rounding alone is measured as well: the classifier also runs in batches, with eager attention, and in fp64, which serves as a
+reference for both sides. A wrong position, template or padding would show up as a large difference.
 
 python benchmarks/classifier_export.py --data ../shared/data/eval/*.jsonl*          # takes minutes
 python benchmarks/classifier_export.py --data pairs.jsonl --chats 8 --without_vllm
@@ -52,7 +52,7 @@ def save_models(folder: str, architecture: str, tokenizer) -> CLoudForRewardMode
 def classified(
     folder: str, chats: list, batch_size: int = 1, attention: str = "sdpa", dtype=torch.float32
 ) -> np.ndarray:
-    """Score conversations as the model's card says."""
+    """Score conversations as the model card describes."""
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation=attention, dtype=dtype
     ).eval()
@@ -79,7 +79,7 @@ def pooled(folder: str, chats: list) -> np.ndarray:
 
 
 def measure(architecture: str, chats: list, tokenizer, with_vllm: bool) -> dict:
-    """Return the largest differences of an architecture's rewards."""
+    """Return the largest differences between the rewards that one architecture gets from each implementation."""
 
     def largest(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.abs(one - other).max())
@@ -107,8 +107,10 @@ def measure(architecture: str, chats: list, tokenizer, with_vllm: bool) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, help="preference files, JSON lines, perhaps gzipped")
-    parser.add_argument("--chats", type=int, default=500, help="number of conversations, drawn from all files")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="preference files in JSON lines format, optionally gzipped"
+    )
+    parser.add_argument("--chats", type=int, default=500, help="number of conversations, sampled from all files")
     parser.add_argument("--without_vllm", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """
-Measure memory and time of converting a published checkpoint shard by shard, compared with loading and saving the complete model,
-and with two lower bounds: the size of the largest shard, and the time of a plain file copy.
+Measure the memory and time needed to convert a published checkpoint shard by shard. The baselines are loading and saving the complete
+model, and two lower bounds: the size of the largest shard and the time of a plain file copy.
 
 python benchmarks/convert_memory.py --gigabytes 4.5 --shards 4
 """
@@ -73,13 +73,15 @@ AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
 
 
 def measure(code: str, *args: str) -> dict[str, float]:
-    """Return peak resident memory (GB, mapped files included) and seconds of a separate Python process."""
+    """Return the peak resident memory (in GB, mapped files included) and the seconds of a separate Python process."""
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-c", code, *args], stderr=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"A measured process failed with {process.returncode}: {code.strip().splitlines()[-1]}")
+        raise SystemExit(
+            f"A measured process failed with exit code {process.returncode}: {code.strip().splitlines()[-1]}"
+        )
     return {"peak_gb": usage.ru_maxrss * 1024 / 1e9, "seconds": time.perf_counter() - start}
 
 
@@ -94,7 +96,7 @@ def main():
         published = f"{folder}/published"
         sizes = [path.stat().st_size / 1e9 for path in Path(published).glob("*.safetensors")]
         libraries = measure(IMPORT)
-        # In this order, each one reads files from the page cache
+        # In this order, each process reads its files from the page cache
         start = time.perf_counter()
         shutil.copytree(published, f"{folder}/copy")
         copied = time.perf_counter() - start
@@ -121,8 +123,8 @@ def main():
     print(save(args.output, result))
     print(
         f"Memory above the libraries: {result['convert_above_libraries_gb']:.2f} GB shard by shard, "
-        f"{result['load_and_save_above_libraries_gb']:.2f} GB whole ({ratio:.1f} x); the largest shard is "
-        f"{result['largest_shard_gb']:.2f} GB. Time: {result['convert_seconds']:.1f} s, whole "
+        f"{result['load_and_save_above_libraries_gb']:.2f} GB for the complete model ({ratio:.1f} x); the largest shard is "
+        f"{result['largest_shard_gb']:.2f} GB. Time: {result['convert_seconds']:.1f} s, complete model "
         f"{result['load_and_save_seconds']:.1f} s, a plain copy {result['copy_seconds']:.1f} s."
     )
 

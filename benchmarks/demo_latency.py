@@ -1,10 +1,10 @@
 """
-Measure the time until the demo's page is usable, and the time from a click to the first words of a critique, in Chromium.
+Measure, in Chromium, the time until the demo's page is usable and the time from a click to the first words of a critique.
 
 python benchmarks/demo_latency.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --repetitions 3
 
-Needs Debian's chromium and the Python packages gradio and playwright. After the first start, files are in the page
-cache; the first numbers may include reading from disk.
+Requires Debian's chromium and the Python packages gradio and playwright. The first start may include reading files from disk;
+afterwards, the files are in the operating system's page cache.
 """
 
 import argparse
@@ -26,7 +26,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 PROMPT = "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?"
 RESPONSE = "The answer is B."
 CLICKS = 5
-# Look for the element at each frame inside the page: polling from outside would add its own latency
+# Look for the element inside the page at each frame, because polling from outside would add its own latency
 FIRST_WORDS = """
 () => new Promise((resolve, reject) => {
     const critique = () => document.querySelector("#score-critique .critique");
@@ -45,7 +45,7 @@ FIRST_WORDS = """
 
 
 def measure(browser, arguments: list[str]) -> dict:
-    """Return the seconds of one start and of several clicks."""
+    """Start the demo once, click several times, and return the seconds that each takes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -54,7 +54,7 @@ def measure(browser, arguments: list[str]) -> dict:
     process = subprocess.Popen([sys.executable, str(APP), *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         _open(page, port)
-        # The page is usable once typed text arrives
+        # The page is usable once its boxes accept text
         page.get_by_label("Prompt").first.fill(PROMPT)
         page.get_by_label("Response", exact=True).first.fill(RESPONSE)
         page.locator("#score-run").click(trial=True)
@@ -65,7 +65,7 @@ def measure(browser, arguments: list[str]) -> dict:
         for _ in range(CLICKS):
             clicks.append(page.evaluate(FIRST_WORDS))
             page.locator("#score-status", has_text=re.compile("Done")).wait_for()
-            page.wait_for_timeout(1000)  # a click is lost until the page hears of the run's end
+            page.wait_for_timeout(1000)  # until the page learns that the run has ended, it ignores clicks
         return {"page_interactive": interactive, "model_loaded": loaded, "first_words": clicks}
     finally:
         page.close()

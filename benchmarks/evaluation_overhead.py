@@ -1,11 +1,11 @@
 """
-Measure the overhead of an evaluation over scoring the same chats directly with the same backend: `evaluate_rewards.py` checks and measures
-the rows, journals every score, and computes the metrics. 256 chats of 250 ± 120 tokens (pairs share their prompt), 64 new tokens each, on
-the random model of `scoring_speed.py`, greedy, fp32; the model is loaded once.
+Measure the overhead of an evaluation compared with scoring the same chats directly on the same backend: `evaluate_rewards.py` also checks
+and measures the rows, journals every score, and computes the metrics. The workload is 256 chats of 250 ± 120 tokens (the chats of a pair
+share their prompt), with 64 new tokens each, on the random model of `scoring_speed.py`, greedy, in fp32. The model is loaded once.
 
 - direct: one call of the backend's `score` with all chats.
-- evaluate: the same chats through `evaluate_rewards.py` with a new journal, until the scores are written.
-- report: report.md, report.json and the plots afterwards, whose cost does not depend on the number of rows.
+- evaluate: the same chats in `evaluate_rewards.py` with a new journal, until the scores are written.
+- report: writing report.md, report.json and the plots afterwards, whose cost does not depend on the number of rows.
 
 python benchmarks/evaluation_overhead.py --backend transformers
 python benchmarks/evaluation_overhead.py --backend vllm
@@ -45,7 +45,7 @@ RESULTS = Path("benchmarks/results/evaluation_overhead.json")
 
 
 def make_pairs(critique_format: CritiqueFormat) -> list[dict[str, str]]:
-    """Make pairs of random letters: chats of 250 ± 120 tokens, half of which are the prompt."""
+    """Generate pairs from random letters, as chats of 250 ± 120 tokens of which half are the prompt."""
     rng = random.Random(0)
     frame = len(critique_format.encode_prefix("x", "x").input_ids) - 2
 
@@ -97,7 +97,7 @@ def measure(backend: str, folder: str, rounds: int) -> dict[str, list[float]]:
 
 
 def evaluated(args: evaluate_rewards.EvaluationArguments, opened: tuple) -> dict[str, float]:
-    """Return the seconds that the script takes with a loaded model, and the seconds of its report."""
+    """Return the seconds that the script takes when the model is already loaded, and the seconds of its report."""
 
     @contextmanager
     def loaded(*_, **__):
@@ -125,12 +125,12 @@ def evaluated(args: evaluate_rewards.EvaluationArguments, opened: tuple) -> dict
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side, after a warm-up run")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs of each side, after a warm-up run")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if args.backend == "vllm":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        # All cores: by default vLLM keeps one free
+        # Use all cores; by default, vLLM leaves one free
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)

@@ -1,4 +1,4 @@
-"""Shared by `gpu_training.py`, `gpu_scoring.py` and `gpu_vllm.py`: options, random models, clocks, limits of the GPU, results."""
+"""Code shared by `gpu_training.py`, `gpu_scoring.py` and `gpu_vllm.py`: options, random models, timing, GPU limits, results."""
 
 import argparse
 import gc
@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 VOCABULARY = 128_256
-SHAPES = {  # layers, hidden, intermediate, heads, heads of keys and values
+SHAPES = {  # layers, hidden size, intermediate size, attention heads, key-value heads
     "8B": (32, 4096, 14336, 32, 8),
     "1B": (16, 2048, 8192, 32, 8),
     "tiny": (2, 128, 128, 4, 2),
@@ -26,14 +26,16 @@ Runs = dict[str, list[float]]
 
 
 def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
-    """Read `--tiny`, `--rounds` and `--output`; without a GPU, only `--tiny` runs."""
+    """Parse `--tiny`, `--rounds` and `--output`; without a GPU, `--tiny` is required."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="try the script with a tiny model, also on a CPU")
-    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, after a warm-up run")
-    parser.add_argument("--output", help="JSON file; printed only if omitted with --tiny")
+    parser.add_argument(
+        "--tiny", action="store_true", help="try the script with a tiny model, which also works on a CPU"
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of runs of each side, after a warm-up run")
+    parser.add_argument("--output", help="JSON file for the results; if omitted with --tiny, they are only printed")
     args = parser.parse_args()
     if not (ON_GPU or args.tiny):
-        parser.error("This benchmark needs a GPU, and torch finds none; `--tiny` tries the script on a CPU.")
+        parser.error("This benchmark needs a GPU, but torch finds none; use `--tiny` to try the script on a CPU.")
     return args
 
 
@@ -48,7 +50,7 @@ def llama_config(shape: str, **options) -> LlamaConfig:
 
 @contextmanager
 def made_on_device(dtype: torch.dtype = torch.bfloat16):
-    """Make models and tensors on the device, with this data type."""
+    """Create models and tensors on the device, with this data type."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -63,7 +65,7 @@ def made_on_device(dtype: torch.dtype = torch.bfloat16):
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Return the seconds until the device has finished."""
+    """Return the seconds that a function takes, until the device has finished its work."""
     _wait()
     start = time.perf_counter()
     run()
@@ -78,8 +80,8 @@ def _wait():
 
 def measure(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[Runs, dict[str, float]]:
     """
-    Return the seconds of each side per round after a warm-up round, and the peak GiB of each above the memory held before (0 on a CPU).
-    Rounds alternate which side starts. A side without enough memory has no entry.
+    Return the seconds of each side per round after a warm-up round, and the peak memory of each side in GiB above the memory in use before
+    its run (0 on a CPU). Rounds alternate which side starts. A side that runs out of memory has no entry.
     """
     seconds: Runs = {name: [] for name in sides}
     peaks: dict[str, float] = {}
@@ -111,7 +113,7 @@ def _with_peak(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 def device_limits(tiny: bool) -> dict[str, float]:
-    """Measure what the device can do: bf16 operations per second of a large matrix product, bytes per second of a copy."""
+    """Measure the device's limits: bf16 FLOPs per second in a large matrix product, and bytes per second in a copy."""
     size = 256 if tiny else 8192
     with made_on_device():
         left, right, product = (torch.randn(size, size) for _ in range(3))
@@ -134,7 +136,7 @@ def ratio(
     at_least: float | None = None,
     scale: float = 1.0,
 ) -> dict:
-    """Compare two sides round by round: the median of `scale * seconds of side / seconds of other`, with its limit."""
+    """Compare two sides round by round. Returns the median of `scale * seconds of side / seconds of other`, with its limit."""
     if side not in seconds or other not in seconds:
         return {"value": None, "reached": False}
     by_round = [scale * ours / theirs for ours, theirs in zip(seconds[side], seconds[other], strict=True)]
@@ -146,14 +148,14 @@ def ratio(
 
 
 def peak_ratio(peaks: dict[str, float], side: str, other: str, at_most: float) -> dict:
-    """Compare the peak memory of two sides; no value on a CPU, or if one side ran out of memory."""
+    """Compare the peak memory of two sides. There is no value on a CPU, or if one side ran out of memory."""
     if not peaks.get(other) or side not in peaks:
         return {"value": None, "reached": False}
     return against(peaks[side] / peaks[other], at_most=at_most)
 
 
 def against(value: float, at_most: float | None = None, at_least: float | None = None) -> dict:
-    """Put a value next to its limit."""
+    """Combine a value with its limit."""
     reached = (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
     limits = {"at_most": at_most, "at_least": at_least}
     return {"value": value, **{name: limit for name, limit in limits.items() if limit is not None}, "reached": reached}

@@ -1,13 +1,13 @@
 """
-Measure scoring with transformers on one GPU, with a model of the size and shape of Llama 3.2 1B (random weights, bf16): 256 chats of
-250 ± 120 tokens in one batch, critiques of 128 tokens.
+Measure scoring with transformers on one GPU, with a model of the size and shape of Llama 3.2 1B (random weights, bf16). The workload is
+one batch of 256 chats of 250 ± 120 tokens each, with critiques of 128 tokens.
 
-- generate, generate at 0.7: `generate` of the language model alone.
+- generate, generate at 0.7: `generate` of the language model alone, greedy and at temperature 0.7.
 - score, score at 0.7: `CLoudForRewardModeling.score`, greedy and at temperature 0.7.
-- reference: `generate`, decode, tokenise again, and a second forward pass with all hidden states.
+- reference: `generate`, decoding to text, tokenising again, and a second forward pass with all hidden states.
 
-The limit is the time of the prefill's operations at the speed of a large matrix product, plus, for each step, the time to read weights and
-KV cache once at the speed of a copy; both speeds are measured in the same run.
+The limit is the time of the prefill FLOPs at the speed of a large matrix product, plus, for each decoding step, the time to read the
+weights and the KV cache once at the speed of a copy. Both speeds are measured in the same run.
 
 python benchmarks/gpu_scoring.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_scoring.py --tiny   # on any machine, in seconds
@@ -29,7 +29,7 @@ TEMPERATURE = 0.7
 
 
 def make_model(shape: str):
-    """Make a reward model that writes letters until the token budget ends the critique, and its tokenizer."""
+    """Create a reward model that writes letters until the token budget ends the critique, and its tokenizer."""
     tokenizer = make_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
         llama_config(shape, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id).save_pretrained(
@@ -76,7 +76,7 @@ def make_sides(model, tokenizer, critique_format: CritiqueFormat, chats, new_tok
         critiques = tokenizer.batch_decode(generate()[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [f"{prefix.text} {critique}<|im_end|>" for prefix, critique in zip(prefixes, critiques, strict=True)]
         encoded = padded(tokenizer(texts, add_special_tokens=False)["input_ids"])
-        # Logits of all positions would not fit for the complete batch
+        # The logits of all positions do not fit in memory for the complete batch
         rows = len(prefixes) // 4
         for start in range(0, len(prefixes), rows):
             part = {key: tensor[start : start + rows] for key, tensor in encoded.items()}
@@ -93,10 +93,10 @@ def make_sides(model, tokenizer, critique_format: CritiqueFormat, chats, new_tok
 
 
 def least_seconds(model, limits: dict[str, float], prompt_tokens: int, chats: int, new_tokens: int) -> float:
-    """Return the minimum seconds of prefill and decoding."""
+    """Return the minimum seconds for prefill and decoding."""
     config = model.config.text_config
     weights = sum(p.numel() for p in model.language_model.parameters()) - model.get_input_embeddings().weight.numel()
-    kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # of a token, in bf16
+    kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # per token, in bf16
     read = new_tokens * (2 * weights + kv_bytes * (prompt_tokens + chats * new_tokens / 2))
     return 2 * weights * prompt_tokens / limits["flops_per_second"] + read / limits["bytes_per_second"]
 

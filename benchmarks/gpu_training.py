@@ -1,16 +1,16 @@
 """
-Measure training steps on one GPU, with a model of the size and shape of Llama 3 8B (random weights, bf16): 4 pairs, 8 sequences of about
-1,250 tokens, of which a fifth is labelled. Forward and backward passes, without the optimizer, with gradient checkpointing
-(`recompute`) and without.
+Measure training steps on one GPU, with a model of the size and shape of Llama 3 8B (random weights, bf16). A batch has 4 pairs, that is, 8
+sequences of about 1,250 tokens, a fifth of which are labelled. A step consists of the forward and backward passes, without the optimizer;
+it runs with gradient checkpointing (`recompute`) and without.
 
 - joint: the model's joint loss on the flattened batch.
 - limit: the decoder on the same batch, and the logits of the labelled positions in one piece. There are no rewards.
-- reference: every sequence padded to 2,048 tokens, and the logits of all positions.
-- unshared, shared: pairs whose prompt is half of each sequence, with and without `shared_prompt`.
-- long, short: 16 sequences of 1,250 tokens, and 128 of 156, without labels.
+- reference: every sequence padded to 2,048 tokens, and the logits of all positions computed.
+- unshared, shared: pairs whose prompt is half of each sequence, without and with `shared_prompt`.
+- long, short: 16 sequences of 1,250 tokens, and 128 sequences of 156 tokens, without labels.
 
-MFU counts 6 operations for each token and each weight that processes it, plus those of attention; recomputed operations count once. Its
-ceiling is the speed of a large matrix product, measured in the same run.
+MFU counts 6 FLOPs for each token and each weight that processes it, plus the FLOPs of attention; recomputed FLOPs are not counted again.
+The peak that MFU refers to is the speed of a large matrix product, measured in the same run.
 
 python benchmarks/gpu_training.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_training.py --tiny   # on any machine, in seconds
@@ -49,7 +49,7 @@ LM_LOSS_WEIGHT = 1.25
 
 @dataclass
 class Sizes:
-    """Numbers of tokens in the parts of a sequence."""
+    """Token counts of the parts of a sequence, the padded length and the vocabulary size."""
 
     prompt: int = 500
     response: int = 500
@@ -69,7 +69,7 @@ Batch = dict[str, Any]
 def make_pairs(
     sizes: Sizes, prompt: int, response: int, critique: int, pairs: int, spread: float
 ) -> list[TokenSequence]:
-    """Make chosen sequences, then rejected ones, of random tokens; their parts' lengths vary by `spread`."""
+    """Return sequences of random tokens, first the chosen ones, then the rejected ones. The lengths of their parts vary by `spread`."""
     rng = np.random.default_rng(0)
 
     def tokens(mean: int) -> np.ndarray:
@@ -161,7 +161,7 @@ def step(model, loss: Callable, batch: Batch, recompute: bool) -> Callable[[], N
 
 
 def flops(model, sequences: list[TokenSequence]) -> float:
-    """Count the operations of a forward and backward pass that the joint loss needs."""
+    """Count the FLOPs that the joint loss needs in one forward and backward pass."""
     config, head = model.config.text_config, model.get_output_embeddings().weight.numel()
     trunk = sum(p.numel() for p in model.trunk.parameters()) - model.get_input_embeddings().weight.numel()
     tokens = sum(len(sequence.ids) for sequence in sequences)
@@ -171,7 +171,7 @@ def flops(model, sequences: list[TokenSequence]) -> float:
 
 
 def loss_sides(model, batch: Batch) -> dict[str, Callable[[], None]]:
-    """Make the sides that compute the critique loss alone, from hidden states."""
+    """Create the sides that compute only the critique loss, from given hidden states."""
     with made_on_device():
         hidden_1NH = torch.randn(*batch["input_ids"].shape, model.config.text_config.hidden_size, requires_grad=True)
 

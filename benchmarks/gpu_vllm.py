@@ -1,12 +1,14 @@
 """
-Measure `CLoudVLLM` on one GPU with a model of the size and shape of Llama 3.2 1B (random weights, bf16, CUDA graphs): 512 chats of
-250 ± 120 tokens, critiques of 128 tokens. Both engines share one run, without prefix caching, because the chats repeat in every round.
+Measure `CLoudVLLM` on one GPU with a model of the size and shape of Llama 3.2 1B (random weights, bf16, CUDA graphs), on 512 chats of
+250 ± 120 tokens with critiques of 128 tokens. Both engines are measured side by side, without prefix caching, because the chats repeat in
+every round.
 
 - plain: vLLM alone, with the same language model, for the same number of tokens.
 - score: `CLoudVLLM.score`, greedy.
 
-Then greedy critiques, and rewards of given critiques, are compared with those of transformers. For scale, two runs of transformers that
-differ only in batch size are compared as well. Finally, 5,000 requests with budgets of 1 to 16 tokens must each get a reward.
+Greedy critiques, and rewards for given critiques, are then compared with those from transformers. As a baseline for their differences, two
+transformers runs that differ only in batch size are compared as well. Finally, each of 5,000 requests with budgets of 1 to 16 tokens must
+get a reward.
 
 python benchmarks/gpu_vllm.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_vllm.py --tiny   # on any machine, in three minutes at most
@@ -31,10 +33,10 @@ BUDGETS = (1, 2, 3, 8, 16)
 
 
 def engine_options() -> dict:
-    """Return the options of both engines, which share the device."""
+    """Return the options for both engines, which share the device."""
     memory = {"gpu_memory_utilization": 0.4} if ON_GPU else {"kv_cache_memory_bytes": 2**26}
     return {
-        "enforce_eager": not ON_GPU,  # on a CPU, two engines would compile for minutes
+        "enforce_eager": not ON_GPU,  # on a CPU, compiling both engines would take minutes
         "dtype": "bfloat16",
         "max_model_len": 1024,
         "enable_prefix_caching": False,
@@ -46,14 +48,14 @@ def engine_options() -> dict:
 def critique_and_reward(
     scorer, chats, new_tokens: int, given: list[str] | None = None, **options
 ) -> tuple[list[str], list[float]]:
-    """Return the greedy critiques and the rewards of `given` critiques, which default to them."""
+    """Return greedy critiques, and the rewards for the `given` critiques or, without these, for the greedy ones."""
     written = [score.critique for score in scorer(*chats, max_new_tokens=new_tokens, **options)]
     scores = scorer(*chats, critiques=written if given is None else given, **options)
     return written, [score.reward for score in scores]
 
 
 def agreement(small, large, engine) -> dict:
-    """Compare vLLM with transformers, next to transformers at another batch size."""
+    """Compare vLLM with transformers; the limits come from transformers at another batch size."""
 
     def compare(other) -> tuple[float, float]:
         same = statistics.mean(a == b for a, b in zip(small[0], other[0], strict=True))
@@ -67,7 +69,7 @@ def agreement(small, large, engine) -> dict:
 
 
 def rewards_of_short_requests(scorer: CLoudVLLM, chats, count: int) -> int:
-    """Count the finite rewards of sampled critiques that end at their budgets."""
+    """Score sampled critiques that end at their token budgets, and count the finite rewards."""
     scores = []
     for budget in BUDGETS:
         rows = [[part[i % len(part)] for i in range(count // len(BUDGETS))] for part in chats]
@@ -147,6 +149,6 @@ def main():
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not ON_GPU:
-        # vLLM would compile a part of its sampler in each engine, which takes longer than all requests
+        # Without this, vLLM compiles a part of its sampler in each engine, which takes longer than all requests
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     main()

@@ -1,5 +1,5 @@
 """
-Measure how often the 95 % intervals of evaluation reports cover the true value, by simulation: rows (or problems, or questions) are drawn
+Measure by simulation how often the 95 % intervals in evaluation reports cover the true value: rows (or problems, or questions) are sampled
 from a known distribution, the library computes the interval, and the share of intervals that cover the true value should be 0.95. A
 standard error counts as an interval of ± 1.96 standard errors.
 
@@ -35,17 +35,17 @@ from cloud_hf.scoring import Score
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
 Z = 1.96
-MANY = 200_000  # rows whose figure counts as the true value if there is no formula
+MANY = 200_000  # number of rows whose metric counts as the true value if there is no formula
 
-# An interval (`None` where the report shows none) and the true value
+# An interval (`None` if the report shows none) and the true value
 Found = tuple[Interval | None, float]
 
 
 @dataclass(frozen=True)
 class Case:
     """
-    Types of intervals. `draw` makes data of n rows and returns an interval of each type; `slow` divides the number of runs, and above 100
-    rows divides it twice; `least` is the smallest n for which the types are defined.
+    Types of intervals that share simulated data. `draw` simulates n rows and returns one interval of each type; `slow` divides the number
+    of runs, twice above 100 rows; and `least` is the smallest n for which the types are defined.
     """
 
     types: Sequence[str]
@@ -66,12 +66,12 @@ def wilson_shares(rng: np.random.Generator, n: int):
 
 
 def fractions(rng: np.random.Generator, n: int):
-    """Rows of RM-Bench: three cells per level, with a difficulty for each row."""
+    """Simulate rows of RM-Bench, with three cells per level and a separate difficulty for each row."""
     return [(share((rng.binomial(3, rng.beta(2, 1, n)) / 3).tolist()).ci95, 2 / 3)]
 
 
 def paired_difference(rng: np.random.Generator, n: int):
-    """Two models, right on 75 % and 70 % of the rows, mostly the same ones."""
+    """Simulate two models that are right in 75 % and 70 % of the rows, mostly in the same ones."""
     level = rng.normal(size=(3, n))
     right = [level[0] + level[1] / 2 > -0.6745 * math.sqrt(1.25), level[0] + level[2] / 2 > -0.5244 * math.sqrt(1.25)]
     return [(mean_estimate((right[0].astype(float) - right[1]).tolist()).ci95, 0.05)]
@@ -91,7 +91,7 @@ def strata(probabilities: np.ndarray, weights: dict[str, float]):
 
 
 def reward_bench_average() -> dict[str, float]:
-    """The weight of each of the 23 subsets in the mean of the four sections."""
+    """Return the weight of each of the 23 subsets in the mean of the four sections."""
     return {
         name: reward_bench.OFFICIAL_COUNTS[name] / sum(reward_bench.OFFICIAL_COUNTS[one] for one in members)
         for members in reward_bench.SECTIONS.values()
@@ -100,7 +100,7 @@ def reward_bench_average() -> dict[str, float]:
 
 
 def mean_change(rng: np.random.Generator, n: int):
-    """A mean change of reward, from a skewed distribution."""
+    """Simulate changes of reward with a skewed distribution."""
     return [(mean_estimate(rng.gamma(2.0, 1.0, n).tolist()).ci95, 2.0)]
 
 
@@ -108,7 +108,7 @@ def mean_change(rng: np.random.Generator, n: int):
 
 
 def ties_rewards(rng: np.random.Generator, num_pairs: int) -> np.ndarray:
-    """One right and three wrong responses, then three right and three wrong ones, by pair."""
+    """Simulate pairs of prompts: one with one right and three wrong responses, and one with three right and three wrong ones."""
     rewards = rng.normal(size=(num_pairs, 10)) / 2 + rng.normal(size=(num_pairs, 1))
     rewards[:, [0, 4, 5, 6]] += 1.5
     return rewards
@@ -138,7 +138,7 @@ def true_ties() -> float:
 
 
 def margins_of(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Margins of a calibrated model: a pair with the margin m is right with the probability sigmoid(m)."""
+    """Simulate margins of a calibrated model, which ranks a pair with margin m right with probability sigmoid(m)."""
     size = np.abs(rng.normal(0, 2, n))
     return np.where(rng.random(n) < expit(size), size, -size)
 
@@ -153,7 +153,7 @@ def true_loss() -> float:
 
 
 def areas(rng: np.random.Generator, n: int):
-    """The oracle's area is p - p ln p with a share p of right pairs."""
+    """Simulate areas of selective accuracy. With a share p of right pairs, the oracle's area is p - p ln p."""
     margins = margins_of(rng, n)
     found = selective_accuracy(margins > 0, {"margin": abs(margins)}, np.arange(n))
     margin, share_right = true_areas()
@@ -165,14 +165,14 @@ def areas(rng: np.random.Generator, n: int):
 
 @cache
 def true_areas() -> tuple[float, float]:
-    """The area for the margins, and the share of right pairs."""
+    """Return the area for the margins, and the share of right pairs."""
     margins = margins_of(np.random.default_rng(1), 10 * MANY)
     right = (margins > 0)[np.argsort(-abs(margins))]
     return float((right.cumsum() / np.arange(1, len(right) + 1)).mean()), float(right.mean())
 
 
 def consistency(rng: np.random.Generator, n: int):
-    """Rewards of four critiques of a right and a wrong response; intervals over rows, and over other critiques of the same rows."""
+    """Simulate four critiques each of a right and a wrong response. Intervals are over rows, and over other critiques of the same rows."""
     levels = rng.normal(size=(n, 2, 1)) + np.array([[0.7], [0.0]])
     rewards = levels + rng.normal(size=(n, 2, 4))
     found = self_consistency(rewards.tolist(), [1] * n, [0.0] * n, temperature=1.0, length_of="").everything
@@ -186,7 +186,7 @@ def normal(values):
 
 
 def best_of_four(rng: np.random.Generator, n: int):
-    """Rewards that are correct answers plus noise; the value for N = 4 of 8 candidates."""
+    """Simulate rewards that equal correctness plus noise, and return the value for N = 4 of 8 candidates."""
     correct, rewards = candidates_of(rng, n, 8)
     curve = best_of_n_curve([rewards.tolist()], correct.tolist(), [4])
     return [(around(curve.values[4], curve.standard_errors[4]), true_best_of_four())]
@@ -217,7 +217,7 @@ def arena(rng: np.random.Generator, n: int):
 
 
 def verdicts_of(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-    """Verdicts of two games, which depend on how good the answer is. A is the baseline in the first and the answer in the second."""
+    """Simulate verdicts of two games given the response's quality. In the first, A is the baseline; in the second, A is the response."""
     steps = np.clip(np.rint(rng.normal(0.3, 1, (n, 1)) + rng.normal(0, 0.5, (n, 2))), -2, 2).astype(int)
     return [(VERDICTS[2 + first], VERDICTS[2 - other]) for first, other in steps.tolist()]
 
@@ -229,7 +229,7 @@ def true_win_rate() -> float:
 
 
 def length_correlation(rng: np.random.Generator, n: int):
-    """Reward and the logarithm of the length: bivariate normal within and between rows, with a correlation of 0.4."""
+    """Simulate rewards and log lengths that are bivariate normal within and between rows, with a correlation of 0.4."""
     level = rng.normal(size=(n, 1, 2)) + rng.normal(size=(n, 2, 2))
     rewards = 0.4 * level[..., 0] + math.sqrt(1 - 0.4**2) * level[..., 1]
     lengths = np.rint(400 * np.exp(level[..., 0] / 2)).astype(int)
@@ -237,7 +237,7 @@ def length_correlation(rng: np.random.Generator, n: int):
         ProbedRow(ProbeRow("", BenchmarkRow("", "", "", tuple("x" * size for size in of_row)), [Score.of([Sample(r)]) for r in found]), {})
         for of_row, found in zip(lengths.tolist(), rewards.tolist(), strict=True)
     ]  # fmt: skip
-    # Pearson's 0.4 in Spearman's terms
+    # A Pearson correlation of 0.4, converted to Spearman's
     return [(correlation(rows).ci95, 6 / math.pi * math.asin(0.4 / 2))]
 
 
@@ -282,7 +282,7 @@ CASES = (
 
 
 def measure(case: Case, n: int, runs: int) -> list[dict[str, float]]:
-    """Return, for each type, the share of shown intervals that cover the true value, and how many runs showed one or none."""
+    """Return, for each type, the share of intervals that cover the true value, and the number of runs with and without an interval."""
     rng = np.random.default_rng([n, zlib.crc32(case.types[0].encode())])
     found = [case.draw(rng, n) for _ in range(max(2, runs // (case.slow if n <= 100 else case.slow**2)))]
     return [coverage(of_type) for of_type in zip(*found, strict=True)]
@@ -300,7 +300,7 @@ def coverage(found: Sequence[Found]) -> dict[str, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 1000], help="numbers of rows to simulate")
-    parser.add_argument("--runs", type=int, default=3000, help="simulated evaluations; slow types take fewer")
+    parser.add_argument("--runs", type=int, default=3000, help="number of simulated evaluations; slow types use fewer")
     parser.add_argument(
         "--only", default="", help="measure only types whose name contains this text, and keep the other results"
     )

@@ -1,13 +1,13 @@
 """
-Measure time and memory of one joint-loss step by the number of chunks in which vocabulary logits are computed
-(`lm_loss_chunks`): a random Llama of hidden size 512 with 8 layers and a vocabulary of 128,000, one pair of 2 x 1,024
-tokens, half of them labelled, fp32. For comparison:
+Measure how the time and memory of one joint-loss step depend on the number of chunks in which vocabulary logits are computed
+(`lm_loss_chunks`). The workload is a random Llama with hidden size 512, 8 layers and a vocabulary of 128,000, on one pair of
+2 x 1,024 tokens, half of them labelled, in fp32. Baselines:
 
-- all_logits: the same decoder and losses, with the logits of all positions at once.
-- limit: the decoder forward and backward and the logits of the labelled positions, without rewards.
+- all_logits: the same decoder and losses, with the logits of all positions computed in one piece.
+- limit: the decoder's forward and backward passes and the logits of the labelled positions, without rewards.
 
-Memory is the peak of a separate process minus its memory with parameters and gradients. Seconds are those of
-one process that runs the sides one after another in each round. Writes the numbers, and a plot of seconds against memory.
+Memory is the peak of a separate process minus its memory use with parameters and gradients alone. Seconds are measured in one
+process that runs the sides one after another in each round. Writes the numbers, and a plot of seconds against memory.
 
 python benchmarks/loss_memory.py
 """
@@ -41,7 +41,7 @@ Step = Callable[[], torch.Tensor]
 
 
 def make_model() -> CLoudForRewardModeling:
-    """Return the model, with gradients allocated."""
+    """Create the model, and allocate its gradients."""
     torch.manual_seed(0)
     text_config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -91,7 +91,7 @@ def limit(model: CLoudForRewardModeling, batch: dict) -> torch.Tensor:
 
 
 def make_side(name: str, model: CLoudForRewardModeling, batch: dict) -> Step:
-    """Return the loss of a side: `limit`, `all_logits` or `chunks_…`."""
+    """Return a function that computes the loss of a side: `limit`, `all_logits` or `chunks_…`."""
     if name.startswith("chunks_"):
         return lambda: joint(model, batch, int(name.removeprefix("chunks_")))
     return lambda: {"limit": limit, "all_logits": all_logits}[name](model, batch)
@@ -101,23 +101,23 @@ def make_side(name: str, model: CLoudForRewardModeling, batch: dict) -> Step:
 
 
 def status_megabytes(field: str) -> float:
-    """Read `VmRSS` or `VmHWM` of this process."""
+    """Return this process's `VmRSS` or `VmHWM` in megabytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def print_peak(name: str):
-    """Return the peak megabytes of a step minus those in use before it."""
+    """Print the peak megabytes of a step minus the megabytes in use before it."""
     model = make_model()
     make_side(name, model, make_batch(16))().backward()  # triggers lazy loading
     before = status_megabytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS
     make_side(name, model, make_batch(TOKENS))().backward()
     print(status_megabytes("VmHWM") - before)
 
 
 def peak_megabytes(name: str) -> float:
-    # Otherwise the process keeps freed blocks, which would count before the step but not during it
+    # Make freed blocks return to the system; otherwise they count before the step, but are reused during it
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--peak", name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -141,7 +141,7 @@ def seconds_by_side(names: list[str], rounds: int) -> dict[str, list[float]]:
 
 
 def check_equal(names: list[str]):
-    """Check that all sides but the limit have the same loss."""
+    """Check that all sides except the limit compute the same loss."""
     model, batch = make_model(), make_batch(64)
     losses = [make_side(name, model, batch)().item() for name in names if name != "limit"]
     if max(losses) - min(losses) > 1e-4:
@@ -199,7 +199,7 @@ def plot(result: dict, path: Path):
     small, quick = MEMORY_LIMIT * whole["peak_megabytes"] / 1000, TIME_LIMIT * floor["seconds_median"]
     for name, side in settings.items():
         chunks, x = name.removeprefix("chunks_"), side["peak_megabytes"] / 1000
-        left = x < small  # left of the line, so that the label does not cross it
+        left = x < small  # left of the line, the label goes to the left, so as not to cross it
         axes.annotate(
             f"{chunks} chunk" + "s" * (chunks != "1"),
             (x, side["seconds_median"]),
@@ -211,11 +211,11 @@ def plot(result: dict, path: Path):
         whole["peak_megabytes"] / 1000, whole["seconds_median"], "s", color="#D55E00", markersize=8,
         label="all logits at once",
     )  # fmt: skip
-    axes.axhline(quick, color="#009E73", linestyle="--", label="1.15 × limit of time")
+    axes.axhline(quick, color="#009E73", linestyle="--", label="1.15 × time of the limit")
     axes.axvline(small, color="#CC79A7", linestyle=":", linewidth=2, label="0.35 × memory of all logits")
     axes.set(
         xlabel="peak memory above parameters and gradients (GB)",
-        ylabel="time of a step (s)",
+        ylabel="time per step (s)",
         title="One joint-loss step at vocabulary 128,000 (2 × 1,024 tokens, half labelled, fp32)",
         xlim=(0, 1.06 * max(side["peak_megabytes"] for side in sides.values()) / 1000),
         ylim=(0, 1.1 * max(side["seconds_median"] for side in sides.values())),
@@ -227,7 +227,7 @@ def plot(result: dict, path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="steps of each side, after a warm-up step")
+    parser.add_argument("--rounds", type=int, default=2, help="number of steps of each side, after a warm-up step")
     parser.add_argument(
         "--output", default="benchmarks/results/loss_memory.json", help="the plot is written next to it"
     )

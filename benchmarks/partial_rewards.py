@@ -1,6 +1,6 @@
 """
-Measure the cost of reading the reward at every 16th critique token (`read_every=16`), in transformers and in vLLM: CPU seconds of scoring
-with it, relative to scoring without it, on the model and chats of `scoring_speed.py`.
+Measure the cost of computing the reward at every 16th critique token (`read_every=16`), with transformers and with vLLM: the CPU seconds
+of scoring with this option relative to scoring without it, on the model and chats of `scoring_speed.py`.
 
 Both sides run in one process, one after the other in each round; rounds alternate which side starts. The ratio is the median over rounds.
 
@@ -27,20 +27,20 @@ RESULTS = Path("benchmarks/results/partial_rewards.json")
 
 
 def make_scorer(backend: str, folder: str):
-    """Return a scorer whose work counts as CPU time of this process, and its critique format."""
+    """Return a scorer that works in this process, so that its CPU time can be measured, and its critique format."""
     if backend == "transformers":
         model, tokenizer, critique_format, _ = load(folder)
         return TransformersScorer(model, tokenizer, BATCH_SIZE), critique_format
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from cloud_hf.serving import CLoudVLLM
 
-    # Chats repeat in every round, so prefixes must not be cached
+    # The chats repeat in every round, so prefixes must not be cached
     scorer = CLoudVLLM(f"{folder}/reward", enable_prefix_caching=False, enforce_eager=True, **vllm_options())
     return scorer, scorer.critique_format
 
 
 def measure(backend: str, folder: str, num_chats: int, rounds: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each side by round, after a warm-up round."""
+    """Return the CPU seconds of each side per round, after a warm-up round."""
     scorer, critique_format = make_scorer(backend, folder)
     prompts, responses = (part[:num_chats] for part in chats(critique_format))
     sides: dict[str, dict] = {"plain": {}, "read_every": {"read_every": READ_EVERY}}
@@ -52,7 +52,7 @@ def measure(backend: str, folder: str, num_chats: int, rounds: int) -> dict[str,
             seconds[name].append(time.process_time() - start)
             readings = {len(rewards) for score in scores for rewards in score.partial_rewards}
             assert readings == ({NEW_TOKENS // READ_EVERY + 1} if sides[name] else set())
-            print(f"{backend}, round {number}: {name} {seconds[name][-1]:.2f} s of CPU", flush=True)
+            print(f"{backend}, round {number}: {name} {seconds[name][-1]:.2f} s of CPU time", flush=True)
     return {name: values[1:] for name, values in seconds.items()}
 
 

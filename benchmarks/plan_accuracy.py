@@ -1,7 +1,7 @@
 """
-Compare the memory planner with the measured peak of real training steps, for models of several sizes, with and without gradient
-checkpointing, with LoRA and with shared prompts. CLoudTrainer trains each in a separate process, on a CPU in fp32; the peak is that of
-torch's allocator (torch.profiler's record of every allocation), plus the parameters.
+Compare the memory planner's predictions with the measured peak of real training steps, for models of several sizes, with and without
+gradient checkpointing, with LoRA and with shared prompts. CLoudTrainer trains each model in a separate process, on a CPU in fp32. The peak
+is that of torch's allocator, from torch.profiler's record of every allocation, plus the parameters.
 
 python benchmarks/plan_accuracy.py --output benchmarks/results/plan_accuracy.json
 """
@@ -82,7 +82,7 @@ print(json.dumps({"parameters": parameters, "peak": parameters + peak}))
 
 
 def make_config(hidden: int, layers: int, heads: int, vocabulary: int) -> CLoudConfig:
-    """Return the config of a Llama of this size."""
+    """Return the config of a Llama model with these sizes."""
     text_config = {
         "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 4 * hidden,
         "num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": vocabulary,
@@ -91,7 +91,7 @@ def make_config(hidden: int, layers: int, heads: int, vocabulary: int) -> CLoudC
 
 
 def compare(config: CLoudConfig, mode: dict, pairs: int = PAIRS, length: int = LENGTH) -> dict[str, float]:
-    """Return the planned and measured peak of one setting in MiB."""
+    """Return the planned and the measured peak for one setting, in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         options = {"folder": folder, "pairs": pairs, "length": length, "labelled_share": 0.5}
@@ -130,7 +130,7 @@ def main():
             setting = {"version": 1, "pairs": PAIRS, "length": LENGTH, "labelled_share": 0.5, "dtype": "float32"}
             Path(args.output).write_text(json.dumps({**setting, "rows": rows}, indent=2) + "\n")
     if any(abs(row["ratio"] - 1) > 0.15 for row in rows):
-        raise SystemExit("A plan is more than 15 % off.")
+        raise SystemExit("A planned peak is more than 15 % off the measured one.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """
-Time the search of `cloud-hf plan` for the largest micro-batch, with and without padding, for five models and GPUs of 24, 80 and 139 GB.
-Seconds are CPU time. The bar is 5 seconds for each search.
+Time the search by `cloud-hf plan` for the largest micro-batch, with and without padding, for five models on GPUs with 24, 80 and 139 GB.
+Seconds are CPU time. The limit is 5 seconds for each search.
 
 python benchmarks/plan_search.py --output benchmarks/results/plan_search.json     # takes a minute or two
 """
@@ -17,7 +17,7 @@ from cloud_hf.training.plan import PlanArguments, largest_micro_batch, make_plan
 
 
 SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")  # fmt: skip
-# Model type, `SIZES`, GPUs and ZeRO stage
+# Model type, the values of `SIZES`, number of GPUs and ZeRO stage
 MODELS = {
     "Llama 3 70B": ("llama", (8192, 80, 28672, 64, 8, 128256), 8, "3"),
     "Llama 3 8B": ("llama", (4096, 32, 14336, 32, 8, 128256), 8, "3"),
@@ -30,7 +30,7 @@ LENGTH = 4096
 
 
 def search(name: str, memory_gb: int, padding_free: bool) -> dict[str, Any]:
-    """Search once, as the command does: the largest micro-batch or, if not even one pair fits, what helps."""
+    """Search once, as the command does, for the largest micro-batch or, if not even one pair fits, for settings that help."""
     kind, sizes, gpus, zero = MODELS[name]
     config = CLoudConfig(text_config={"model_type": kind, **dict(zip(SIZES, sizes, strict=True))})
     args = PlanArguments(
@@ -46,7 +46,7 @@ def search(name: str, memory_gb: int, padding_free: bool) -> dict[str, Any]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--output", type=Path, help="file for the results, in JSON")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     found: dict[str, Any] = {}
     for name in args.models:

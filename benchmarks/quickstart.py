@@ -1,6 +1,6 @@
 """
-Run the quickstart for several seeds, and write its results to `benchmarks/results/quickstart.json` and into the pages.
-Finished runs are kept, and interrupted ones resume.
+Run the quickstart for several seeds, and write the results to `benchmarks/results/quickstart.json` and into the documentation pages.
+Finished runs are kept, and interrupted runs resume.
 
 python benchmarks/quickstart.py --seeds 0 1 2
 """
@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="Folder of the runs, one for each seed.")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs"), help="Folder for the runs, with one subfolder per seed."
+    )
     args = parser.parse_args()
     runs = [args.output_dir / f"quickstart-seed{seed}" for seed in args.seeds]
     for seed, run in zip(args.seeds, runs, strict=True):

@@ -1,5 +1,5 @@
 """
-Collect the training log of a quickstart run: losses, rewards and accuracies of every stage, as one JSON file and a plot. The
+Collect the training log of a quickstart run (the losses, rewards and accuracies of every stage) in one JSON file and a plot. The
 numbers come from the trainer_state.json that each stage saves with its model.
 
 python benchmarks/quickstart_training_log.py --run runs/quickstart
@@ -18,12 +18,12 @@ STAGES = {
     "cloud": "Stage 3: CLoud",
     "classic": "The classic arm",
 }
-# Keys of the log that are plotted, and their labels
+# Log keys to plot, and their labels
 CURVES = {"loss": "loss", "pairwise_loss": "Bradley-Terry", "lm_loss": "critique LM", "accuracy": "accuracy"}
 
 
 def read_log(run: Path) -> dict[str, dict]:
-    """Read the number of steps and the log entries of each stage."""
+    """Load the number of steps and the log entries of each stage."""
     stages = {}
     for stage in STAGES:
         state = json.loads((run / stage / "trainer_state.json").read_text())
@@ -41,7 +41,7 @@ def draw(stages: dict[str, dict], path: Path):
     for panel, (stage, record) in zip(panels, stages.items(), strict=True):
         for key, label in CURVES.items():
             points = [(entry["step"], entry[key]) for entry in record["log_history"] if key in entry]
-            # Where a loss has parts, plot the parts
+            # If a loss consists of parts, plot only the parts
             if points and not (key == "loss" and any("pairwise_loss" in entry for entry in record["log_history"])):
                 panel.plot(*zip(*points, strict=True), label=label)
         panel.set(title=STAGES[stage], xlabel="step", ylim=(0, None))
@@ -53,7 +53,7 @@ def draw(stages: dict[str, dict], path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="Folder of the quickstart.")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="Folder of the quickstart run.")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quickstart_training_log.json"))
     args = parser.parse_args()
     stages = read_log(args.run)

@@ -1,10 +1,10 @@
 """
-Measure the speed and memory of the reader of preference rows, on the forms that people publish: text, messages, complete chats,
-transcripts, ShareGPT turns and JSON strings. Every form is written to a file of JSON lines, loaded, and read with `read_preferences`.
+Measure the speed and memory of `read_preferences`, which parses preference rows, on the forms in which people publish them: text, messages,
+complete chats, transcripts, ShareGPT turns and JSON strings. Every form is written to a JSON lines file, loaded, and parsed.
 
-A row holds a question, two earlier turns and two responses of about 600 characters each. Rows per second are measured for the reader alone
-on one processor core, before tokenisation and without loading the file (in processor time, so other work on the machine does not matter);
-memory is the peak of one process that reads all forms in turn.
+A row contains a question, two earlier turns and two responses of about 600 characters each. Rows per second cover the parsing alone, on one
+CPU core, without loading the file or tokenising the text. They are based on CPU time, so that other work on the machine does not matter.
+Memory is the peak of one process that parses all forms in turn.
 
 python benchmarks/read_rows.py
 python benchmarks/read_rows.py --rows 20000   # faster
@@ -22,7 +22,7 @@ from pathlib import Path
 from recording import save
 
 
-# Before `datasets` is imported; the caches of a million rows go with the folder
+# Set before `datasets` is imported, so that the caches of a million rows are deleted with the folder
 FOLDER = tempfile.TemporaryDirectory()
 os.environ["HF_DATASETS_CACHE"] = FOLDER.name
 
@@ -73,14 +73,14 @@ def text(messages: Messages) -> str:
 
 
 def separate(write: Callable) -> Callable:
-    """Return the writer of a form with a prompt and responses."""
+    """Return a writer for rows with a separate prompt and responses."""
     return lambda prompt, *sides: (
         {"prompt": write(prompt)} | dict(zip(("chosen", "rejected"), map(write, sides), strict=True))
     )
 
 
 def whole(write: Callable) -> Callable:
-    """Return the writer of a form with whole chats, without a prompt."""
+    """Return a writer for rows with complete chats, without a separate prompt."""
     return lambda prompt, *sides: dict(
         zip(("chosen", "rejected"), (write([*prompt, *side]) for side in sides), strict=True)
     )
@@ -101,7 +101,7 @@ FORMS = {
 
 
 def write_rows(path: Path, form: str, rows: int):
-    """Write rows of a form as JSON lines."""
+    """Write rows in the given form as JSON lines."""
     with path.open("w", encoding="utf8") as file:
         for number in range(rows):
             row = FORMS[form](prompt_of(number), response_of(number, "A"), response_of(number, "B"))
@@ -125,7 +125,7 @@ def measure(form: str, rows: int) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="total number of rows, over all forms")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="total number of rows over all forms")
     parser.add_argument("--output", default="benchmarks/results/read_rows.json")
     args = parser.parse_args()
     libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: the machine that a result was measured on, rounding, and the file of the result."""
+"""Functions shared by the benchmarks, which describe the machine, round the numbers and write result files."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Describe the GPU or else the processor, the threads and the load of this machine."""
-    import torch  # here, so that it does not count in a process whose memory is measured
+    """Describe this machine's GPU (or, without one, its processor), its threads and its load."""
+    import torch  # imported here, so that torch does not add to a process whose memory is measured
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     processors = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -34,7 +34,7 @@ def rounded(value: Any) -> Any:
 
 
 def save(path: str | Path, result: dict[str, Any]) -> str:
-    """Write a result and the machine to a JSON file. Returns the text."""
+    """Write a result and a description of the machine to a JSON file. Returns the JSON text."""
     text = json.dumps({"machine": machine(), **rounded(result)}, indent=2, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
     return text

@@ -1,9 +1,9 @@
 """
-Compare `ScalarScorer` with the code that model cards show, on preference files: largest difference of a reward, and seconds.
+Compare `ScalarScorer` with the code that model cards show, on preference files: the largest difference between rewards, and the time.
 
-Both sides score random models on the CPU, in fp32. The card's code renders each conversation with `apply_chat_template`. To compare rewards,
-it runs the model on one conversation at a time; to measure seconds, on batches in file order, padded by the tokenizer. The limit for the
-ratio of seconds is the card's number of tokens with padding divided by that without.
+Both sides score with random models on the CPU, in fp32. The card's code renders each conversation with `apply_chat_template`. When rewards
+are compared, it runs the model on one conversation at a time; when time is measured, on batches in file order, padded by the tokenizer.
+The best possible ratio of seconds is the card's number of tokens with padding divided by the number without padding.
 
 python benchmarks/scalar_scoring.py --data ../shared/data/eval/*.jsonl*          # takes minutes
 python benchmarks/scalar_scoring.py --data pairs.jsonl --rows 4
@@ -31,7 +31,7 @@ RESULTS = Path("benchmarks/results/scalar_scoring.json")
 
 
 def read_chats(path: str, rows: int | None) -> list[list[dict[str, str]]]:
-    """Return the conversations of a preference file whose prompts are text."""
+    """Return the conversations in a preference file whose prompts are text."""
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf8") as file:
         pairs = [json.loads(line) for line, _ in zip(file, range(rows or 10**9), strict=False)]
     return [
@@ -43,7 +43,7 @@ def read_chats(path: str, rows: int | None) -> list[list[dict[str, str]]]:
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a tokenizer of 4,000 tokens on the conversations."""
+    """Train a tokenizer with 4,000 tokens on the conversations."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
@@ -89,7 +89,7 @@ def our_rewards(scorer: ScalarScorer, chats: list) -> list[float]:
 
 
 def largest_differences(chats: list, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Return for each architecture the largest difference from the card's rewards of single conversations."""
+    """Return, for each architecture, the largest difference from the rewards that the card's code computes without batching."""
     found = {}
     for architecture in ARCHITECTURES:
         model = make_model(architecture, tokenizer, size=64, layers=2)
@@ -101,7 +101,7 @@ def largest_differences(chats: list, tokenizer: PreTrainedTokenizerFast) -> dict
 
 
 def measure_seconds(chats: list, tokenizer: PreTrainedTokenizerFast, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each side by round; rounds alternate which side starts."""
+    """Return the CPU seconds of each side per round; rounds alternate which side starts."""
     model = make_model("llama", tokenizer, size=256, layers=4)
     scorer = ScalarScorer(model, tokenizer, batch_size=BATCH_SIZE)
     sides = {
@@ -114,12 +114,12 @@ def measure_seconds(chats: list, tokenizer: PreTrainedTokenizerFast, rounds: int
             start = time.process_time()
             sides[name]()
             seconds[name].append(time.process_time() - start)
-            print(f"round {number}: {name} {seconds[name][-1]:.1f} s of CPU", flush=True)
+            print(f"round {number}: {name} {seconds[name][-1]:.1f} s of CPU time", flush=True)
     return seconds
 
 
 def padding(chats: list, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Return the tokens of the card's padded batches, per token of the conversations."""
+    """Return the ratio of tokens in the card's padded batches to tokens in the conversations."""
     lengths = [len(tokenizer.apply_chat_template(chat)["input_ids"]) for chat in chats]
     batches = [lengths[start : start + BATCH_SIZE] for start in range(0, len(lengths), BATCH_SIZE)]
     return sum(max(batch) * len(batch) for batch in batches) / sum(lengths)
@@ -127,8 +127,10 @@ def padding(chats: list, tokenizer: PreTrainedTokenizerFast) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, help="preference files, JSON lines, perhaps gzipped")
-    parser.add_argument("--rows", type=int, help="read only the first rows of each file")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="preference files in JSON lines format, optionally gzipped"
+    )
+    parser.add_argument("--rows", type=int, help="number of rows to read from each file (default: all)")
     parser.add_argument("--timed_rows", type=int, default=400, help="number of conversations to time, in file order")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -136,7 +138,7 @@ def main():
     chats = [chat for path in args.data for chat in read_chats(path, args.rows)]
     tokenizer = make_tokenizer([turn["content"] for chat in chats for turn in chat])
     differences = largest_differences(chats, tokenizer)
-    # Spread over all files, so that lengths differ within a batch as they do in a mixed file
+    # Take conversations from all files, so that lengths within a batch vary as in a mixed file
     timed = chats[:: max(1, len(chats) // args.timed_rows)][: args.timed_rows]
     seconds = measure_seconds(timed, tokenizer, args.rounds)
     ratios = [card / ours for card, ours in zip(seconds["card"], seconds["ours"], strict=True)]

@@ -1,15 +1,16 @@
 """
-Measure the speed of writing and scoring critiques, compared with plain generation and the steps of the reference implementation, on one
-fixed workload: a random Llama of 34 M parameters with a byte-level tokenizer, 64 chats of 250 ± 120 tokens, 128 new tokens each, greedy, fp32.
+Measure how fast critiques are written and scored, compared with plain generation and with the steps of the reference implementation. The
+workload is fixed: a random Llama with 34 M parameters and a byte-level tokenizer, 64 chats of 250 ± 120 tokens, 128 new tokens each,
+greedy, fp32.
 
-- reference: left-padded batches of 16 in the given order, `generate`, decode, tokenise again, and a second forward pass
-  with all logits and all hidden states.
+- reference: left-padded batches of 16 in the given order, `generate`, decoding to text, tokenising again, and a second forward
+  pass with all logits and all hidden states.
 - generate: `generate` of the language model alone, in our batches, for the same number of tokens.
 - score: `CLoudForRewardModeling.score`.
 - vllm_plain: vLLM alone, for the same number of tokens.
 - vllm_score: `CLoudVLLM.score`.
-- cached, uncached: 16 sampled critiques of one response with vLLM: in one request with prefix caching, and as 16 rows
-  without it, on a chat eight times as long as the critique.
+- cached, uncached: 16 sampled critiques of one response with vLLM, either in one request with prefix caching or as 16 rows
+  without it, for a chat eight times as long as the critique.
 
 Each side runs in a separate process; in each round all sides run one after another.
 
@@ -49,20 +50,20 @@ CHATML = (
     "{% endfor %}"
 )
 LIMITS = {
-    # ratio of rewards per second: at least
+    # minimum ratios of rewards per second
     "score / reference": ("score", "reference", 1.4),
     "score / generate": ("score", "generate", 0.95),
     "vllm_score / reference": ("vllm_score", "reference", 3.5),
     "vllm_score / vllm_plain": ("vllm_score", "vllm_plain", 0.95),
 }
-SHARING_LIMIT = 0.45  # ratio of seconds: at most
+SHARING_LIMIT = 0.45  # maximum ratio of seconds
 
 
 # -------------------------------------------------------------------------------------------------------- workload
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer in which every byte is a token."""
+    """Create a tokenizer in which every byte is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -106,8 +107,8 @@ def save_model(folder: str):
 @torch.no_grad()
 def allow_only_letters(language_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
     """
-    Change weights so that one hidden dimension has the same positive value at every position, which lets the LM head allow only letters.
-    Decoded critiques therefore encode back to the same number of tokens on every side.
+    Change weights so that one hidden dimension has the same positive value at every position, which the LM head uses to rule out
+    everything but letters. Decoded critiques therefore encode back to the same number of tokens on every side.
     """
     letters = tokenizer.convert_tokens_to_ids(list(string.ascii_letters))
     language_model.model.embed_tokens.weight[:, 0] = 1.0
@@ -119,7 +120,7 @@ def allow_only_letters(language_model: LlamaForCausalLM, tokenizer: PreTrainedTo
 
 
 def make_chats(critique_format: CritiqueFormat, lengths: list[int], seed: int) -> tuple[list[str], list[str]]:
-    """Make prompts and responses of random words whose prefixes have these lengths in tokens."""
+    """Generate prompts and responses from random words, so that the prefixes have the given lengths in tokens."""
     rng = random.Random(seed)
     frame = len(critique_format.encode_prefix("x", "x").input_ids) - 2
     prompts, responses = [], []
@@ -133,14 +134,14 @@ def make_chats(critique_format: CritiqueFormat, lengths: list[int], seed: int) -
 
 
 def chats(critique_format: CritiqueFormat) -> tuple[list[str], list[str]]:
-    """Make the 64 chats."""
+    """Generate the 64 chats."""
     rng = random.Random(0)
     lengths = [rng.randint(MEAN_LENGTH - SPREAD, MEAN_LENGTH + SPREAD) for _ in range(NUM_CHATS)]
     return make_chats(critique_format, lengths, seed=1)
 
 
 def load(folder: str):
-    """Load model, tokenizer, format and chats."""
+    """Load the model, the tokenizer, the format and the chats."""
     model = CLoudForRewardModeling.from_pretrained(f"{folder}/reward", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(f"{folder}/reward")
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
@@ -148,13 +149,13 @@ def load(folder: str):
 
 
 # ----------------------------------------------------------------------------------------------------------- sides
-# Each returns a function of the round's number that does the work once and returns the number of tokens per critique.
+# Each side returns a function that receives the round number, does the work once and returns the token count of each critique.
 
 
 def reference(folder: str):
     model, tokenizer, critique_format, (prompts, responses) = load(folder)
     tokenizer.padding_side = "left"
-    # Text of the prefixes, so that every side reads the same tokens
+    # Decode the prefixes to text, so that every side reads the same tokens
     texts = [
         critique_format.encode_prefix(prompt, response).text
         for prompt, response in zip(prompts, responses, strict=True)
@@ -252,7 +253,7 @@ def _vllm_scorer(folder: str, enable_prefix_caching: bool):
 
 
 def vllm_score(folder: str):
-    # Without prefix caching, like the plain side: the chats repeat in every round
+    # Disable prefix caching, as on the plain side, because the chats repeat in every round
     scorer, critique_format = _vllm_scorer(folder, enable_prefix_caching=False)
     prompts, responses = chats(critique_format)
 
@@ -266,7 +267,7 @@ def _critiques_of_one(folder: str, cached: bool):
     scorer, critique_format = _vllm_scorer(folder, enable_prefix_caching=cached)
 
     def run(number: int) -> list[int]:
-        # A new chat in each round; otherwise it would be cached already
+        # Use a new chat in each round, because an earlier one would already be cached
         prompts, responses = make_chats(critique_format, [LONG_LENGTH], seed=100 + number)
         options = {"temperature": 1.0, "max_new_tokens": NEW_TOKENS}
         if cached:
@@ -293,7 +294,7 @@ SIDES = {side.__name__: side for side in (reference, generate, score, vllm_plain
 
 
 def serve(name: str, folder: str, descriptor: int):
-    """Make a side, then run it each time a round number arrives."""
+    """Create a side, then run it each time a round number arrives."""
     connection = Connection(descriptor)
     run = SIDES[name](folder)
     connection.send("ready")
@@ -302,18 +303,18 @@ def serve(name: str, folder: str, descriptor: int):
         lengths = run(number)
         seconds = time.perf_counter() - start
         if set(lengths) != {NEW_TOKENS}:
-            raise ValueError(f"{name} wrote critiques of {sorted(set(lengths))} tokens, not of {NEW_TOKENS}.")
+            raise ValueError(f"{name} wrote critiques of {sorted(set(lengths))} tokens instead of {NEW_TOKENS}.")
         connection.send(seconds)
 
 
 class Side:
-    """A side in a separate interpreter, which an engine needs to shut down cleanly."""
+    """A side in a separate interpreter, so that engines shut down cleanly."""
 
     def __init__(self, name: str, folder: str):
         self.connection, other = Pipe()
         command = [sys.executable, __file__, "--serve", name, folder, str(other.fileno())]
         self.process = subprocess.Popen(command, pass_fds=[other.fileno()])
-        other.close()  # so that a dead process shows as the end of its pipe
+        other.close()  # so that a dead process closes the pipe
         self.connection.recv()
 
     def run(self, number: int) -> float:
@@ -345,8 +346,8 @@ def measure(names: list[str], folder: str, rounds: int) -> dict[str, list[float]
 
 def physical_limit(folder: str) -> dict[str, float]:
     """
-    Lower bound for the seconds of the transformers sides on this machine: the multiplications of prefill and decoding at the
-    speed of a large matmul or, if longer, reading the weights once per decoding step of each batch at the speed of a copy.
+    Compute an upper bound for the speed of the transformers sides on this machine. Prefill is limited by its FLOPs at the speed of a large
+    matmul. Decoding is limited by its FLOPs or by reading the weights once per step of each batch at the speed of a copy.
     """
     model, _, critique_format, (prompts, responses) = load(folder)
     layers = [p for name, p in model.language_model.named_parameters() if "embed_tokens" not in name]
@@ -358,7 +359,7 @@ def physical_limit(folder: str) -> dict[str, float]:
     left, right = torch.randn(2048, 512), torch.randn(512, 2048)
     product = torch.empty(2048, 2048)
     multiplied = min(_seconds(lambda: torch.mm(left, right, out=product)) for _ in range(30))
-    bandwidth = 2 * source.nbytes / copied  # read and written
+    bandwidth = 2 * source.nbytes / copied  # each byte is read and written
     flops = 2 * 2048 * 512 * 2048 / multiplied
     steps = NEW_TOKENS * NUM_CHATS // BATCH_SIZE
     prefill = 2 * weights * sum(lengths) / flops
@@ -381,7 +382,7 @@ def _seconds(function) -> float:
 
 
 def summarise(seconds: dict[str, list[float]]) -> dict:
-    """Return medians, spreads, and ratios with their limits. A ratio is the median of the ratios per round."""
+    """Return medians, spreads, and ratios with their limits. Each ratio is the median over rounds."""
     sides = {
         name: {
             "seconds_median": statistics.median(values),
@@ -418,11 +419,11 @@ def _ratio(by_round: list[float], limit: float, at_least: bool) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", choices=["transformers", "vllm"], default=["transformers", "vllm"])
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side, after a warm-up run")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs of each side, after a warm-up run")
     parser.add_argument("--output", default="benchmarks/results/scoring_speed.json")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # vLLM is compared with the transformers sides, so they run too
+    # The transformers sides always run, because vLLM is compared with them
     names = ["reference", "generate", "score"]
     if args.backends == ["vllm"]:
         names = ["reference"]
@@ -432,7 +433,7 @@ def main():
         seconds = {}
         if "vllm" in args.backends:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-            # All cores, like the other sides: by default vLLM keeps one free
+            # Use all cores, like the other sides; by default, vLLM leaves one free
             cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
             seconds |= measure(["cached", "uncached"], folder, args.rounds)

@@ -1,7 +1,7 @@
 """
-Test a reward server under load: requests of mixed sizes from many clients at once, some cancelled, some malformed, some over the
-limits. Compares each reward with the reward of its chat alone, computed in this process. Then checks the server's memory, and
-that a shutdown under load leaves no answer half-written. Writes a JSON summary, and fails if any check failed.
+Test a reward server under load: many concurrent clients send requests of mixed sizes, some of which are cancelled, malformed or over
+the limits. Each reward is compared with the reward of the same chat when scored alone in this process. The test then checks the server's
+memory, and that a shutdown under load leaves no response half-written. Writes a JSON summary, and fails if any check fails.
 
 python benchmarks/server_load.py --requests 5000 --backend transformers
 python benchmarks/server_load.py --requests 5000 --backend vllm
@@ -61,13 +61,13 @@ WORDS = [
     "\n",
 ]
 
-# How often each kind of request is sent
+# Relative frequency of each kind of request
 KINDS = {"single": 60, "batch": 10, "given": 5, "stream": 5, "cancelled": 8, "malformed": 7, "over_limits": 5}
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A response to judge, its reward when scored alone, and its reward with a given critique."""
+    """A prompt and a response, with the response's reward when scored alone, and its reward with a given critique."""
 
     prompt: object
     response: str
@@ -105,7 +105,7 @@ class Tally:
 
 
 def make_model(folder: Path) -> CLoudForRewardModeling:
-    """Save a random model with wide weights, so that greedy choices and rewards differ by more than rounding."""
+    """Save a random model with a large standard deviation of weights, so that greedy choices and rewards differ by more than rounding."""
     tokenizer = build_tokenizer()
     config = build_model_config(tokenizer)
     config.initializer_range = 0.2
@@ -114,7 +114,7 @@ def make_model(folder: Path) -> CLoudForRewardModeling:
     tokenizer.save_pretrained(folder / "base")
     model = CLoudForRewardModeling.from_base(folder / "base", dtype=torch.float32).eval()
     torch.nn.init.normal_(model.reward_head.out_proj.weight, std=0.5)
-    with torch.no_grad():  # some critiques end by themselves
+    with torch.no_grad():  # so that some critiques end on their own
         model.get_output_embeddings().weight[model.config.critique_end_token_id] *= 1.5
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -122,7 +122,7 @@ def make_model(folder: Path) -> CLoudForRewardModeling:
 
 
 def make_chats(model: CLoudForRewardModeling, tokenizer, count: int) -> list[Chat]:
-    """Make chats of 5 to about 300 tokens, each scored alone."""
+    """Generate chats of 5 to about 300 tokens, and score each one alone."""
     generator = random.Random(0)
 
     def text(longest: int) -> str:
@@ -209,7 +209,7 @@ class Server:
 
 
 class Clients:
-    """Many clients at once, each with one request in flight."""
+    """Many concurrent clients, each with one request in flight."""
 
     def __init__(self, server: Server, chats: list[Chat], args: argparse.Namespace):
         self.server = server
@@ -272,10 +272,10 @@ class Clients:
         *events, last, end = [event.removeprefix("data: ") for event in text.split("\n\n")[:-1]]
         result = json.loads(last).get("result")
         if end != "[DONE]" or result is None:
-            self.tally.fault(f"stream ends with {text[-200:]}")
+            self.tally.fault(f"a stream ends with {text[-200:]}")
             return
         if "".join(json.loads(event)["critique"] for event in events) != result["critique"]:
-            self.tally.fault("the pieces of a stream are not its critique")
+            self.tally.fault("the pieces of a stream do not add up to its critique")
         self.tally.compare(chat, result, given=False)
 
     async def _send_cancelled(self, http: httpx.AsyncClient, body: dict, seconds: float):
@@ -297,7 +297,7 @@ class Clients:
             self.tally.fault(f"status {response.status_code} for {content[:80]!r}")
 
     async def run_into_shutdown(self, seconds: float) -> Counter:
-        """Send requests until the server, which is told to stop after some seconds, accepts no more connections."""
+        """Send requests, tell the server to stop after `seconds`, and continue until it accepts no more connections."""
         seen = Counter()
 
         async def client(http: httpx.AsyncClient, generator: random.Random):
@@ -384,20 +384,22 @@ def read_metric(server: Server, name: str) -> float:
 
 
 def problems(summary: dict) -> list[str]:
-    """Return the faults of a run."""
+    """Return a description of each problem found in a run."""
     found = []
     if summary["faults"]:
-        found.append(f"{summary['faults']} faults, first {summary['first_faults'][0]}")
+        found.append(f"{summary['faults']} faults, the first of which is: {summary['first_faults'][0]}")
     if "500" in summary["statuses"] or "500" in summary["shutdown_under_load"]:
-        found.append("answers with status 500")
+        found.append("there were responses with status 500")
     if summary["queue_length_afterwards"]:
-        found.append("queue places were not released")
+        found.append("places in the queue were not released")
     if summary["memory_growth"] > 0.05:
-        found.append(f"memory grew by {summary['memory_growth']:.1%} from the fourth to sixth tenth to the last three")
+        found.append(
+            f"memory grew by {summary['memory_growth']:.1%} between the fourth to sixth tenths of the run and the last three"
+        )
     if summary["shutdown_under_load"].get("half-written") or summary["exit_code"]:
         found.append("the shutdown was not clean")
     if summary["log_lines_with_chat_text"]:
-        found.append("the log holds text of chats")
+        found.append("the log contains text from chats")
     return found
 
 
@@ -407,7 +409,7 @@ def main():
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--chats", type=int, default=200, help="Number of distinct chats in the requests.")
-    # A small KV cache: vLLM's memory grows until all of it has been written once
+    # Use a small KV cache, because vLLM's memory grows until the entire cache has been written once
     parser.add_argument("--vllm_options", default='{"max_model_len": 2048, "num_gpu_blocks_override": 512}')
     parser.add_argument("--output", default="benchmarks/results/server_load.json")
     args = parser.parse_args()

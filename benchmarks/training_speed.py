@@ -1,15 +1,15 @@
 """
-Measure training speed on flattened batches, compared with padding and the reference implementation's steps, on one fixed workload:
-a random Llama of hidden size 512 with 8 layers and a vocabulary of 32,000, real pairs with critiques of less than 2,048 tokens, fp32.
+Measure training speed on flattened batches, compared with padding and with the reference implementation's steps. The workload is fixed:
+a random Llama with hidden size 512, 8 layers and a vocabulary of 32,000, on real pairs with critiques below 2,048 tokens, in fp32.
 
-- reference: every sequence padded to 2,048 tokens, and the logits of all positions.
+- reference: every sequence padded to 2,048 tokens, and the logits of all positions computed.
 - padded: `CLoudTrainer`, every batch padded to its longest sequence.
 - padding_free, shared_prompt: `CLoudTrainer` with these options.
-- limit: the decoder forward and backward on one sequence after another, without any padding, and the logits of the
-  labelled positions. There are no rewards, batches or trainer.
+- limit: the decoder's forward and backward passes on one sequence after another, without any padding, and the logits of
+  the labelled positions. There are no rewards, batches or trainer.
 
-padding_free, shared_prompt and limit also run on chats of several turns, whose prompts are half of the tokens or more.
-Useful tokens are those of sequences, shared or not. The possible speed-up of sharing is the ratio of computed tokens.
+padding_free, shared_prompt and limit also run on chats of several turns, whose prompts make up at least half of the tokens.
+Useful tokens are all tokens of the sequences, shared or not. The possible speed-up from sharing is the ratio of computed tokens.
 
 All sides run the same forward and backward steps on all cores, one side after another in each round.
 
@@ -45,7 +45,7 @@ CHATML = (
     "{% endfor %}"
 )
 RATIOS = {
-    # useful tokens per second: at least
+    # minimum ratios of useful tokens per second
     "padding_free / reference": ("padding_free", "reference", 2.5),
     "padding_free / limit": ("padding_free", "limit", 0.85),
 }
@@ -63,7 +63,7 @@ def read_rows(data: str) -> list[dict]:
 
 
 def make_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
-    """Train a BPE tokenizer on the rows' text, with as many tokens as the model has."""
+    """Train a BPE tokenizer on the rows' text, with the model's vocabulary size."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -112,8 +112,8 @@ def make_trainer(folder: str, tokenizer, rows: list[dict], **options) -> CLoudTr
 
 def with_history(rows: list[dict], num_tokens: Callable[[str], int]) -> list[dict]:
     """
-    Make chats of several turns: other rows with their chosen responses precede a row's prompt, until the prompt is half
-    of the longer sequence or more.
+    Build chats of several turns: other rows with their chosen responses precede a row's prompt, until the prompt makes up
+    at least half of the longer sequence.
     """
     chats = []
     others = iter(rows[len(rows) // 2 :])
@@ -136,7 +136,7 @@ def with_history(rows: list[dict], num_tokens: Callable[[str], int]) -> list[dic
 
 
 # ----------------------------------------------------------------------------------------------------------- sides
-# Each returns a function that does the forward and backward passes of all batches once.
+# Each side returns a function that runs the forward and backward passes of all batches once.
 
 
 def batches(trainer: CLoudTrainer) -> list[list[dict]]:
@@ -145,7 +145,7 @@ def batches(trainer: CLoudTrainer) -> list[list[dict]]:
 
 
 def sequences(trainer: CLoudTrainer) -> list[tuple[list[int], int]]:
-    """Return ids and prefix length of every sequence."""
+    """Return the token ids and the prefix length of every sequence."""
     return [
         (row[f"{side}_ids"], row[f"{side}_prefix_length"])
         for row in trainer.train_dataset
@@ -223,7 +223,7 @@ def computed_tokens(trainer: CLoudTrainer) -> int:
 
 
 def matmul_limit(trainer: CLoudTrainer) -> float:
-    """Return the seconds of the matrix products of `limit` at the speed of a large one, attention excluded."""
+    """Return the seconds that the matrix products of `limit`, without attention, would take at the speed of a large matrix product."""
     model = trainer.model
     weights = sum(p.numel() for p in model.trunk.parameters()) - model.get_input_embeddings().weight.numel()
     labelled = sum(len(ids) - prefix_length for ids, prefix_length in sequences(trainer))
@@ -252,7 +252,7 @@ def summarise(seconds: dict[str, list[float]], useful: dict[str, int]) -> dict:
 
 
 def ratio(seconds: dict[str, list[float]], side: str, other: str, at_least: float) -> dict:
-    """Return the speed-up of one side over another by round."""
+    """Return the speed-up of one side over another, computed round by round."""
     by_round = [theirs / ours for ours, theirs in zip(seconds[side], seconds[other], strict=True)]
     value = statistics.median(by_round)
     return {
@@ -264,7 +264,7 @@ def ratio(seconds: dict[str, list[float]], side: str, other: str, at_least: floa
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared", help="folder with the preference data")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs of each side")
     parser.add_argument("--output", default="benchmarks/results/training_speed.json")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -272,7 +272,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(rows)
         save_base(f"{folder}/base", tokenizer)
-        # Evenly spaced rows that cover the file, plus a few extra because some are too long
+        # Take evenly spaced rows from the complete file, and some extra ones because a few rows are too long
         chosen = rows[:: len(rows) // (2 * NUM_PAIRS)]
         short = list(make_trainer(folder, tokenizer, chosen).train_dataset)[:NUM_PAIRS]
         long = with_history(rows[1:], lambda text: len(tokenizer.encode(text)))
@@ -328,7 +328,7 @@ def describe(trainers_: dict[str, CLoudTrainer], rounds: int) -> dict:
 
 
 def prefix_shared(row: dict) -> float:
-    """Return the share of the longer sequence that both sequences have in common."""
+    """Return the share of the longer sequence that is common to both sequences."""
     common = next(i for i, (a, b) in enumerate(zip(row["chosen_ids"], row["rejected_ids"], strict=False)) if a != b)
     return common / max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
@@ -353,7 +353,7 @@ def report(result: dict):
             f"{name:30} {side['useful_tokens_per_second']:6.0f} useful tokens/s   median {side['seconds_median']:.2f} s "
             f"({side['seconds_min']:.2f} to {side['seconds_max']:.2f})"
         )
-    print(f"Multiplications of the limit without attention: {result['matmul_limit_seconds']:.2f} s")
+    print(f"Matrix products of the limit, without attention: {result['matmul_limit_seconds']:.2f} s")
     for label, ratio in result["ratios"].items():
         print(
             f"{label:45} {ratio['value']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f}), limit at least "

@@ -1,8 +1,8 @@
-"""Critique-out-loud reward models as ordinary Hugging Face parts.
+"""Critique-out-loud reward models as ordinary Hugging Face components.
 
 Importing the package registers [`CLoudConfig`] and [`CLoudForRewardModeling`] with transformers' Auto classes, and
-[`CLoudPipeline`] as the pipeline "critique-reward". Names are imported on first use, because torch, transformers and TRL
-take seconds.
+[`CLoudPipeline`] as the pipeline "critique-reward". Names are imported on first use, because importing torch,
+transformers and TRL takes seconds.
 """
 
 import importlib

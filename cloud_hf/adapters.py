@@ -1,8 +1,8 @@
 """
-LoRA adapters: find and check their base, attach and merge them.
+LoRA adapters: find and check an adapter's base model, attach the adapter, and merge it.
 
-Functions that load a model take its class: the model's module imports this one to load an adapter by name, and the copy
-of the class in a saved model's folder must pass itself.
+Functions that load a model accept its class as an argument, because they cannot import it: the model's module imports
+this one to load an adapter by name, and a copy of the class in a saved model's folder has to pass itself.
 """
 
 import json
@@ -34,34 +34,34 @@ from .published import hub_options, is_published
 from .safe_paths import check_links
 
 
-# File in an adapter's folder that records which base it was trained on
+# File in an adapter's folder that records which base the adapter was trained on
 BASE_RECORD = "base_model.json"
-# Config fields in which an adapter's base must agree with the base it was trained on
+# Config fields in which the given base must equal the base that the adapter was trained on
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads",
 )  # fmt: skip
-# Types of the fields of an adapter's config that decide what is read and built
+# Types of the adapter config fields that determine which base is loaded and which layers are added
 _ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
     "base_model_name_or_path": (str, NoneType), "revision": (str, NoneType), "r": (int,), "lora_alpha": (int, float),
     "lora_dropout": (int, float), "target_modules": (str, list, set, NoneType), "modules_to_save": (list, NoneType),
     "rank_pattern": (dict, NoneType), "alpha_pattern": (dict, NoneType),
 }  # fmt: skip
-# Prefixes of PEFT's weight names: in a language model, and in the reward model around it
+# Prefixes of PEFT's weight names: for a language model on its own, and for one inside a reward model
 _PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
 
 
 def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) -> Any:
-    """Load an adapter and merge it into its base, a `model_class`; see [`loading.load_merged`]."""
+    """Load an adapter and merge it into its base, an instance of `model_class`; see [`loading.load_merged`]."""
     hub_kwargs = hub_options(kwargs)
     model = load_adapter_base(model_class, name, read_model_config(name, **hub_kwargs), base, **kwargs)
     merged = attach_adapter(model, name, **hub_kwargs).merge_and_unload()
-    merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where its tokenizer is
+    merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where to load the tokenizer from
     return merged
 
 
 def load_adapter_base(model_class: Any, name: str, config: CLoudConfig, base: str | None = None, **kwargs) -> Any:
-    """Load the reward model that an adapter adapts, with the adapter's `config`; `base` replaces the recorded base."""
+    """Load the reward model that an adapter adapts, with the adapter's `config`. `base`, if given, replaces the recorded base."""
     base, revision = adapter_base(name, base, **hub_options(kwargs))
     kwargs = {**_of_base(kwargs), "revision": revision}
     options = hub_options(kwargs)
@@ -70,7 +70,7 @@ def load_adapter_base(model_class: Any, name: str, config: CLoudConfig, base: st
     if not is_published(base_dict):
         _check_architecture(name, config, base, language_config(read_config(base, **options)))
     if "quantization_config" not in base_dict and hasattr(config, "quantization_config"):
-        delattr(config, "quantization_config")  # the base was quantised during training only
+        delattr(config, "quantization_config")  # the base was quantised only during training
     load = model_class.from_pretrained if is_cloud else model_class.from_language_model
     return load(base, config=config, **kwargs)
 
@@ -84,13 +84,13 @@ def attach_adapter(
 
     Args:
         peft_config (`LoraConfig`, *optional*):
-            Config to use instead of the adapter's. A module that is only in the `modules_to_save` of this config keeps
-            the base's weights.
+            Config to use instead of the adapter's own. If only this config lists a module in `modules_to_save`, the
+            module keeps the base's weights.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether to continue training.
 
     Raises:
-        `ValueError`: If names or shapes of the weights do not fit the model.
+        `ValueError`: If the names or shapes of the adapter's weights do not match the model's.
     """
     own_config = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own_config)
@@ -115,15 +115,15 @@ def attach_adapter(
 
 def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """Attach a new adapter to a model."""
-    # ZeRO-3 gathers parameters of one data type only, see https://github.com/huggingface/trl/issues/6089
+    # ZeRO-3 can only gather parameters of a single data type, see https://github.com/huggingface/trl/issues/6089
     one_dtype = is_deepspeed_zero3_enabled() and not getattr(model, "is_quantized", False)
     adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=not one_dtype)
-    assert isinstance(adapted, PeftModel)  # a PeftMixedModel only with `mixed=True`
+    assert isinstance(adapted, PeftModel)  # it is a PeftMixedModel only with `mixed=True`
     return adapted
 
 
 def check_lora(name: str, config: PeftConfig):
-    """Raise `ValueError` unless an adapter is a LoRA adapter, which can be merged."""
+    """Raise `ValueError` unless an adapter is a LoRA adapter, the only supported kind."""
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ValueError(f"{name} is a {kind} adapter; only LoRA adapters can be used.")
@@ -136,7 +136,7 @@ def check_tied_layers(model: PeftModel):
         if model.config.tie_word_embeddings and isinstance(module, BaseTunerLayer):
             raise ValueError(
                 f"The adapter's `target_modules` include the {layer}, but the model's LM head and embeddings share their "
-                "weights (`tie_word_embeddings`), and merging it would change both. Leave that layer out."
+                f"weights (`tie_word_embeddings`), so merging the adapter would change both. Leave the {layer} out."
             )
 
 
@@ -153,21 +153,26 @@ def _check_file(name: str, **hub_kwargs):
 def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
     for key, weight in weights.items():
         if key not in expected:
-            raise ValueError(f"{name} was trained on another base: this one has no {key}.")
+            raise ValueError(f"{name} was trained on another base: the given base has no {key}.")
         if weight.shape != expected[key].shape:
             shape, needed = tuple(weight.shape), tuple(expected[key].shape)
-            raise ValueError(f"{name} was trained on another base: {key} has shape {shape}, but {needed} is needed.")
-    # A missing reward head is allowed: a language model's adapter has none, and the new head is kept
+            raise ValueError(
+                f"{name} was trained on another base: {key} has shape {shape}, but the given base needs {needed}."
+            )
+    # A missing reward head is allowed: a language model's adapter has none, and the model then keeps its new head
     missing = [key for key in expected if key not in weights and "lora_" in key]
     if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, the first of them {missing[0]}.")
+        raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, such as {missing[0]}.")
 
 
 # ------------------------------------------------------------------------------------------------ configs and bases
 
 
 def read_adapter_config(name: str, **hub_kwargs) -> Any:
-    """Read an adapter's config. Raises `ValueError`, naming the field, if PEFT cannot read it or a field has the wrong type."""
+    """
+    Load an adapter's config. Raises `ValueError`, naming the field, if PEFT cannot load the config or a field has the wrong
+    type.
+    """
     try:
         config = PeftConfig.from_pretrained(name, **hub_kwargs)
     except (AttributeError, LookupError, TypeError) as error:
@@ -185,7 +190,8 @@ def is_adapter(name: str, **hub_kwargs) -> bool:
 
 def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str, str | None]:
     """
-    Find the Hub id or folder of an adapter's base, and its revision. `base` is its location if it has moved since training.
+    Return the Hub id or folder of an adapter's base, and the base's revision. Pass `base`, the base's location, if it has
+    moved since training.
 
     Raises:
         `ValueError`: If the base is missing, is itself an adapter, or is not the model that the adapter was trained on.
@@ -202,7 +208,9 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     except OSError as error:
         raise ValueError(f"{name} adapts {recorded}, which cannot be read: {error} {moved}") from error
     if is_adapter(recorded, revision=revision, **_of_base(hub_kwargs)):
-        raise ValueError(f"{name} adapts {recorded}, which is itself an adapter. Merge that one first.")
+        raise ValueError(
+            f"{name} adapts {recorded}, which is itself an adapter. Merge {recorded} into its base first."
+        )
     if not found:
         raise ValueError(f"{name} adapts {recorded}, which does not contain a model. {moved}")
     _check_identity(name, recorded, **hub_kwargs)
@@ -211,8 +219,9 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
 
 def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     """
-    Read the config of a model. For an adapter, read the reward model's config in its folder if there is one, and otherwise
-    the config of its base (of `base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a possible Hub id.
+    Load the config of a model. For an adapter, load the reward model's config from the adapter's folder if there is one, and
+    otherwise the config of the base (of `base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a
+    possible Hub id.
     """
     check_name(name)
     hub_kwargs = hub_options(kwargs)
@@ -233,13 +242,13 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
 
 def record_base(folder: str | Path, model: PeftModel):
     """
-    Write a hash of the base's weights into an adapter's folder, for [`adapter_base`] to compare. A base on the Hub needs no
-    hash: its name identifies it. The path of a local base is made relative to the adapter's folder.
+    Write a hash of the base's weights to an adapter's folder, so that [`adapter_base`] can check the base later. A base on the
+    Hub needs no hash, because its name identifies it. The path of a local base is stored relative to the adapter's folder.
     """
     base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
     changes: dict[str, Any] = {}
     if isinstance(model.config, CLoudConfig):
-        # PEFT's task types load another kind of model, without the adapter's weights, so name this class instead
+        # With a task type, PEFT would load another class of model, without the adapter's weights, so name this class
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
         changes = {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
@@ -256,7 +265,7 @@ def record_base(folder: str | Path, model: PeftModel):
 def _check_identity(name: str, base: str, **hub_kwargs):
     path = cached_file(name, BASE_RECORD, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if path is None or not Path(base).is_dir():
-        return  # names and shapes are compared later
+        return  # nothing to compare here; names and shapes of the weights are compared later
     try:
         recorded = json.loads(Path(path).read_text("utf8"))
         version, model, weights = int(recorded["version"]), recorded["model"], recorded["weights"]
@@ -269,7 +278,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
 
 
 def _of_base(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep the options of an adapter's repository that also apply to its base's."""
+    """Keep those Hub options of an adapter that also apply to its base."""
     return {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
 
 

@@ -1,4 +1,4 @@
-"""Argument dataclasses: help texts taken from the docstring, and lower bounds."""
+"""Helpers for argument dataclasses: take help texts from the docstring, and check lower bounds."""
 
 import dataclasses
 import inspect
@@ -21,7 +21,7 @@ def documented(cls: type[T]) -> type[T]:
     Inherited fields keep the help of the class that defines them, unless the docstring describes them again.
 
     Raises:
-        `TypeError`: If a field that the class defines has no entry, or an entry names no field.
+        `TypeError`: If a field that the class defines has no entry, or an entry does not name a field.
 
     Examples:
 
@@ -57,7 +57,7 @@ def documented(cls: type[T]) -> type[T]:
 
 
 def parameter_texts(docstring: str) -> dict[str, str]:
-    """Read the `Parameters` section of a docstring: each parameter's description on one line, with link markup removed."""
+    """Parse the `Parameters` section of a docstring. Return each parameter's description as one line without link markup."""
     lines = inspect.cleandoc(docstring).splitlines()
     texts: dict[str, list[str]] = {}
     names: list[str] = []
@@ -75,7 +75,7 @@ def parameter_texts(docstring: str) -> dict[str, str]:
     return {name: re.sub(r"\[`~?([^`]+)`\]", r"\1", " ".join(text)) for name, text in texts.items()}
 
 
-# Data types in which transformers and vLLM load weights; the last three are other names
+# Data types in which transformers and vLLM can load weights; the last three are aliases
 _DATA_TYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "double", "half")
 
 
@@ -84,16 +84,16 @@ def check_data_type(dtype: str | None):
     if dtype not in (None, *_DATA_TYPES):
         raise ValueError(
             f"`dtype` is {dtype!r}; use {', '.join(_DATA_TYPES[:3])} or {_DATA_TYPES[3]}. Quantised checkpoints (FP8, AWQ, GPTQ) need no "
-            "other: with auto, their weights stay as they are."
+            "other value: with auto, their weights stay quantised."
         )
 
 
 def check_bounds(arguments: typing.Any, **least: float):
     """
-    Check lower bounds of a dataclass's values. `None` passes.
+    Check that a dataclass's values are not below their lower bounds. `None` passes.
 
     Raises:
-        `ValueError`: If a value is below its bound. The message names the first one.
+        `ValueError`: If a value is below its bound. The message names the first such value.
 
     Examples:
 
@@ -109,5 +109,5 @@ def check_bounds(arguments: typing.Any, **least: float):
 
 
 def _annotation(cls: type, name: str) -> typing.Any:
-    # Not `field.type`: transformers' parser removes None from it
+    # Read the annotation instead of `field.type`, from which transformers' parser removes None
     return next(own[name] for own in map(inspect.get_annotations, cls.__mro__) if name in own)

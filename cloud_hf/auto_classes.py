@@ -1,8 +1,9 @@
 """
 Register the model, its config and the pipeline with transformers, without importing transformers.
 
-`import cloud_hf` must be fast, and importing transformers takes seconds. So each class is registered as soon as two modules
-are loaded, in either order: the transformers module with its registry, and our module that defines it.
+`import cloud_hf` must be fast, and importing transformers takes seconds. Each class is therefore registered as soon as
+two modules are loaded, in either order: the transformers module that contains the registry, and our module that defines the
+class.
 """
 
 import functools
@@ -43,7 +44,7 @@ def _register_pipeline():
     )
 
 
-# transformers' module with the registry: our module, and the function that registers its class
+# Maps each transformers module with a registry to our module and the function that registers its class
 _REGISTRIES = {
     "transformers.models.auto.configuration_auto": ("cloud_hf.configuration_cloud", _register_config),
     "transformers.models.auto.modeling_auto": ("cloud_hf.modeling_cloud", _register_model),
@@ -55,7 +56,7 @@ _registered: set[str] = set()
 
 
 def register_loaded():
-    """Register each class whose registry is loaded. A module that is still being imported is left to a later call."""
+    """Register each class whose registry is loaded. If a module is still being imported, a later call registers its class."""
     for registry, (ours, register) in _REGISTRIES.items():
         if registry in sys.modules and not _executing & {registry, ours} and registry not in _registered:
             importlib.import_module(ours)  # may also register the class
@@ -73,7 +74,7 @@ class WatchedModules:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            # Patch the instance, not its class: inspect and importlib.resources find the source by the loader's type
+            # Patch the loader's instance, not its class: inspect and importlib.resources use the loader's type to find the source
             spec.loader.exec_module = functools.partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
@@ -88,7 +89,7 @@ def _execute(exec_module, module: ModuleType):
 
 
 def install():
-    """Register what can be registered now, and the rest when it is imported."""
+    """Register the classes whose registries are loaded now, and the others once theirs are imported."""
     if WatchedModules not in sys.meta_path:
         sys.meta_path.insert(0, WatchedModules)
     register_loaded()

@@ -1,4 +1,4 @@
-"""Held-out results in model cards: the metadata (`model-index`) and the section Evaluation."""
+"""Held-out results in model cards: the `model-index` metadata and the Evaluation section."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _RESULTS = "<!-- results: written by cloud-hf -->", "<!-- end of results -->"
 
 
 def results_section(results: Sequence[EvalResult], notes: str = "") -> str:
-    """Return the section of held-out results, between markers that [`add_results`] finds."""
+    """Return the section with held-out results, between the markers by which [`add_results`] finds it."""
     rows = [
         (
             in_code(result.dataset_name)
@@ -42,8 +42,8 @@ def _interval(settings: Mapping[str, Any] | None) -> str:
 
 def add_results(folder: Path, results: list[EvalResult]):
     """
-    Add results to a model's card: to its metadata (`model-index`) and the section Evaluation. They replace results for the same dataset,
-    split, revision, metric and settings (`metric_args` without its interval `ci95`).
+    Add results to a model card, both to its `model-index` metadata and to its Evaluation section. New results replace earlier ones for the
+    same dataset, split, revision, metric and settings (`metric_args` except for the interval, `ci95`).
     """
     card = ModelCard.load(folder / "README.md")
     data: Any = card.data

@@ -1,7 +1,7 @@
 """
-Model cards: metadata (also inherited from the cards of their sources), sections, and held-out results.
+Model cards: metadata (some of it inherited from the cards of a model's sources), sections, and held-out results.
 
-Text from rows, models and sources is escaped, so that a card shows it literally.
+Text from rows, models and sources is escaped, so that the card shows it literally.
 """
 
 import json
@@ -41,7 +41,7 @@ METHOD = """The method is that of [Critique-out-Loud Reward Models](https://arxi
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: its name, the Hub's tags and task, what it does, and how other tools that load models by name use it."""
+    """A kind of model: its title, its tags and task on the Hub, what it does, and how tools that load models by name can use it."""
 
     title: str
     tags: tuple[str, ...]
@@ -54,24 +54,25 @@ CLOUD = Kind(
     "CLoud (critique-out-loud) reward model",
     ("cloud-hf", "critique-out-loud", "reward-model"),
     None,  # the Hub's text pipelines do not write the critique that the reward needs
-    "It first writes a critique of a response; a head then reads the reward at the critique's end.",
-    "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by its name do not write "
-    'one, and get an error: use `score`, `pipeline("critique-reward")`, or `cloud_hf.rl.trl.cloud_reward` as a reward function of TRL.',
+    "It first writes a critique of a response; a reward head then computes the reward at the end of the critique.",
+    "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by name do not write this "
+    'critique, so they get an error. Use `score`, `pipeline("critique-reward")`, or `cloud_hf.rl.trl.cloud_reward` as a reward function '
+    "for TRL.",
 )
 CLASSIC = Kind(
     "classic reward model",
     ("cloud-hf", "reward-model"),
     "text-classification",
     "It assigns a scalar reward to a response.",
-    'Tools that load a reward model by its name (`AutoModelForSequenceClassification`, `pipeline("text-classification")`, TRL\'s '
-    "`reward_funcs`) get the same reward for chats that this tokenizer's chat template rendered.",
+    'Tools that load a reward model by name (`AutoModelForSequenceClassification`, `pipeline("text-classification")`, TRL\'s '
+    "`reward_funcs`) get the same reward for chats rendered with this tokenizer's chat template.",
 )
 CRITIC = Kind(
     "language model that writes critiques",
     ("cloud-hf", "critique-out-loud"),
     "text-generation",
-    "It is stage 1 of a CLoud reward model, and has no reward head.",
-    "`cloud-hf self-critiques` writes the critiques of a dataset with it, and `cloud-hf train-cloud` starts from it.",
+    "It is the stage 1 model from which a CLoud reward model is trained, and has no reward head.",
+    "`cloud-hf self-critiques` writes critiques for a dataset with this model, and `cloud-hf train-cloud` starts from it.",
 )
 
 
@@ -102,7 +103,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def shown_name(name: str | None) -> str | None:
-    """Return a name to publish: for a path, only its last part."""
+    """Return a name in the form in which it is published: for a path, only the last part."""
     return Path(name).resolve().name if name and not hub_id(name) else name
 
 
@@ -118,8 +119,9 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    Read the metadata that other cards inherit from the card of a Hub id or folder: `license`, `license_name` and `license_link` as text,
-    `language`, `base_model`, `datasets` and `source_datasets` as lists. Malformed values are left out; an unreadable card yields none.
+    From the card of a Hub id or folder, read the metadata that other cards inherit. `license`, `license_name` and `license_link` are text;
+    `language`, `base_model`, `datasets` and `source_datasets` are lists. Malformed values are left out; if the card cannot be read, the
+    result is empty.
     """
     if not name:
         return {}
@@ -132,7 +134,7 @@ def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCa
     except OSError:  # no card, or no network
         return {}
     except (ValueError, yaml.YAMLError) as error:
-        logger.warning("The card of %s cannot be read, and nothing is inherited from it: %.200s", name, error)
+        logger.warning("The card of %s cannot be read, so nothing is inherited from it: %.200s", name, error)
         return {}
     lists = {
         key: list(filter(hub_id, _listed(data.get(key)))) for key in ("base_model", "datasets", "source_datasets")
@@ -148,15 +150,15 @@ def _listed(value: Any) -> list[str]:
 
 def inherit(base: str | None, datasets: Iterable[str | None] = ()) -> dict[str, Any]:
     """
-    Return metadata that a model inherits: the nearest base model and all datasets on the Hub, the base's licence, and the languages of the
-    datasets, or else of the base. Cards of local folders are followed to their own sources.
+    Return the metadata that a model inherits: the nearest base model and all datasets on the Hub, the base's licence, and the languages of
+    the datasets or, if they name none, those of the base. If a source is a local folder, its card leads to its own sources.
     """
     of_base, found, languages = read_metadata(base, ModelCard), [], []
     for name in filter(None, datasets):
         of_data = read_metadata(name, DatasetCard)
         found += [name] if hub_id(name) else of_data.get("source_datasets", [])
         languages += of_data.get("language", [])
-    if not hub_id(base):  # trained here: its data are part of this recipe
+    if not hub_id(base):  # the base was trained locally, so its data are part of this recipe
         found += of_base.get("datasets", [])
     made = {
         "base_model": [base] if hub_id(base) else of_base.get("base_model"),
@@ -185,17 +187,17 @@ def model_card(
     notes: str = "",
 ) -> ModelCard:
     """
-    Describe a model.
+    Create a model card.
 
     Args:
         name (`str`):
-            Hub id, or name of the folder.
+            Hub id, or name of the model's folder.
         about, training (`str`):
-            Origin of the model, which follows the sentence that names its kind, and the section on training, both as Markdown.
+            Markdown texts: the origin of the model, which follows the sentence that names its kind, and the section on training.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
-            Whether the model loads only with this package, like adapters and the published layout.
+            Whether only this package can load the model, as with adapters and the published layout.
         critique_prompt (`str`, *optional*):
             The critic's prompt, if chat messages can express it.
         results, notes (*optional*):
@@ -226,7 +228,7 @@ def _use(name: str, kind: Kind, package: bool, example: Example, critique_prompt
     shown = (
         ""
         if hub_id(name)
-        else f"{in_code(name)} is this folder: give its path or, once uploaded, its id on the Hub.\n\n"
+        else f"{in_code(name)} is this folder: use its path or, once it is uploaded, its Hub id.\n\n"
     )
     if kind is CRITIC:
         code = _critic_code(name, example, critique_prompt)
@@ -266,10 +268,10 @@ def _output(kind: Kind, example: Example) -> str:
     """Describe the model's output for the example."""
     if example is _UNSCORED:
         return ""
-    source = "\n\nThe example is a row of the training data."
+    source = "\n\nThe example is a row from the training data."
     if kind is CLASSIC:
         return f"{source} Its reward is {example.reward:.4g}."
-    text = f"{source} The model writes{', cut here' if example.is_cut else ''}:\n\n{block(example.critique)}"
+    text = f"{source} The model writes{' (truncated here)' if example.is_cut else ''}:\n\n{block(example.critique)}"
     return text if example.reward is None else f"{text}\n\nThe reward at its end is {example.reward:.4g}."
 
 
@@ -292,19 +294,19 @@ def _limits(kind: Kind, language: Any) -> str:
     found = []
     if kind is not CRITIC:
         found = [
-            "Rewards have no unit and no zero: compare them only between responses to one prompt, and only from this model.",
-            "In bfloat16, a reward depends slightly on the other rows of its batch. Differences of that size are not preferences; the probe "
-            "`batch` of `cloud-hf evaluate` measures them.",
+            "Rewards have no unit and no zero point. Compare only rewards that this model gives to responses to the same prompt.",
+            "In bfloat16, a reward depends slightly on the other rows of its batch. Differences of that size do not show a preference; "
+            "the `batch` probe of `cloud-hf evaluate` measures them.",
         ]
     if kind is not CLASSIC:
-        found.append("A critique can read well and still be wrong; none was checked by people.")
+        found.append("A critique can read well and still be wrong; no critique was checked by people.")
     if kind is CLOUD:
         found.append(
-            "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) varies less."
+            "The reward depends on the critique. The mean reward over several sampled critiques (`num_critiques`) varies less."
         )
     found.append(
-        f"The cards of its sources name these languages: {languages}. Measure it before you use it for others."
+        f"The cards of the model's sources name these languages: {languages}. Evaluate the model before you use it for others."
         if languages
-        else "Its sources do not name a language. Measure it in yours before you use it."
+        else "The cards of the model's sources do not name a language. Evaluate the model in yours before you use it."
     )
     return "\n".join(f"- {text}" for text in found)

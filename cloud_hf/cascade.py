@@ -1,11 +1,11 @@
 """
-A cascade of scorers: a cheap reward first, critiques where it leaves doubt. Imports no torch.
+A cascade of scorers: a cheap reward first, and critiques only where that reward leaves doubt. Does not import torch.
 
-Rewards of different models have different scales. So each stage's rewards are converted to log-odds that one response
-to a prompt is better than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]). A
-prompt is decided once the leader's probability of being better reaches the threshold against every other response.
-Otherwise the next stage scores the contenders, the responses that may still be the best. Pairs are the case of two
-candidates.
+Rewards of different models are on different scales. Each stage's rewards are therefore converted to the log-odds that one
+response to a prompt is better than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]).
+A prompt is decided once the probability that the leader is better than each other response reaches the threshold.
+Otherwise the next stage scores the contenders, the responses that may still be the best. A preference pair is the special
+case of two candidates.
 """
 
 import json
@@ -30,12 +30,12 @@ class StageFit:
 
     Args:
         slope (`float`):
-            Log-odds per unit of the difference in reward between two responses.
+            Log-odds per unit of the reward difference between two responses.
         prior (`float`, *optional*, defaults to `0.0`):
-            Weight of the log-odds after the previous stage.
+            Weight of the log-odds from the previous stage.
         one_slope, one_center, one_prior (`float`, *optional*):
-            The same weights for when the stage has scored only one of the two responses, whose reward is then compared
-            with a typical one.
+            Weights that apply when the stage has scored only one of the two responses. That response's reward is then
+            compared with a typical reward, `one_center`.
     """
 
     slope: float
@@ -48,13 +48,13 @@ class StageFit:
         """
         Return the log-odds, shape `(N, N)`, that candidate i is better than j.
 
-        `rewards_N` are the stage's rewards, NaN for candidates that it has not scored, and `before_NN` the log-odds after the previous
-        stage.
+        `rewards_N` contains the stage's rewards, with NaN for candidates that the stage has not scored. `before_NN` contains the log-odds
+        after the previous stage.
         """
         known_N = ~np.isnan(rewards_N)
         filled_N = np.where(known_N, rewards_N, 0.0)
         ahead_N = np.where(known_N, self.one_slope * (filled_N - self.one_center), 0.0)
-        # Bradley-Terry: the log-odds are proportional to the difference of the rewards
+        # Bradley-Terry: the log-odds are proportional to the difference between the rewards
         both_NN = self.slope * (filled_N[:, None] - filled_N) + self.prior * before_NN
         one_NN = ahead_N[:, None] - ahead_N + self.one_prior * before_NN
         count_NN = known_N[:, None].astype(int) + known_N
@@ -64,17 +64,17 @@ class StageFit:
 @dataclass(frozen=True)
 class CascadeFit:
     """
-    Weights and thresholds that a cascade learned from dev rows.
+    Weights and thresholds of a cascade, fitted on dev rows.
 
     Args:
         stages (`tuple[StageFit, ...]`):
             Weights of each stage.
         thresholds (`tuple[float, ...]`):
-            For each stage but the first, the probability at which a prompt is decided without this stage: from 0.5,
-            where the stage scores nothing, to 1, where it scores everything.
+            For each stage but the first, the probability at which a prompt is decided without that stage. At 0.5, the stage
+            scores nothing; at 1, it scores everything.
 
     Raises:
-        `ValueError`: If a threshold is out of range, or there is not one for each stage after the first.
+        `ValueError`: If a threshold is out of range, or a stage after the first has no threshold.
     """
 
     stages: tuple[StageFit, ...]
@@ -86,7 +86,7 @@ class CascadeFit:
                 f"`thresholds` has {len(self.thresholds)} values for {len(self.stages)} stages; give one for each stage but the first."
             )
         if bad := [one for one in self.thresholds if not 0.5 <= one <= 1]:
-            raise ValueError(f"`thresholds` has {bad[0]}; a threshold is a probability from 0.5 to 1.")
+            raise ValueError(f"`thresholds` contains {bad[0]}; a threshold is a probability from 0.5 to 1.")
 
     def save(self, path: str | Path):
         """Write the fit as JSON."""
@@ -94,18 +94,16 @@ class CascadeFit:
 
     @classmethod
     def load(cls, path: str | Path) -> "CascadeFit":
-        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if there is no such file, or it does not hold a fit."""
+        """Load a file written by [`CascadeFit.save`]. Raises `ValueError` if the file does not exist or does not contain a fit."""
         if not Path(path).is_file():
-            raise ValueError(
-                f"There is no file {path} with a cascade's fit: an evaluation with `--cascade` writes one."
-            )
+            raise ValueError(f"There is no cascade fit at {path}; an evaluation with `--cascade` writes one.")
         try:
             page = json.loads(Path(path).read_text())
             if page["version"] != VERSION:
                 raise ValueError(f"version {page['version']!r}")
             return cls(tuple(StageFit(**stage) for stage in page["stages"]), tuple(page["thresholds"]))
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is not a cascade's fit: {error}") from error
+            raise ValueError(f"{path} is not a cascade fit: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- candidates
@@ -113,10 +111,10 @@ class CascadeFit:
 
 @dataclass
 class Candidates:
-    """The responses to one prompt as a cascade judges them. A single response is compared with a typical one, which no stage scores."""
+    """The state of a cascade for the responses to one prompt. A single response is compared with a typical one that is never scored."""
 
     count: int
-    # For each stage so far, the places of the responses that it scored, in the order of scoring
+    # For each stage so far, the indices of the responses that it scored, in the order of scoring
     asked: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -126,7 +124,7 @@ class Candidates:
 
     @property
     def rewards(self) -> list[float]:
-        """Mean log-odds of each response against the others: higher is better, comparable within a prompt only."""
+        """Mean log-odds of each response against the others: higher is better, and comparable only within a prompt."""
         size = len(self.odds_NN)
         return (self.odds_NN.sum(1) / (size - 1))[: self.count].tolist()
 
@@ -142,13 +140,13 @@ class Candidates:
         return float(1 / (1 + np.exp(-odds)))
 
     def enter_stage(self):
-        """Start the next stage, which has scored nothing yet: keep the log-odds so far."""
+        """Start the next stage: keep the log-odds so far, and clear the rewards."""
         self.asked.append([])
         self._before_NN = self.odds_NN
         self._rewards_N = np.full(len(self.odds_NN), np.nan)
 
     def wanted(self, threshold: float, one_at_a_time: bool) -> list[int]:
-        """Return the places that the stage should score next; none if the threshold is reached, or all contenders are scored."""
+        """Return the indices of the responses to score next: none once the threshold is reached or all contenders are scored."""
         if self.count == 1:
             open_places = [0] if self.confidence < threshold else []
         else:
@@ -161,14 +159,14 @@ class Candidates:
         return waiting[:1] if one_at_a_time else sorted(waiting)
 
     def add(self, rewards: dict[int, float], fit: StageFit):
-        """Record the stage's rewards at some places."""
+        """Record rewards from the current stage, by index of the response, and update the log-odds."""
         for place, reward in rewards.items():
             self.asked[-1].append(place)
             self._rewards_N[place] = reward
         self.odds_NN = fit.log_odds(self._rewards_N, self._before_NN)
 
 
-# Takes the number of a stage and, for each response, the places of its prompt and itself; returns the stage's rewards
+# Called with a stage's index and, for each response, the index of its prompt and its index in it; returns the rewards
 Ask = Callable[[int, list[tuple[int, int]]], Sequence[float]]
 AsyncAsk = Callable[[int, list[tuple[int, int]]], Awaitable[Sequence[float]]]
 
@@ -187,7 +185,7 @@ async def arun_cascade(
         counts (`Sequence[int]`):
             Number of responses to each prompt.
         ask (`Callable`):
-            Returns a stage's rewards; called with all prompts that need one.
+            Function that returns a stage's rewards. One call covers all prompts that the stage has to score.
     """
     prompts = [Candidates(count) for count in counts]
     for stage, (threshold, single, weights) in enumerate(
@@ -206,17 +204,17 @@ async def arun_cascade(
 
 
 def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: Ask) -> list[Candidates]:
-    """[`arun_cascade`] with an `ask` that is not a coroutine. Also works where an event loop runs."""
+    """Run [`arun_cascade`] with an `ask` that is not a coroutine. This also works inside a running event loop."""
 
     async def answer(stage: int, picks: list[tuple[int, int]]) -> Sequence[float]:
         return ask(stage, picks)
 
-    # Not `asyncio.run`, which refuses to start in a thread whose loop runs, as in notebooks
+    # Step the coroutine by hand: `asyncio.run` refuses to start in a thread with a running event loop, as in notebooks
     try:
         arun_cascade(fit, one_at_a_time, counts, answer).send(None)
     except StopIteration as end:
         return end.value
-    raise AssertionError("A coroutine that never waits ends at its first step.")
+    raise AssertionError("A coroutine that never waits finishes in its first step.")
 
 
 # ------------------------------------------------------------------------------------------------------------ scorer
@@ -233,8 +231,8 @@ class CascadeStage:
         num_critiques, temperature:
             See [`Scorer`].
         one_at_a_time (`bool`, *optional*, defaults to `False`):
-            Score one contender of a prompt at a time, and stop as soon as the threshold is reached: a critique that finds one response
-            right can settle a pair. Takes as many calls as a prompt has contenders.
+            Whether to score one contender of a prompt at a time and to stop as soon as the threshold is reached. A single favourable
+            critique can decide a pair. The stage needs up to as many calls as a prompt has contenders.
     """
 
     scorer: Scorer
@@ -245,7 +243,7 @@ class CascadeStage:
 
 @dataclass
 class Spent:
-    """Cost of a stage: responses scored, and tokens of their critiques, not counting end tokens."""
+    """Cost of a stage: the number of responses scored and the number of critique tokens, not counting end tokens."""
 
     responses: int = 0
     tokens: int = 0
@@ -260,13 +258,13 @@ class CascadeScorer:
     """
     [`Scorer`] that spends critiques where a cheaper reward leaves doubt.
 
-    Rewards are log-odds against the other responses to the same prompt, so they are comparable within a prompt only: for best-of-N, for
-    pairs, and for reinforcement learning with several completions per prompt. Equal prompts of one call are one group.
-    The only response to a prompt is compared with a typical response of the dev rows.
+    Rewards are log-odds against the other responses to the same prompt, so they are comparable only within a prompt. That suits best-of-N,
+    pairs, and reinforcement learning with several completions per prompt. Equal prompts in one call form one group. If a prompt has only
+    one response, that response is compared with a typical response from the dev rows.
 
     Args:
         stages (`Sequence[CascadeStage or Scorer]`):
-            The cheapest first: a classic or scalar model, one critique, several critiques.
+            Stages, the cheapest first: for example a classic or scalar model, then one critique, then several critiques.
         fit ([`CascadeFit`]):
             From [`~evaluation.metrics.cascade.fit_cascade`], or from a file that an evaluation with `--cascade` wrote.
 
@@ -289,13 +287,13 @@ class CascadeScorer:
         self.fit = fit
         self.spent = [Spent() for _ in self.stages]
 
-    # A reward depends on the other responses of the call, so a reward function must not split or mix groups
+    # A reward depends on the other responses in the call, so a reward function must not split or mix groups
     compares_responses = True
 
     def score(self, prompts: list, responses: list, **options) -> list[Score]:
         """
         Judge responses. See [`Scorer`]. The stages set `num_critiques` and `temperature`; passing `critiques` raises
-        `ValueError`. A score has the critiques of the last stage that scored the response.
+        `ValueError`. A score contains the critiques from the last stage that scored the response.
         """
         call = _Call(self.stages, self.spent, prompts, responses, **options)
 
@@ -317,7 +315,7 @@ class CascadeScorer:
 
 
 class _Call:
-    """The rows of one call to a [`CascadeScorer`], and the last score of each."""
+    """The rows of one call to a [`CascadeScorer`], and each row's latest score."""
 
     def __init__(
         self,
@@ -363,13 +361,13 @@ class _Call:
         return {"max_new_tokens": self.max_new_tokens, **sampling}
 
     def take(self, number: int, rows: list[int], scores: list[Score]) -> list[float]:
-        """Keep a stage's scores, and return their rewards."""
+        """Record a stage's scores, and return their rewards."""
         self.last.update(zip(rows, scores, strict=True))
         self.spent[number].add(scores)
         return [score.reward for score in scores]
 
     def finish(self, judged: list[Candidates]) -> list[Score]:
-        """Return the last scores with the cascade's rewards."""
+        """Return each row's latest score, with its reward replaced by the cascade's."""
         rewards = {
             row: reward
             for rows, one in zip(self.groups, judged, strict=True)

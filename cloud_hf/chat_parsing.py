@@ -1,8 +1,8 @@
-"""Parse conversations that were rendered as text, including special tokens, back to messages.
+"""Parse conversations that were rendered as text, including special tokens, back into messages.
 
-RL trainers decode a policy's prompt and response to a single string and send it. The reward model needs the messages, to
-render them with its own chat template. Probes rendered with the policy's template show how turns begin and end: the text
-between two contents is their delimiter.
+RL trainers decode a policy's prompt and response into a single string and send that string. The reward model needs the
+messages in order to render them with its own chat template. To learn how turns begin and end, we render probe
+conversations with the policy's template: the text between the contents of two turns is their delimiter.
 """
 
 import re
@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 
-# Orders of turns to probe, which templates commonly allow. Orders that a template refuses are skipped
+# Orders of turns to probe, which most templates allow. An order that a template refuses is skipped
 _ORDERS = (
     ("user",),
     ("user", "assistant", "user"),
@@ -23,7 +23,7 @@ _ORDERS = (
 )
 _START = "start"
 
-# Placeholder for a date that the template writes, and a pattern for the texts that may replace it
+# Placeholder for a date that the template writes, and a pattern for the texts that may appear in its place
 _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
@@ -31,21 +31,21 @@ _ANY_DATE = r"[^\n<]{0,40}"
 _MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|<\|turn>|<turn\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 _MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
 
-# A block that templates write before answers without thinking
+# Empty block that templates write before responses without thinking
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 
 class RenderedChats:
     """
-    Parses conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if there is no
-    chat template, or its turns cannot be told apart.
+    Parser for conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if the
+    tokenizer has no chat template, or if the template's turns cannot be told apart.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         is_guess (`bool`, *optional*, defaults to `False`):
-            Whether the policy's template may differ from this tokenizer's. System turns are then refused: some templates write a default one,
-            and only the policy's own template can tell it from one that was sent.
+            Whether the policy's template may differ from this tokenizer's. If so, system turns are refused: some templates write a default
+            system turn, and only the policy's own template can distinguish it from a system turn that was sent.
 
     Examples:
 
@@ -61,7 +61,7 @@ class RenderedChats:
         self.is_guess = is_guess
         if not tokenizer.chat_template:
             raise ValueError(
-                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so it cannot be used to read conversations."
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so it cannot be used to parse conversations."
             )
         self._added = {token.content for token in tokenizer.added_tokens_decoder.values()}
         outer = {str(token) for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
@@ -70,7 +70,7 @@ class RenderedChats:
         delimiters = self._find_delimiters()
         self._check(delimiters)
         self._starts = {re.compile(_pattern(start)): role for start, role in _longest_first(delimiters.pop(_START))}
-        # Per role: a pattern with all delimiters that can follow it, and the role that each of them opens
+        # For each role: a pattern that matches all delimiters that can follow it, and the role that each delimiter opens
         self._next: dict[str, re.Pattern] = {}
         self._opens: dict[str, list[str]] = {}
         for role, followers in delimiters.items():
@@ -86,21 +86,21 @@ class RenderedChats:
 
     def parse(self, text: str, prompt: str | None = None) -> list[dict]:
         """
-        Parse a rendered conversation. A BOS token and padding around it are ignored, the end of the last turn may be missing,
-        and the template's default system turn and empty thinking blocks are dropped.
+        Parse a rendered conversation. A BOS token and padding around the conversation are ignored, the end of the last turn
+        may be missing, and the template's default system turn and empty thinking blocks are dropped.
 
         Args:
             prompt (`str`, *optional*):
-                Rendered prompt that `text` starts with, up to the response. With it, nothing in the response is parsed as
-                another turn.
+                Rendered prompt with which `text` starts, up to the response. If it is given, nothing in the response is parsed
+                as another turn.
 
         Returns:
             `list[dict]`: Messages with `role` and `content`. The last one is an empty assistant message if the text ends
-            where an answer should begin.
+            where a response should begin.
 
         Raises:
             `ValueError`: If the text does not begin like a conversation in this template, if it does not begin with `prompt`, if
-                `prompt` does not end where an answer begins, or if turn markers of another template are left over.
+                `prompt` does not end where a response begins, or if turn markers from another template are left over.
         """
         if prompt is None:
             *before, last = self._turns(text)
@@ -120,7 +120,7 @@ class RenderedChats:
         messages[-1]["content"] += response
         return self._without_thoughts(messages)
 
-    # ----------------------------------------------------------------------------------------------------- reading
+    # ----------------------------------------------------------------------------------------------------- parsing
 
     def _turns(self, text: str) -> list[dict]:
         role, position = self._read_start(text)
@@ -129,11 +129,11 @@ class RenderedChats:
             messages.append({"role": role, "content": text[position : match.start()]})
             role, position = self._opens[role][(match.lastindex or 1) - 1], match.end()
         if role == "system":
-            raise ValueError(f"The text has no user turn in the policy's chat template: {text[:80]!r}.")
+            raise ValueError(f"The text has no user turn in the format of the policy's chat template: {text[:80]!r}.")
         if self.is_guess and any(message["role"] == "system" for message in messages):
             raise ValueError(
-                "The text has a system turn, which the policy's chat template may have written by itself. Start the server with "
-                "`--policy_tokenizer`, which may be the reward model, to read it."
+                "The text has a system turn, which may be the default one of the policy's chat template. To parse the text, start "
+                "the server with `--policy_tokenizer`, whose value may be the reward model."
             )
         return [*messages, {"role": role, "content": text[position:]}]
 
@@ -149,7 +149,7 @@ class RenderedChats:
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
-        """Return the text after the prompt. Decoding may have changed the prompt's text, so try it decoded, too."""
+        """Return the text after the prompt. Decoding may have changed the prompt's text, so also try the prompt after decoding."""
         start = self._outer_length(text)
         for form in (prompt, self._decoded(prompt)):
             form = form[self._outer_length(form) :]
@@ -158,7 +158,7 @@ class RenderedChats:
         raise ValueError(f"The text does not start with its prompt: {text[:80]!r} instead of {prompt[:80]!r}.")
 
     def _without_opening(self, prompt: str, response: str) -> str:
-        """Drop the text that the template writes between a generation prompt and an answer, if the policy wrote it, too."""
+        """Drop the text that the template writes between a generation prompt and a response, if the policy wrote it, too."""
         for asked, rest in self._rests:
             if prompt.endswith(asked) and response.startswith(rest):
                 return response[len(rest) :]
@@ -166,8 +166,8 @@ class RenderedChats:
 
     def _check_complete(self, prompt: list[dict], response: str):
         """
-        Refuse turn markers that are left over in a prompt, and an unknown one at the end of a response, because they show that the text was
-        rendered with another template. (Elsewhere in a response, they are the policy's own text.)
+        Refuse turn markers that are left over in a prompt, and an unknown turn marker at the end of a response. Both show that the text was
+        rendered with another template. (Elsewhere in a response, turn markers are the policy's own text.)
         """
         contents = [message["content"] for message in prompt]
         left = [match.group() for content in contents for match in _MARKS.finditer(content)]
@@ -177,8 +177,8 @@ class RenderedChats:
     def _refuse(self, left: list[str]):
         if left:
             raise ValueError(
-                f"{left[0]!r} is left over when the turns are read with the chat template of {self.tokenizer.name_or_path!r}: "
-                "the text was rendered with another template. Read it with the tokenizer of the policy that wrote it."
+                f"{left[0]!r} is left over when the turns are parsed with the chat template of {self.tokenizer.name_or_path!r}: "
+                "the text was rendered with another template. Parse it with the tokenizer of the policy that wrote it."
             )
 
     @staticmethod
@@ -192,7 +192,7 @@ class RenderedChats:
         return cast(re.Match, self._outer_tokens.match(text)).end()  # the pattern also matches the empty text
 
     def _without_end(self, content: str) -> str:
-        # Search from the end, because a pattern would start at every token of a long run
+        # Search backwards, because a regular expression would try again at every token of a long run of end tokens
         end = stripped = len(content)
         while True:
             while stripped and content[stripped - 1].isspace():
@@ -209,8 +209,8 @@ class RenderedChats:
 
     def _find_delimiters(self) -> dict[str, set[tuple[str, str]]]:
         """
-        Find the delimiters that can follow each role or begin a text, and the roles they open. Each is recorded as the
-        template writes it and as decoding returns it, which with some tokenizers differs in spaces.
+        Find the delimiters that can follow each role or begin a text, and the roles that they open. Each delimiter is recorded
+        both as the template writes it and as decoding returns it, because some tokenizers change its spaces.
         """
         delimiters: dict[str, set[tuple[str, str]]] = {_START: set(), "user": set(), "assistant": set()}
         for roles in _ORDERS:
@@ -234,20 +234,20 @@ class RenderedChats:
             self._tails.add(tail)
         for (role, following), delimiter in zip(pairwise(roles), between, strict=True):
             if role == following == "assistant" and tail.startswith(delimiter):
-                continue  # without a mark, this turn cannot be told from the end of the previous one
+                continue  # nothing marks the start of this turn, so it looks like the end of the previous one
             delimiters.setdefault(role, set()).add((delimiter, following))
             closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
             if (role, following) == ("assistant", "user") and closes_alike:
-                # The start without the default system turn that some templates write
+                # The start of a text without the default system turn that some templates write
                 delimiters[_START].add((delimiter.removeprefix(tail), "user"))
         if generation and roles[-1] == "user" and tail.strip():
-            # A thinking block that the generation prompt opens belongs to the answer
+            # A thinking block that the generation prompt opens belongs to the response
             delimiters["user"].add((re.sub(r"<think>\s*$", "", tail), "assistant"))
 
     def _dates(self) -> list[dict[str, Any]]:
         """
-        Return template variables that make the template write the placeholder of a date: as its clock, or as a date that callers may
-        pass.
+        Return sets of template variables that make the template write the date placeholder: through its clock and, if it has any,
+        through the date variables that callers may pass.
         """
         clock = {"strftime_now": lambda _: _DATE}
         names = re.findall(r"\b\w*(?:date|today)\w*\b", str(self.tokenizer.chat_template))
@@ -264,7 +264,7 @@ class RenderedChats:
             return None
 
     def _check(self, delimiters: dict[str, set[tuple[str, str]]]):
-        """Refuse a template whose turns cannot be told apart; drop a system start that equals the user's."""
+        """Refuse a template whose turns cannot be told apart. Drop the system start if it equals the user's."""
         user_starts = {start for start, role in delimiters[_START] if role == "user"}
         if any(start in user_starts for start, role in delimiters[_START] if role == "system"):
             delimiters[_START] = {(start, role) for start, role in delimiters[_START] if role != "system"}
@@ -278,12 +278,12 @@ class RenderedChats:
         ]
         if blank or not {(_START, "user"), ("user", "assistant"), ("assistant", "user")} <= shown:
             raise ValueError(
-                f"The chat template of {self.tokenizer.name_or_path!r} does not mark where turns of user and assistant "
-                "begin and end, so its conversations cannot be read back from text."
+                f"The chat template of {self.tokenizer.name_or_path!r} does not mark where user and assistant turns "
+                "begin and end, so conversations rendered with it cannot be parsed."
             )
 
     def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> list[str]:
-        """Return tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
+        """Return the tokens that may end a text: those that close an assistant turn, and EOS and padding after it."""
         added = re.compile(_any_of({content for content in self._added if content.strip()}) or r"(?!)")
         closing = {match.group() for text, _ in delimiters["assistant"] if (match := added.match(text.lstrip()))}
         closing |= {token for tail in self._tails for token in added.findall(tail)}
@@ -291,7 +291,7 @@ class RenderedChats:
 
 
 def _longest_first(delimiters: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Sort delimiters so that one is tried before those it begins with."""
+    """Sort delimiters from longest to shortest, so that each is tried before its own prefixes."""
     return sorted(delimiters, key=lambda delimiter: -len(delimiter[0]))
 
 

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy that holds neither all logits nor one LM-head gradient per chunk in memory.
+"""Chunked cross-entropy that keeps neither all logits nor one LM-head gradient per chunk in memory.
 
 Shape suffixes: P positions, H hidden, V vocabulary.
 """
@@ -10,15 +10,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-# Rows of the LM head whose gradient is computed at once, if it cannot be accumulated in place
+# Number of LM-head rows whose gradient is computed in one step if it cannot be accumulated in place
 _ROWS = 4096
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """
-    Compute the loss at each position chunk by chunk, from an LM head that is a single matrix. The backward pass
-    recomputes each chunk's logits. Plain checkpointing would hold two gradients of the matrix in memory while autograd
-    adds them up; here every chunk accumulates into the gradient that is returned.
+    Loss at each position, computed chunk by chunk, for an LM head that is a single matrix. The backward pass recomputes each
+    chunk's logits. Plain activation checkpointing would keep two gradients of the matrix in memory while autograd adds them
+    up; here, every chunk's gradient is added in place to the one that is returned.
     """
 
     @staticmethod
@@ -32,7 +32,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """
         Return the losses, shape `(P,)`. `loss_from_logits` computes the losses of a chunk, shape `(p,)`, from its
-        logits `(p, V)` and labels `(p,)`. Only one of the `chunks` has its logits in memory at a time.
+        logits `(p, V)` and labels `(p,)`. The positions are split into `chunks` chunks, and only one chunk's logits are in memory at
+        a time.
         """
         ctx.save_for_backward(hidden_PH, weight_VH, labels_P)
         ctx.chunks, ctx.loss_from_logits = chunks, loss_from_logits
@@ -65,7 +66,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_logits.dtype == hidden.dtype == weight_VH.dtype:
                     grad_weight_VH.addmm_(grad_logits.T, hidden)
                     continue
-                # Under autocast, dtypes differ, and the product would be as large as the matrix
+                # Under autocast, the dtypes differ, so the product cannot be added in place, and all of it would be as large as the matrix
                 for start in range(0, len(grad_weight_VH), _ROWS):
                     rows = slice(start, start + _ROWS)
                     grad_weight_VH[rows] += grad_logits[:, rows].T @ hidden

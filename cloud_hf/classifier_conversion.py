@@ -1,8 +1,9 @@
 """
 Convert a classic reward model to its architecture's own `*ForSequenceClassification`, and back.
 
-Rewards stay the same in every tool that renders conversations with the folder's chat template: the template ends with
-the token at which the reward is read, the tokenizer adds nothing around it, and padding uses another token.
+Rewards stay the same in every tool that renders conversations with the chat template in the folder: the template ends a
+conversation with the token at which the reward is read, the tokenizer adds no tokens around the conversation, and padding
+uses a different token.
 """
 
 import re
@@ -39,7 +40,7 @@ _CHATS = (
 
 @dataclass(frozen=True)
 class ClassifierExport:
-    """A checked plan: the model's name and config, and the config and the tokenizer of the sequence classifier."""
+    """A checked export plan: the model's name and config, and the sequence classifier's config and tokenizer."""
 
     source: str
     config: CLoudConfig
@@ -52,14 +53,14 @@ class ClassifierExport:
 
 def plan_export(source: str) -> ClassifierExport:
     """
-    Check, without loading its weights, that a classic model can become a sequence classifier of transformers.
+    Check, without loading the weights, that a classic model can be converted to a transformers sequence classifier.
 
     Args:
         source (`str`):
             Hub id or folder of a classic model with a linear head, or of an adapter.
 
     Raises:
-        `ValueError`: If no sequence classifier can give exactly the same reward; the message says why.
+        `ValueError`: If no sequence classifier can give exactly the same rewards; the message says why.
     """
     config = read_model_config(source)
     check_reward_model(source, config)
@@ -69,7 +70,7 @@ def plan_export(source: str) -> ClassifierExport:
     classifier_config = deepcopy(config.text_config)
     architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[classifier_config.model_type]
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}, "num_labels": 1}
-    # A reward is a number: pipelines and vLLM would squash it with a sigmoid
+    # Rewards are unbounded: without this problem type, pipelines and vLLM would apply a sigmoid
     classifier_config.update({**labels, "problem_type": "regression", "architectures": [architecture]})
     classifier_config.pad_token_id = tokenizer.pad_token_id
     _empty_classifier(source, classifier_config)
@@ -90,16 +91,16 @@ def write_export(plan: ClassifierExport, destination: str | Path):
 
 def check_import(source: str) -> PreTrainedTokenizerBase:
     """
-    Check that a classic model can give the same rewards as a sequence classifier, and return its tokenizer.
+    Check that a classic model can give the same rewards as a sequence classifier, and return the classifier's tokenizer.
 
     Raises:
-        `ValueError`: If it has several labels or remote code, or its chat template continues after the token at which a classic model
-        reads.
+        `ValueError`: If the classifier has several labels or remote code, or if its chat template continues after the token at which a
+        classic model reads the reward.
     """
     config = read_config(source)
     if not has_scalar_head(config):
         raise ValueError(
-            f"{source} is not one of transformers' sequence classifiers with one label, so a classic model cannot use its head."
+            f"{source} is not a transformers sequence classifier with one label, so a classic model cannot use its head."
         )
     made = CLoudForRewardModeling.config_from_base(source, critique=False)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -107,17 +108,17 @@ def check_import(source: str) -> PreTrainedTokenizerBase:
     if critique_format.tail != critique_format.end_token:
         raise ValueError(
             f"{source} reads its reward at the end of its chat template, {critique_format.tail!r}, but a classic model reads it at "
-            f"{critique_format.end_token!r}, which would change its rewards. Score with it as it is, or start training from it."
+            f"{critique_format.end_token!r}, which would change the rewards. Score with the classifier itself, or start training from it."
         )
     return tokenizer
 
 
 def write_import(source: str, tokenizer: PreTrainedTokenizerBase, destination: str | Path):
-    """Write a classic model with the weights of a sequence classifier, its tokenizer and a card."""
+    """Write a classic model that has the weights of a sequence classifier, with its tokenizer and a card."""
     model = CLoudForRewardModeling.from_base(source, tokenizer, critique=False, dtype="auto", device_map="cpu")
     model.save_pretrained(destination)
     tokenizer.save_pretrained(destination)
-    about = f"These are the weights of {in_code(shown_name(source) or '')}, a sequence classifier, as a classic model."
+    about = f"It is a conversion of {in_code(shown_name(source) or '')}, a sequence classifier, with the same weights."
     model_card(Path(destination).name, CLASSIC, about, inherit(source)).save(Path(destination) / "README.md")
 
 
@@ -131,17 +132,17 @@ def _check_exportable(source: str, config: CLoudConfig):
         )
     if config.reward_head != "linear":
         raise ValueError(
-            f"{source} has a reward head of two layers, but a sequence classifier's head is one linear layer. Its folder already loads "
-            "with `AutoModelForSequenceClassification` and `trust_remote_code=True`; for a head that converts, train with "
+            f"{source} has a two-layer reward head, but a sequence classifier's head is one linear layer. The model already "
+            "loads with `AutoModelForSequenceClassification` and `trust_remote_code=True`; for a head that can be converted, train with "
             "`--reward_head linear`."
         )
     if config.reward_mean:
         raise ValueError(
-            f"{source} subtracts `reward_mean` {config.reward_mean}, and a sequence classifier has no bias. Set it to 0; the order of "
-            "rewards stays the same."
+            f"{source} subtracts `reward_mean` {config.reward_mean}, but a sequence classifier's head has no bias. Set `reward_mean` to 0; "
+            "the order of rewards stays the same."
         )
     if config.keep_thinking:
-        raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can express.")
+        raise ValueError(f"{source} was created with `keep_thinking`, which no chat template can express.")
     if config.text_config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise ValueError(
             f"{source} is a {config.text_config.model_type} model, for which transformers has no sequence classifier."
@@ -164,7 +165,7 @@ def _empty_classifier(source: str, config: Any) -> Any:
 
 
 def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose chat template gives the ids that the model reads, as reloaded from a folder."""
+    """Return a tokenizer whose chat template gives the ids that the model reads, after saving it to `folder` and reloading it."""
     name = tokenizer_source(source)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
@@ -180,13 +181,13 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
         for ids in (saved.apply_chat_template(messages)["input_ids"], saved(text)["input_ids"]):
             if ids != expected:
                 raise ValueError(
-                    f"{source}: no chat template gives the tokens that the model reads, for instance for {text!r:.200}."
+                    f"{source}: no chat template gives the tokens that the model reads, for example for {text!r:.200}."
                 )
     return saved
 
 
 def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int], list[dict[str, str]]]]:
-    """Yield the ids that the model reads, and their conversation; skip conversations that the template refuses."""
+    """Yield each test conversation's ids, as the model reads them, and its messages. Skip those that the template refuses."""
     for chat in _CHATS:
         messages = [{"role": role, "content": content} for role, content in chat]
         try:
@@ -208,14 +209,14 @@ def _closed_template(critique_format: CritiqueFormat, variables: dict[str, Any])
     tail, end = critique_format.tail, critique_format.end_token
     if tail == end:
         return "".join(lines) + template
-    # `+` keeps white space next to a tag, which transformers' settings of Jinja would remove
+    # `+` keeps white space next to a tag, which transformers' Jinja settings would remove
     lines.append(f"{{% set conversation +%}}{template}{{%+ endset %}}")
     cut = f"conversation[:{len(end) - len(tail)}] if conversation.endswith({tail!r}) else conversation"
     return "".join(lines) + f"{{{{ {cut} }}}}"
 
 
 def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) -> str:
-    """Choose a token for padding: sequence classifiers read the last token that is not padding, by its id."""
+    """Choose a padding token other than the end of turn: sequence classifiers read at the last id that is not the padding's."""
     tokenizer, spare = critique_format.tokenizer, config.reward_token_id
     reserved = tokenizer.convert_ids_to_tokens(spare) if spare is not None and spare < len(tokenizer) else None
     named = (tokenizer.pad_token, reserved, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
@@ -233,7 +234,7 @@ def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) 
 
 
 def _card(plan: ClassifierExport, folder: Path) -> ModelCard:
-    """Write a card whose example needs only transformers."""
+    """Create a card whose example needs only transformers."""
     attention = ", attn_implementation='eager'" if caps_attention(plan.classifier_config) else ""
     code = (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
@@ -245,8 +246,8 @@ def _card(plan: ClassifierExport, folder: Path) -> ModelCard:
     )
     about = (
         f"A scalar reward model: {in_code(shown_name(plan.source) or '')} as "
-        f"{in_code(plan.classifier_config.architectures[0])}, with equal rewards. Render conversations with its chat template. Text that "
-        "spells a control token is read as one, unless you score with cloud_hf."
+        f"{in_code(plan.classifier_config.architectures[0])}, with identical rewards. Render conversations with its chat template. "
+        "Text that spells a control token is read as that token, unless you score with cloud_hf."
     )
     serve = f"vllm serve {folder.name} --runner pooling"
     card = model_card(folder.name, CLASSIC, about, inherit(plan.source))

@@ -1,8 +1,9 @@
 """
 The `cloud-hf` command, and the runner shared with the scripts in `examples/`.
 
-A command is a module with `ARGUMENTS`, the dataclasses of its options, and `main`, which takes instances of them; or with a
-`main` that takes the command line. The module is imported when its command is chosen.
+A command is a module with one of two forms. Either it defines `ARGUMENTS`, the dataclasses of its options, and a `main` that
+accepts instances of these dataclasses; or it defines only a `main` that accepts the command line. The module is imported
+when its command is run.
 """
 
 import argparse
@@ -29,7 +30,7 @@ COMMANDS = {
     "serve": ("cloud_hf.serving.server.command", "Serve a model over HTTP."),
     "demo": ("cloud_hf.commands.demo", "Open the demo in a browser."),
     "evaluate": ("cloud_hf.commands.evaluate_rewards", "Evaluate models on benchmarks, pairs and best-of-N."),
-    "best-of-n": ("cloud_hf.commands.best_of_n", "Choose among candidates and measure the choices."),
+    "best-of-n": ("cloud_hf.commands.best_of_n", "Choose among candidates and measure how good the choices are."),
     "prepare": ("cloud_hf.commands.prepare", "Turn a public preference set into pairs."),
     **BUILDERS,
     "train-critique-sft": ("cloud_hf.commands.train_critique_sft", "Stage 1: fine-tune on oracle critiques."),
@@ -45,16 +46,16 @@ COMMANDS = {
     "plan": ("cloud_hf.training.plan", "Estimate the memory of a training run."),
 }
 
-_EPILOG = """Options of a command: cloud-hf COMMAND --help
-Every command takes --debug, which shows the traceback of an error."""
+_EPILOG = """To list a command's options: cloud-hf COMMAND --help
+Every command accepts --debug, which shows the traceback of an error."""
 
 # `--debug` is also an option of transformers' TrainingArguments, with these values
 _DEBUG_VALUES = ("underflow_overflow", "tpu_metrics_debug")
-# A `ValueError` raised in these packages is about an argument or an input
+# A `ValueError` raised in these packages is caused by an argument or an input
 _CHECKED_INPUT = (
     "accelerate", "argparse", "cloud_hf", "codecs", "datasets", "huggingface_hub", "json", "peft", "transformers", "trl", "vllm",
 )  # fmt: skip
-# Room for errors that list many rows or options
+# Leaves room for errors that list many rows or options
 _LONGEST_SENTENCE = 4000
 
 
@@ -63,7 +64,7 @@ class UsageError(Exception):
 
 
 def _raising(parser: type) -> Any:
-    """Return a parser class that raises `UsageError`. argparse would print its usage, often pages long, and exit."""
+    """Return a parser class that raises `UsageError`. argparse would print the usage, which is often pages long, and exit."""
 
     def error(self, message: str):
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.")
@@ -101,16 +102,16 @@ def overview() -> str:
 
 def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = None):
     """
-    Run a command, by default with the process's command line and under the script's name (`prog`). A user's mistake ends it with one
-    sentence on stderr and exit status 2, unless `--debug` is given.
+    Run a command, by default with this process's arguments and with the script's name as `prog`. After a user's mistake, print one
+    sentence to stderr and exit with status 2, unless `--debug` is given.
     """
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
-    # argparse takes the program's name from here
+    # argparse reads the program's name from `sys.argv`
     sys.argv = [prog or sys.argv[0], *arguments]
     prog = prog or Path(sys.argv[0]).name
     if not debug:
         _quiet_libraries()
-    # `datasets` logs the errors of unreadable files that it also raises
+    # For unreadable files, `datasets` logs the same errors that it raises
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         if {"-h", "--help"} & set(arguments) and (page := help_page(module, prog)):
@@ -150,7 +151,7 @@ def _quiet_libraries():
 
 
 def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Remove `--debug`, and return whether it was there."""
+    """Remove `--debug` from the arguments, and return whether it was given."""
     kept = [
         word
         for word, after in zip(arguments, [*arguments[1:], ""], strict=False)
@@ -170,15 +171,15 @@ def _fail(prog: str, sentence: str, status: int = 2):
 
 def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tuple:
     """
-    Parse a command line into dataclasses, as [`~trl.TrlParser`] does; `--config FILE` reads defaults from a YAML file. `options` are those
-    of `argparse.ArgumentParser`.
+    Parse a command line into dataclasses, as [`~trl.TrlParser`] does; `--config FILE` reads defaults from a YAML file. `options` are
+    passed to `argparse.ArgumentParser`.
 
     Raises:
         `UsageError`: If an option is unknown, missing or malformed.
-        `ValueError`: If a dataclass refuses its values.
+        `ValueError`: If a dataclass rejects its values.
     """
     if any(field.name == "config" for cls in types for field in dataclasses.fields(cls)):
-        # TrlParser would take `--config` for its own YAML file
+        # TrlParser would treat the value of this command's `--config` as its own YAML file
         from transformers import HfArgumentParser
 
         parser = _raising(HfArgumentParser)(types, **options)
@@ -204,10 +205,10 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
 
 def explain(error: BaseException) -> str | None:
     """
-    Return one sentence that explains the user's mistake behind an error, or `None` if the error needs its traceback.
+    Return one sentence that explains the user's mistake behind an error, or `None` if the error has to show its traceback.
 
-    Mistakes are `OSError`, errors that this package or YAML define, `ValueError` from code that checks input, and a missing
-    package of an extra.
+    These errors count as a user's mistake: `OSError`, errors defined by this package or by YAML, `ValueError` from code that
+    checks input, and the absence of a package that an extra installs.
     """
     if isinstance(error, ImportError):
         return _explain_import(error)
@@ -223,14 +224,14 @@ def explain(error: BaseException) -> str | None:
     if package == "torch" and type(error).__name__ == "OutOfMemoryError":
         return _explain_memory(str(error))
     if package == "safetensors":
-        return f"A file of weights is damaged ({error}). Copy or download the model again."
+        return f"A weight file is damaged ({error}). Copy or download the model again."
     if package in ("cloud_hf", "yaml") or isinstance(error, OSError) or is_checked:
         return str(error) or type(error).__name__
     return None
 
 
 def _explain_memory(message: str) -> str:
-    """Shorten torch's message to the requested and the free memory, and name the options that help."""
+    """Shorten torch's message to the amounts of memory requested and free, and name the options that help."""
     found = re.match(
         r"CUDA out of memory\. (Tried to allocate [\d.]+ \w+)\..*?of which ([\d.]+ \w+) is free", message, re.DOTALL
     )
@@ -243,7 +244,7 @@ def _explain_memory(message: str) -> str:
 
 
 def _explain_engine(error: Any, package: str) -> str | None:
-    """Explain why vLLM refuses its options (in pydantic's error of several lines), or why its engine did not start."""
+    """Explain why vLLM refuses its options (pydantic's error spans several lines), or why its engine did not start."""
     if package == "pydantic_core" and isinstance(error, ValueError):
         first = error.errors()[0]  # pyright: ignore[reportAttributeAccessIssue]  # pydantic's `ValidationError`
         field = ".".join(map(str, first["loc"]))
@@ -252,7 +253,8 @@ def _explain_engine(error: Any, package: str) -> str | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Engine core initialization failed"):
         return (
             "vLLM's engine did not start; its log above has the reason. If memory is too small, lower `max_model_len` or "
-            "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default 0.92 of the GPU must be free)."
+            "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default, 0.92 of the GPU's memory has to "
+            "be free)."
         )
     return None
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .scores import Score
 
 
-TRIMMED = 0.25  # share of rewards that the trimmed mean drops at each end, rounded down
+TRIMMED = 0.25  # fraction of the rewards that the trimmed mean drops at each end; their number is rounded down
 
 
 def trimmed_mean(rewards: Sequence[float]) -> float:
@@ -19,8 +19,8 @@ def trimmed_mean(rewards: Sequence[float]) -> float:
 
 def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) -> float:
     """
-    Return the mean weighted by how likely each critique is to its model: by the geometric mean of its tokens' probabilities, whose
-    logarithms are [`Score.log_likelihoods`].
+    Return the mean of the rewards, weighted by how likely the model found each critique. The weight is the geometric mean of the critique's
+    token probabilities; its logarithm is in [`Score.log_likelihoods`].
     """
     most = max(log_likelihoods)
     weights = [math.exp(one - most) for one in log_likelihoods]
@@ -28,7 +28,10 @@ def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) 
 
 
 def vote_share(rewards: Sequence[float], others: Sequence[float]) -> float:
-    """Return the share of pairs of critiques, one from each response, in which `rewards` has the higher reward; ties count as half."""
+    """
+    Compare each critique of one response with each critique of another, and return the share of comparisons that `rewards` wins against
+    `others`. A tie counts as half a win.
+    """
     wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in others)
     return wins / (len(rewards) * len(others))
 
@@ -56,18 +59,18 @@ def combine_rewards(
 
     Args:
         row (`Sequence[Sequence[float]]`):
-            Rewards by response and critique.
+            The rewards of each response's critiques.
         how (`str`):
             `"mean"`, `"median"`, `"trimmed_mean"` (without the lowest and the highest quarter), `"vote"` or `"likelihood"`. A vote compares
-            responses: the reward is the mean [`vote_share`] against each other response, from 0 to 1, and 0.5 for a single response.
+            responses: a response's reward is its mean [`vote_share`] against the other responses, from 0 to 1, or 0.5 if there are none.
         log_likelihoods (`Sequence[Sequence[float]]`, *optional*):
-            Mean log-probabilities of the critiques' tokens, shaped like `row`. `"likelihood"` needs them.
+            Mean log-probability of each critique's tokens, in the shape of `row`. Required for `"likelihood"`.
 
     Returns:
         `list[float]`: One reward per response.
 
     Raises:
-        `ValueError`: If `how` is unknown, or log-likelihoods are needed and missing.
+        `ValueError`: If `how` is unknown, or if log-likelihoods are needed but missing.
 
     Examples:
 
@@ -99,7 +102,7 @@ def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
 
 
 def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
-    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` are kept."""
+    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` stay the same."""
     if how == "mean":  # the default reward of a score
         return list(row)
     combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])

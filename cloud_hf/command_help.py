@@ -1,8 +1,8 @@
 """
-The page that `--help` prints, read from the source of a command.
+The page that `--help` prints, built from a command's source code.
 
-Importing a command takes seconds, because it imports torch, and argparse would also list all of transformers' options, hundreds of lines.
-`--help_all` lists them.
+Importing a command would take seconds, because the command imports torch, and argparse would also print hundreds of lines with all of
+transformers' options. `--help_all` lists these, too.
 """
 
 import ast
@@ -20,11 +20,11 @@ from .argument_help import parameter_texts
 _PACKAGE = Path(__file__).parent
 _COLUMN = 34  # where descriptions start
 _OTHERS = {
-    "--config FILE": "YAML file with defaults of all options.",
+    "--config FILE": "YAML file with defaults for the options.",
     "--help_all": "List every option, with complete descriptions.",
     "--debug": "Show the traceback of an error.",
 }
-# Of the options that training commands inherit from transformers and TRL, those that most runs set
+# The most commonly set options among those that training commands inherit from transformers and TRL
 _MODEL = {
     "--model_name_or_path str": "Hub id or folder to start from (required).",
     "--use_peft": "Train a LoRA adapter; see also --lora_r and --lora_target_modules.",
@@ -32,27 +32,27 @@ _MODEL = {
 _TRAINING = {
     "--output_dir str": "Folder for the model, its card and checkpoints.",
     "--learning_rate float": "Peak learning rate of AdamW.",
-    "--num_train_epochs float": "Passes over the data.",
-    "--max_steps int": "Optimizer steps, instead of epochs.",
-    "--per_device_train_batch_size int": "Rows in one forward pass of a device.",
-    "--gradient_accumulation_steps int": "Forward passes for each optimizer step.",
-    "--max_length int": "Longest sequence, in tokens.",
+    "--num_train_epochs float": "Number of passes over the data.",
+    "--max_steps int": "Number of optimizer steps, instead of epochs.",
+    "--per_device_train_batch_size int": "Rows per device in one forward pass.",
+    "--gradient_accumulation_steps int": "Forward passes per optimizer step.",
+    "--max_length int": "Maximum sequence length, in tokens.",
     "--gradient_checkpointing bool": "Recompute activations to save memory.",
     "--bf16 bool": "Compute in bfloat16; False on a CPU.",
     "--use_cpu": "Train on the CPU.",
-    "--deepspeed FILE": "A configuration such as ds_configs/zero2.json.",
+    "--deepspeed FILE": "DeepSpeed configuration, such as ds_configs/zero2.json.",
     "--eval_strategy str": "When to evaluate: no, steps or epoch.",
-    "--save_steps int": "Steps between two checkpoints.",
-    "--resume_from_checkpoint str": "true for the latest checkpoint, or its folder.",
-    "--report_to str": "Trackers, such as wandb or trackio, or none.",
-    "--seed int": "Seed of row order, dropout and new weights.",
+    "--save_steps int": "Steps between checkpoints.",
+    "--resume_from_checkpoint str": "true for the latest checkpoint, or a checkpoint's folder.",
+    "--report_to str": "Experiment trackers, such as wandb or trackio, or none.",
+    "--seed int": "Seed for row order, dropout and new weights.",
 }
 
 
 def help_page(module: str, prog: str) -> str | None:
     """
-    Return what `--help` prints for a command that is called as `prog`: at most 80 lines of 120 columns; `None` if its module has no
-    `ARGUMENTS`, the dataclasses of its options, and parses the command line itself.
+    Return what `--help` prints for a command that is called as `prog`, at most 80 lines of 120 columns. Return `None` if the command's
+    module parses the command line itself, because it defines no `ARGUMENTS`, the dataclasses of its options.
     """
     path = _source_of(module)
     tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
@@ -61,7 +61,7 @@ def help_page(module: str, prog: str) -> str | None:
         return None
     own = _classes(tree)
     groups: dict[str, dict[str, str]] = {}
-    seen = set(_strings(tree, "FIXED_OPTIONS"))  # that the user cannot choose
+    seen = set(_strings(tree, "FIXED_OPTIONS"))  # options that the user cannot set
     for found in (found for name in names for found in _lineage(name, own)):
         new = {flag: text for flag, text in _options(found).items() if flag.split()[0] not in seen}
         seen |= {flag.split()[0] for flag in new}
@@ -72,7 +72,7 @@ def help_page(module: str, prog: str) -> str | None:
         inherited = inherited | _TRAINING
     for heading, options in {"Common options of training": inherited, "Other options": _OTHERS}.items():
         groups[heading] = {flag: text for flag, text in options.items() if flag.split()[0] not in seen}
-    # Lines that a backslash continues are one line in a docstring
+    # In a docstring, lines that are continued with a backslash become one line; break it again
     description = re.sub(r"(?<=\S) {3,}", " \\\n    ", ast.get_docstring(tree) or "")
     parts = [f"usage: {prog} [--option value ...]", description]
     parts += [
@@ -84,7 +84,7 @@ def help_page(module: str, prog: str) -> str | None:
 
 
 def _source_of(module: str) -> Path | None:
-    """Return the source file of a module of this package or of the running script, or `None` for other modules."""
+    """Return the source file of the running script or of a module in this package, or `None` for other modules."""
     package, *names = module.split(".")
     if module == "__main__":
         return Path(sys.argv[0])
@@ -92,7 +92,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _argument_classes(tree: ast.Module, path: Path) -> list[str] | None:
-    """Return the names in `ARGUMENTS`, even if it is imported from a sibling."""
+    """Return the names in `ARGUMENTS`, which a module may also import from a sibling module."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS":
             return [ast.unparse(element) for element in node.value.elts]  # type: ignore[attr-defined]
@@ -155,7 +155,7 @@ def _type(annotation: ast.expr) -> str:
 
 
 def _default(value: ast.expr | None) -> str:
-    """Describe a default. Empty defaults get no text, nor does `None`, which the description explains."""
+    """Describe a default. Return no text for empty defaults, nor for `None`, which the option's description explains."""
     if value is None:
         return " (required)"
     if isinstance(value, ast.Call):  # field(default=…) or field(default_factory=lambda: …)

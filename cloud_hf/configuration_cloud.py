@@ -1,4 +1,4 @@
-"""Configuration of a CLoud model: the language model's config, the critique's wording, the reward scale."""
+"""Configuration of a CLoud model: the language model's config, the critique prompt, and the scale of the rewards."""
 
 import math
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from .published import hub_options, is_published, native_config
 from .quantized_checkpoints import spare_reward_head
 
 
-# The sentence of the published CLoud checkpoints. Changing it would make models and data incompatible with them
+# The critique prompt of the published CLoud checkpoints. Changing it would break compatibility with their models and data
 DEFAULT_CRITIQUE_PROMPT = (
     "The following is a break down on the correctness and usefulness of the assistant's response to my question:"
 )
 
-# Formats of a conversation: ours, and the published checkpoints'
+# Conversation formats: ours, and the one of the published checkpoints
 FORMATS = ("cloud", "reference")
 
-# Shapes of the reward head: as in the published checkpoints, and as in transformers' sequence classifiers
+# Kinds of reward head: as in the published checkpoints, and as in transformers' sequence classifiers
 REWARD_HEADS = ("mlp", "linear")
 
 # Keys that transformers writes into a composite config, in addition to the fields of its base class
@@ -48,7 +48,7 @@ _LIBRARY_TYPES: dict[str, tuple[type, ...]] = {
     "layer_types": (list, tuple, NoneType),
 }  # fmt: skip
 
-# Attributes that tools read from any config, and that here belong to the language model
+# Attributes that tools read from any config, and that a CLoud config takes from its `text_config`
 _OF_TEXT_CONFIG = (
     "bos_token_id", "eos_token_id", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "pad_token_id", "vocab_size",
@@ -66,26 +66,27 @@ class CLoudConfig(PreTrainedConfig):
             `True` for a model that writes a critique, at whose end the reward is read (arXiv 2408.11791, section 2).
             `False` for a classic reward model, whose reward is read at the end of the response.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn. Trailing white space is removed; one space joins the critique to it.
-            Defaults to the published checkpoints' sentence. (With `format="reference"` it is used unchanged.)
+            Text that opens the critique turn. Trailing white space is removed, and one space separates the text from the
+            critique. Defaults to the critique prompt of the published checkpoints. (With `format="reference"`, the text is
+            used unchanged.)
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn, `"user"` or `"assistant"`. The latter is for chat templates that close only
             assistant turns.
         format (`str`, *optional*, defaults to `"cloud"`):
-            `"cloud"`, with the same ids in training and in scoring, or `"reference"`, the format of the authors' published
-            checkpoints, see [`ReferenceFormat`].
+            `"cloud"`, which gives the same ids in training and in scoring, or `"reference"`, the format of the authors'
+            published checkpoints (see [`ReferenceFormat`]).
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to keep reasoning blocks (`<think>…</think>`) of the judged conversation that the chat template would
+            Whether to keep reasoning blocks (`<think>…</think>`) in the judged conversation that the chat template would
             drop.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`. For templates that write the
-            date, `strftime_now` fixes it to a day (`"2024-07-26"`). [`CLoudForRewardModeling.from_base`] sets the date
-            for templates that would write today's.
+            date, `strftime_now` sets a fixed day (`"2024-07-26"`). [`CLoudForRewardModeling.from_base`] sets the day for
+            templates that would otherwise write the current date.
         critique_end_token_id (`int`, *optional*):
             Id of the end-of-turn token at which the reward is read. [`CLoudForRewardModeling.from_base`] sets it.
         reward_token_id (`int`, *optional*):
-            A vocabulary id that never occurs in text; vLLM uses it to distinguish the critique's end from other ends of turn.
-            `None` if the vocabulary has no spare id; vLLM then adds one at its end.
+            A vocabulary id that never occurs in text. vLLM uses it to distinguish the end of the critique from other ends of
+            turn. `None` if the vocabulary has no spare id; vLLM then extends the vocabulary by one id.
         reward_mean (`float`, *optional*, defaults to `0.0`):
             Subtracted from the head's output.
         reward_std (`float`, *optional*, defaults to `1.0`):
@@ -97,7 +98,7 @@ class CLoudConfig(PreTrainedConfig):
             Base model that a published checkpoint names. Informational only.
 
     Raises:
-        `ValueError`: If a key is unknown or a value is not usable; the message names the key.
+        `ValueError`: If a key is unknown or a value is invalid; the message names the key.
 
     Examples:
 
@@ -112,7 +113,7 @@ class CLoudConfig(PreTrainedConfig):
     model_type = "cloud"
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
-    # The Trainer predicts only rewards
+    # Left out of the Trainer's predictions, which are only the rewards
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts", "inner_rewards", "token_losses",
         "token_sequences",
@@ -140,7 +141,7 @@ class CLoudConfig(PreTrainedConfig):
         elif isinstance(self.text_config, dict):
             if "model_type" not in self.text_config:
                 raise ValueError(
-                    "CLoudConfig: `text_config` has no `model_type`; say which language model it describes."
+                    "CLoudConfig: `text_config` has no `model_type`; set it to the type of the language model."
                 )
             check_types(self.text_config, _LIBRARY_TYPES, "text_config.")
             self.text_config = AutoConfig.for_model(**self.text_config)
@@ -150,7 +151,7 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(
                 f"CLoudConfig: `num_labels` is {kwargs['num_labels']}, but a reward is one number: use 1."
             )
-        # A reward is a number: pipelines and sentence-transformers would squash it with a sigmoid
+        # Rewards are unbounded: without these settings, pipelines and sentence-transformers would apply a sigmoid
         self.problem_type = "regression"
         kwargs["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
         # transformers reads this from the outermost config, but it is the language model's embeddings that are tied
@@ -162,7 +163,8 @@ class CLoudConfig(PreTrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         text_config = self.__dict__.get("text_config")
-        # PEFT reads the base again to compare vocabularies, and the base of a published checkpoint may be out of reach
+        # With a `vocab_size`, PEFT would load the base's config again to compare vocabularies. For a published checkpoint, that
+        # needs the checkpoint's own base, which may be inaccessible
         is_hidden = name == "vocab_size" and self.__dict__.get("format") == "reference"
         if name in _OF_TEXT_CONFIG and isinstance(text_config, PreTrainedConfig) and not is_hidden:
             return getattr(text_config, name)
@@ -171,32 +173,32 @@ class CLoudConfig(PreTrainedConfig):
     def _remove_keys_not_serialized(self, d: dict[str, Any]):
         super()._remove_keys_not_serialized(d)
         text_config = d.get("text_config")
-        # A saved folder must not name a path of the machine it was made on
+        # A saved config must not contain a path from the machine on which it was created
         if isinstance(text_config, dict) and is_local(text_config.get("_name_or_path")):
             del text_config["_name_or_path"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config. A language model's config becomes the `text_config` of a default config; a published checkpoint's (with a
-        `feedback_method` and no `text_config`) becomes one with `format="reference"`. For `text_config` and `base_model_name_or_path`, see
-        [`CLoudForRewardModeling.from_pretrained`].
+        Load a config. A language model's config becomes the `text_config` of a default config. A published checkpoint's config, which has a
+        `feedback_method` and no `text_config`, becomes a config with `format="reference"`. For `text_config` and
+        `base_model_name_or_path`, see [`CLoudForRewardModeling.from_pretrained`].
 
         Raises:
-            `ValueError`: If the config has neither layout, or the base of a published checkpoint cannot be reached.
+            `ValueError`: If the config is in neither the native nor the published layout, or a published checkpoint's base cannot be read.
         """
         hub_kwargs = hub_options(kwargs)
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         with _named_errors(pretrained_model_name_or_path):
             check_types(config_dict, _LIBRARY_TYPES)
             if config_dict.get("model_type", "cloud") != "cloud" and not is_published(config_dict):
-                # PEFT reads an adapter's base with the class of the adapted model's config, to compare vocabularies
+                # To compare vocabularies, PEFT loads the base's config with the config class of the adapted model
                 config_dict = {"text_config": config_dict}
             return cls.from_dict(config_dict, hub_kwargs=hub_kwargs, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "CLoudConfig":
-        """Make a config from a dictionary, native or published; see [`CLoudConfig.from_pretrained`]."""
+        """Create a config from a dictionary in the native or the published layout; see [`CLoudConfig.from_pretrained`]."""
         hub_kwargs = kwargs.pop("hub_kwargs", {})
         if is_published(config_dict):
             text_config, base = kwargs.pop("text_config", None), kwargs.pop("base_model_name_or_path", None)
@@ -208,7 +210,7 @@ class CLoudConfig(PreTrainedConfig):
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]):
         if kwargs.get("model_type", "cloud") != "cloud":
             raise ValueError(
-                f"This is the config of a {kwargs['model_type']} model, not of a CLoud model. Make a CLoud model from it with "
+                f"This is the config of a {kwargs['model_type']} model, not of a CLoud model. Create a CLoud model from it with "
                 "`CLoudForRewardModeling.from_base`."
             )
         unknown = sorted(key for key in kwargs if key not in _LIBRARY_KEYS and not key.startswith("_"))
@@ -232,20 +234,20 @@ class CLoudConfig(PreTrainedConfig):
 
 
 _NEITHER_LAYOUT = (
-    "Found no config of a CLoud model (it would have a `text_config`) or of a published checkpoint (it would have a "
-    "`feedback_method`)."
+    "The config is neither that of a CLoud model, which has a `text_config`, nor that of a published checkpoint, which has a "
+    "`feedback_method`."
 )
 
 
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
-    """Return a critique prompt, by default the published one, as `format` uses it. Only `"reference"` keeps trailing white space."""
+    """Return a critique prompt (by default, the published one) as `format` uses it: only `"reference"` keeps trailing white space."""
     if format == "reference":
         return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt
     return DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()
 
 
 def read_config(name: str | Path, **kwargs) -> Any:
-    """Read any model's config, including the published layout, which [`~transformers.AutoConfig`] cannot read."""
+    """Load any model's config, including one in the published layout, which [`~transformers.AutoConfig`] cannot load."""
     with _named_errors(name):
         config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
         check_types(config_dict, _LIBRARY_TYPES)
@@ -265,7 +267,10 @@ def _named_errors(name: str | Path) -> Iterator[None]:
 
 
 def check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = "", place: str = "The config"):
-    """Raise `ValueError`, with the config's `place` and the key's `path` in it, if a value has a type that is not among `types`."""
+    """
+    Raise `ValueError` if the type of a value is not among those that `types` allows for its key. In the message, `place` names the config,
+    and `path` precedes the key.
+    """
     if not isinstance(config, dict):
         raise ValueError(f"{place} is {config!r:.60}; it must be an object with named values.")
     for key, allowed in types.items():
@@ -276,7 +281,9 @@ def check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = "",
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
             raise ValueError(f"{place} has the `{path}{key}` {value!r:.60}; it must be {names}.")
         if "dtype" in key and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError(f"`{path}{key}`: the config has the data type {value!r:.60}, which torch does not have.")
+            raise ValueError(
+                f"`{path}{key}`: the config has the data type {value!r:.60}, which torch does not support."
+            )
 
 
 def reward_token_in_vllm(config: CLoudConfig) -> int:
@@ -287,8 +294,8 @@ def reward_token_in_vllm(config: CLoudConfig) -> int:
 def position_switch(text_config) -> int | None:
     """
     Return the length in tokens beyond which a sequence's position embeddings depend on the longest sequence in its
-    batch; `None` if they never do. Longrope (Phi 3 and 4 with long contexts) switches its factors there, for all
-    sequences at once.
+    batch; `None` if they never do. Longrope (Phi 3 and 4 with long contexts) switches its factors at this length, for all
+    sequences of a batch together.
     """
     parameters = getattr(text_config, "rope_parameters", None) or {}
     scopes = [parameters] if "rope_type" in parameters else [value for value in parameters.values() if value]
@@ -297,13 +304,13 @@ def position_switch(text_config) -> int | None:
 
 
 def longest_sequence(text_config) -> int | None:
-    """Return the longest sequence of a language model in tokens; `None` if its config sets no limit."""
+    """Return a language model's maximum sequence length in tokens; `None` if its config sets no limit."""
     limits = [getattr(text_config, "max_position_embeddings", None), position_switch(text_config)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Language models that exist only inside multimodal ones, and the types that equal them on text, where positions are
-# one-dimensional
+# Types of language models that exist only inside multimodal models, and the types that compute the same on text, where
+# positions are one-dimensional
 _PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 
 
@@ -312,7 +319,7 @@ def language_config(config: Any) -> Any:
     Return the config of the language model inside a multimodal model's config. A language model's config is returned unchanged. Raises
     `ValueError` if transformers has no causal language model of this type.
     """
-    # transformers imports this module while it imports that one
+    # Not imported at the top, because transformers imports this module while it imports that one
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     text_config = config.get_text_config(decoder=True)
@@ -324,7 +331,7 @@ def language_config(config: Any) -> Any:
         )
     if text_config is config:
         return config
-    # The outermost config decides on tied weights and special tokens
+    # For tied weights and special tokens, the outermost config is the one that counts
     outer = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     options = text_config.to_dict()
     options |= {name: value for name in outer if (value := getattr(config, name, None)) is not None}
@@ -336,7 +343,7 @@ def language_config(config: Any) -> Any:
 
 
 def lacks_lm_head(config: Any) -> bool:
-    """Return whether a checkpoint is a scalar reward model or other classifier, which is saved without an LM head."""
+    """Return whether a checkpoint is a scalar reward model or another classifier, and thus saved without an LM head."""
     return not config.tie_word_embeddings and _is_classifier(config)
 
 
@@ -350,12 +357,12 @@ def _is_classifier(config: Any) -> bool:
 
 
 def caps_attention(text_config: Any) -> bool:
-    """Return whether a language model caps the logits of its attention (Gemma 2), which transformers' `sdpa` ignores silently."""
+    """Return whether a language model caps its attention logits (Gemma 2); transformers' `sdpa` silently ignores the cap."""
     return getattr(text_config, "attn_logit_softcapping", None) is not None
 
 
 def is_local(name: str | None) -> bool:
-    """Return whether a model's name is a path on this or another machine, and not a Hub id."""
+    """Return whether a model's name is a path on this or another machine rather than a Hub id."""
     return bool(name) and (Path(name).is_absolute() or Path(name).exists())
 
 

@@ -1,6 +1,6 @@
-"""Keep untrusted text from becoming control tokens of a tokenizer.
+"""Keep untrusted text from being encoded as control tokens.
 
-Text that spells an added token, even if only after normalisation, is cut there, and its pieces are encoded one by one.
+Where text spells an added token, even if only after normalisation, it is cut into pieces that are encoded separately.
 """
 
 import re
@@ -11,8 +11,9 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 
-# Private-use characters that mark places while a conversation is rendered. The first cuts untrusted text so that no added-token
-# string survives in it; the second is the placeholder of a critique. Where input holds them, `_ESCAPE` and a digit replace them.
+# Private-use characters that mark positions while a conversation is rendered. `CUT` splits untrusted text so that no added-token
+# string survives in it; `SLOT` is the placeholder for a critique. If input contains any of these characters, `_ESCAPE` and a
+# digit replace it.
 CUT = "\uf8f0"
 SLOT = "\uf8f1"
 _ESCAPE = "\uf8f2"
@@ -22,18 +23,18 @@ ESCAPED = str.maketrans(_ESCAPES)
 
 class ControlTokens:
     """
-    The added tokens of a tokenizer, and methods that cut text so that it does not become one. Added tokens that are white space or single
-    characters count as ordinary text.
+    The added tokens of a tokenizer, and methods that cut text so that it is not encoded as any of them. Added tokens that are white space
+    or single characters count as ordinary text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A fast tokenizer.
         further (`Sequence[str]`, *optional*):
-            Strings that text must not become, in addition to added tokens.
+            Strings to treat like added tokens.
 
     Attributes:
         token_ids (`frozenset[int]`): Ids of the tokens.
-        pattern (`re.Pattern`): Matches the strings.
+        pattern (`re.Pattern`): Matches the strings of these tokens, and those in `further`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, further: Sequence[str] = ()):
@@ -42,11 +43,12 @@ class ControlTokens:
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if len(token.content.replace("▁", " ").strip()) > 1
         }
-        self.token_ids = frozenset(added) - {cast(int, tokenizer.unk_token_id)}  # unknown characters may encode to it
+        # Not the unknown token: ordinary characters may be encoded as it
+        self.token_ids = frozenset(added) - {cast(int, tokenizer.unk_token_id)}
         strings = {*added.values(), *further}
         self.pattern = _any_of(strings)
         self._normalizer = cast(Any, tokenizer).backend_tokenizer.normalizer
-        # The tokenizer looks for these in normalised text, by their normalised spellings
+        # The tokenizer searches normalised text for the normalised spellings of these tokens
         normalized = [token.content for token in tokenizer.added_tokens_decoder.values() if token.normalized]
         spellings = {
             spelling
@@ -61,11 +63,11 @@ class ControlTokens:
         return [token_id for token_id in ids if token_id in self.token_ids]
 
     def plain(self, text: str) -> str:
-        """Mark the places where `text` is cut, so that no piece of it spells an added token."""
+        """Insert marks at which `text` is cut, so that no piece of it spells an added token."""
         return CUT.join(piece.translate(ESCAPED) for piece in self.cut(text))
 
     def shatter(self, text: str) -> str:
-        """Cut between all characters, and at both ends, for text that becomes a control token in some other way."""
+        """Cut between all characters and at both ends, for text that still becomes a control token after `plain`."""
         stripped = text.strip()
         start = text.index(stripped)
         core = [CUT, CUT.join(character.translate(ESCAPED) for character in stripped), CUT] if stripped else []
@@ -77,7 +79,7 @@ class ControlTokens:
         pieces = _split_at(text, [start + 1 for start, _ in starts])
         if not self._spells_control(pieces):
             return pieces
-        # It spells one only after normalisation (with full-width letters, for example). Find the characters that turn into it
+        # A piece spells a token only after normalisation (full-width letters, for example): find the characters that turn into it
         forms = {character: self._normalized(character) for character in set(text)}
         places = [0, *accumulate(len(forms[character]) for character in text)]
         sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]
@@ -96,7 +98,7 @@ class ControlTokens:
         return pattern is not None and any(pattern.search(self._normalizer.normalize_str(piece)) for piece in pieces)
 
     def _normalized(self, text: str) -> str:
-        """Normalise text as if inside a word: some normalisers change the start of their input."""
+        """Normalise text as if it were inside a word, because some normalisers change the start of their input."""
         before, after = (self._normalizer.normalize_str(part) for part in ("a", f"a{text}"))
         return after.removeprefix(before) if after.startswith(before) else text
 
@@ -119,7 +121,7 @@ def _split_at(text: str, places: list[int]) -> list[str]:
 
 
 def pieces_of(rendered: str) -> list[str]:
-    """Return the pieces of a rendering, without marks."""
+    """Split a rendering at its marks, and return the pieces in their original spelling."""
     return [unescape(piece) for piece in rendered.split(CUT)]
 
 

@@ -1,4 +1,4 @@
-"""Convert a reward model between the authors' published layout and the native one, one shard of safetensors at a time."""
+"""Convert a reward model between the authors' published layout and the native one, one weight shard at a time."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of weights: its path (`None` on the Hub), its name in the new folder, its tensors' shapes, its size."""
+    """A weight file: its path (`None` if it is not downloaded), its name in the new folder, its tensors' shapes, and its size."""
 
     path: Path | None
     new_name: str
@@ -52,7 +52,7 @@ class Shard:
     num_bytes: int
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Map the weights from disk."""
+        """Load the weights, memory-mapped if possible."""
         assert self.path is not None, "planned without download"
         if self.path.suffix == ".safetensors":
             with safe_open(self.path, "pt") as file:
@@ -62,7 +62,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A checked plan of a conversion; `to` is `"native"` or `"published"`."""
+    """A checked conversion plan; `to` is `"native"` or `"published"`."""
 
     source: str
     to: str
@@ -104,10 +104,10 @@ def plan(
 
     Args:
         source (`str`):
-            Hub id or folder of a published checkpoint, or of a native one that was converted before.
+            Hub id or folder of a published checkpoint, or of a native checkpoint that was converted from one.
         base_model_name_or_path (`str`, *optional*):
-            Language model to read the architecture from, instead of the one that the checkpoint names. For a conversion to
-            the published layout, the name to write.
+            Language model whose architecture to use, instead of the one that the checkpoint names. In a conversion to the
+            published layout, the base model's name to write.
         text_config (`str`, *optional*):
             File or folder with the config of that language model.
         tokenizer (`str`, *optional*):
@@ -115,13 +115,13 @@ def plan(
         revision (`str`, *optional*):
             Branch, tag or commit of `source` on the Hub.
         from_pickle (`bool`, *optional*, defaults to `False`):
-            Read pickled weights (tensors only).
+            Whether to load pickled weights (tensors only).
         download (`bool`, *optional*, defaults to `True`):
-            `False` to read only the headers of weights on the Hub.
+            Whether to download weights from the Hub. With `False`, only their headers are read.
 
     Raises:
         `FileNotFoundError`: If `source` is neither a folder nor a possible Hub id.
-        `ValueError`: If the checkpoint is incomplete or does not fit its architecture; the message says how to fix it.
+        `ValueError`: If the checkpoint is incomplete or does not match its architecture; the message says what to do.
     """
     check_name(source)
     published = is_published(CLoudConfig.get_config_dict(source, revision=revision)[0])
@@ -147,10 +147,10 @@ def plan(
 
 def write(conversion: Conversion, destination: str | Path):
     """
-    Carry out a conversion. The config is written last: a folder without one holds an unfinished conversion.
+    Carry out a conversion. The config is written last, so a folder without a config contains an unfinished conversion.
 
     Raises:
-        `ValueError`: Before anything is written, if the folder is not empty or the disk has no room.
+        `ValueError`: If the folder is not empty or the disk has too little space. Nothing is written in that case.
     """
     folder = Path(destination)
     check_empty(folder)
@@ -249,12 +249,12 @@ def _find_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name} has no tokenizer that can be loaded; name one with `--tokenizer`: {error}"
+            f"{name} has no tokenizer that can be loaded; pass one with `--tokenizer`: {error}"
         ) from error
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
             f"The tokenizer of {name} has {len(tokenizer)} tokens, but the model's vocabulary has only "
-            f"{config.text_config.vocab_size}, so it belongs to another model. Name the right one with `--tokenizer`."
+            f"{config.text_config.vocab_size}, so it belongs to another model. Pass the right one with `--tokenizer`."
         )
     return tokenizer, files
 
@@ -263,11 +263,11 @@ def _find_tokenizer(
 
 
 def _check_publishable(source: str, config: CLoudConfig):
-    """Refuse models that the published layout cannot describe: its readers score in the reference format."""
+    """Refuse models that the published layout cannot describe: whatever loads that layout scores in the reference format."""
     if config.format != "reference":
         raise ValueError(
             f"{source} has `format` {config.format!r}, but only models with `format` 'reference' can be converted to the "
-            "published layout: loaded from there, it would be scored in a format that it was not trained with."
+            "published layout: when loaded from it, the model would be scored in a format that it was not trained with."
         )
     told = {
         "critique_prompt": spell_critique_prompt(None, "reference"), "chat_template_kwargs": None, "reward_mean": 0.0, "reward_std": 1.0,
@@ -288,12 +288,12 @@ def check_empty(folder: Path):
         return
     if not folder.is_dir() or any(folder.iterdir()):
         is_partial = any(folder.glob("*.safetensors")) and not (folder / "config.json").exists()
-        what = "holds an unfinished conversion; remove it" if is_partial else "is not an empty folder; empty it"
+        what = "contains an unfinished conversion; remove it" if is_partial else "is not an empty folder; empty it"
         raise ValueError(f"{folder} {what}, or name another.")
 
 
 def check_room(folder: Path, num_bytes: int):
-    """Raise `ValueError` if the folder's disk has no room."""
+    """Raise `ValueError` if the folder's disk has too little space for the weights."""
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if (free := shutil.disk_usage(parent).free) < num_bytes:
         raise ValueError(f"{folder} needs {num_bytes / 1e9:.3f} GB, but its disk has {free / 1e9:.3f} GB left.")
@@ -318,8 +318,8 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
     about = (
         f"These are the unchanged weights of {in_code(shown_name(source) or '')} in "
         f"{'a layout that loads with `AutoModel`' if conversion.to == 'native' else 'the layout of the published checkpoints'}. "
-        f"Its base is {in_code(shown_name(base) or '') or 'not named'}; both licences apply. It is scored in the format of the reference "
-        "implementation (`format` is `reference`), with which it was trained."
+        f"Its base is {in_code(shown_name(base) or '') or 'not named'}; both licences apply. It is scored in the reference "
+        "implementation's format (`format` is `reference`), in which it was trained."
     )
     metadata = inherit(base) | inherit(source)
     return model_card(folder.name, kind_of(config.critique), about, metadata, package=conversion.to == "published")

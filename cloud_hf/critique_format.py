@@ -1,7 +1,7 @@
 """Encode conversations and critiques as token ids, labels and the position of the reward, and decode critiques.
 
 Training, scoring and serving all get their ids from this module, so they cannot diverge (in the reference implementation
-they do, see [`ReferenceFormat`]). Layout of a sequence; the reward is read at its last token:
+they do, see [`ReferenceFormat`]). A sequence has one of these layouts, and the reward is read at its last token:
 
     [prompt messages][assistant: response][user: critique prompt + " " + critique]<end-of-turn>      CLoud
     [prompt messages][assistant: response]<end-of-turn>                                              classic
@@ -30,10 +30,10 @@ IGNORE_INDEX = -100
 
 _T = TypeVar("_T")
 
-# Number of conversation shapes to cache, and the length up to which they are cached
+# Maximum number of conversation shapes in the cache, and the maximum length of a cached shape
 _MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
 
-# Limit on the characters rendered for the checks of a conversation's roles and constants, each of which renders it again
+# Limit on the characters rendered to check a conversation's roles and constants; each check renders the conversation again
 _MOST_CHECKING = 2_000_000
 
 # Marks a prompt whose start was cut off
@@ -49,15 +49,15 @@ _SPACES_CLEANED_UP = {
 
 @dataclass(frozen=True)
 class EncodedPrefix:
-    """A conversation encoded up to where the critique starts (classic: through the end of turn at which the reward is read)."""
+    """A conversation encoded up to where the critique starts (for a classic model: up to and including the last end of turn)."""
 
     input_ids: tuple[int, ...]
     # Whether the chat template changes more of the response than outer white space. Qwen 3 drops `<think>` blocks, so
-    # responses that differ only there get the same ids
+    # responses that differ only in such a block get the same ids
     response_changed: bool
     # The rendered context, with untrusted text cut where it spells an added token
     text: str
-    # The rendering of the same turns with harmless texts: its added tokens are exactly the template's own
+    # The rendering of the same turns with harmless texts, in which all added tokens are the template's own
     reference: str
 
 
@@ -67,14 +67,14 @@ class EncodedCritique:
 
     # Up to and including the end of turn at which the reward is read
     input_ids: tuple[int, ...]
-    # Number of leading ids without labels: the context. For training in `ReferenceFormat`, labels start with the critique
-    # prompt
+    # Number of leading ids without labels, which are the context. In training with `ReferenceFormat`, labels start at the
+    # critique prompt
     prefix_length: int
     response_changed: bool = False
 
     @property
     def labels(self) -> list[int]:
-        """Unshifted labels of the critique LM loss, `-100` on the context."""
+        """Unshifted labels for the critique LM loss, `-100` on the context."""
         return [IGNORE_INDEX] * self.prefix_length + list(self.input_ids[self.prefix_length :])
 
     @property
@@ -94,13 +94,13 @@ class CritiqueFormat:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A fast tokenizer with a chat template.
         critique (`bool`, *optional*, defaults to `True`):
-            `False` for a classic reward model: no critique turn, and the reward is read at the end of the response.
+            `False` for a classic reward model, which has no critique turn and reads the reward at the end of the response.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn. Defaults to the published checkpoints' sentence.
+            Text that opens the critique turn. Defaults to the critique prompt of the published checkpoints.
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Keep `<think>` blocks that the chat template would drop.
+            Whether to keep `<think>` blocks that the chat template would drop.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template.
 
@@ -151,11 +151,12 @@ class CritiqueFormat:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
-                "Set `tokenizer.chat_template`, or `--chat_template_path` to llama-3, chatml or a Jinja file, as the base was trained with."
+                "Set `tokenizer.chat_template`, or set `--chat_template_path` to llama-3, chatml or a Jinja file, whichever the base was "
+                "trained with."
             )
-        # Also if the config names no day, as in published checkpoints, because rewards must not change from day to day
+        # Pin the date even if the config sets no date, as in published checkpoints: rewards must not change from day to day
         self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})
-        # Renderings of skeletons, and the control ids of renderings
+        # Caches of skeletons' renderings, and of the control ids in renderings
         self._references: dict[str, str] = {}
         self._expected: dict[str, list[int]] = {}
         self._controls = ControlTokens(tokenizer, _THINK_TAGS if keep_thinking else ())
@@ -163,7 +164,7 @@ class CritiqueFormat:
         self._check_neighbours()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Datasets are fingerprinted by this object, so its caches must not count
+        # This object is part of dataset fingerprints, which must not depend on the caches
         return {**self.__dict__, "_references": {}, "_expected": {}}
 
     @classmethod
@@ -171,8 +172,8 @@ class CritiqueFormat:
         cls, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase, critique_prompt: str | None = None
     ) -> "CritiqueFormat":
         """
-        Return the format that a config names; `critique_prompt` replaces the config's. Raises `ValueError` if the tokenizer
-        is not the model's.
+        Return the format that a config names. `critique_prompt`, if given, replaces the config's. Raises `ValueError` if the
+        tokenizer does not belong to the model.
         """
         critique_format = format_class(config.format)(
             tokenizer,
@@ -186,7 +187,7 @@ class CritiqueFormat:
         if critique_format.end_token_id >= vocabulary:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} ends the turn with token {critique_format.end_token_id}, but "
-                f"the model's vocabulary has {vocabulary} tokens. Load the tokenizer that was saved with the model."
+                f"the model's vocabulary has only {vocabulary} tokens. Load the tokenizer that was saved with the model."
             )
         if config.critique_end_token_id not in (None, critique_format.end_token_id):
             raise ValueError(
@@ -200,18 +201,18 @@ class CritiqueFormat:
 
     def encode_prefix(self, prompt, response) -> EncodedPrefix:
         """
-        Encode a conversation up to where the critique starts. `prompt` is as in [`Scorer`]; `response` is text, which may be
+        Encode a conversation up to where the critique starts. For `prompt`, see [`Scorer`]. `response` is text, which may be
         empty, or an assistant message with tool calls or reasoning.
 
         Raises:
-            `ValueError`: If the prompt or response is not usable, or the chat template does not show a field of a message; the
+            `ValueError`: If the prompt or response is invalid, or if the chat template does not show a field of a message; the
                 error says why.
         """
         given = self._read(prompt, response)
         shown = given if self.keep_thinking else self._without_dropped_text(given)
         skeleton = Skeleton(shown)
         reference = _remembered(self._references, skeleton.key, lambda: self._check_skeleton(skeleton))
-        # `shatter` encodes characters one by one, for texts that become control tokens in ways that `plain` does not foresee
+        # `shatter` encodes each character separately, for texts that still become control tokens after `plain`
         for cut in (self._controls.plain, self._controls.shatter):
             text = self._render_turns(change_texts(shown, cut))
             ids = self._encode_text(text, reference)
@@ -231,10 +232,10 @@ class CritiqueFormat:
                 The critique's text, or its ids as generated, with or without the end of turn. `None` for a classic model.
 
         Raises:
-            `ValueError`: If the critique is missing, is passed to a classic model, or holds an end of turn before its end.
+            `ValueError`: If the critique is missing, is passed to a classic model, or contains an end of turn before its end.
         """
         if self.critique != (critique is not None):
-            needs = "A CLoud model needs a critique" if self.critique else "A classic model takes no critique"
+            needs = "A CLoud model needs a critique" if self.critique else "A classic model does not accept a critique"
             raise ValueError(f"{needs}, but `critique` is {critique!r:.80}.")
         context = prefix.input_ids
         if critique is None:
@@ -269,8 +270,8 @@ class CritiqueFormat:
         Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves are kept.
 
         Returns:
-            The shortened prompt, text or messages like the original, or `None` if its messages do not hold that many
-            tokens.
+            The shortened prompt, as text or as messages like the original, or `None` if the messages that may be shortened
+            do not contain that many tokens.
         """
         conversation = read_prompt(prompt, self.allows_empty_prompts)
         messages = []
@@ -314,20 +315,20 @@ class CritiqueFormat:
         return replace(conversation, messages=messages)
 
     def _check_skeleton(self, skeleton: Skeleton) -> str:
-        """Render a skeleton, and check that the chat template shows all that the messages hold."""
+        """Render a skeleton, and check that the chat template shows everything that the messages contain."""
         conversation = skeleton.conversation
         text = self._render_turns(conversation)
         if conversation.tools and text == self._render_turns(replace(conversation, tools=None)):
             raise ValueError("The chat template does not show `tools`; leave them out, or put them into a message.")
         marks = marks_in(text)
         for index, field, mark in skeleton.fields:
-            if mark not in marks and mark not in text:  # the set keeps long conversations linear
+            if mark not in marks and mark not in text:  # looking in the set first keeps long conversations linear
                 raise self._not_shown(conversation, index, field)
         roles, constants = skeleton.roles(), skeleton.constants_to_check(text)
         if (len(roles) + len(constants)) * (len(text) + 1000) > _MOST_CHECKING:
             raise ValueError(
-                f"The messages have {len(roles)} roles and {len(constants)} true, false, null or empty fields to check, too many "
-                "for a conversation of this length. Leave them out, or put them into `content`."
+                f"The messages have {len(roles)} roles and {len(constants)} true, false, null or empty fields to check, which is "
+                "too many for a conversation of this length. Leave them out, or put them into `content`."
             )
         for role, indices in roles:
             self._check_role(role, indices[0], skeleton.without_role(indices), text)
@@ -337,7 +338,7 @@ class CritiqueFormat:
         return text
 
     def _check_role(self, role: str, index: int, without: Conversation, text: str):
-        """Check that the chat template distinguishes each role from others, and turns only roles that it knows into control tokens."""
+        """Check that the chat template distinguishes a role from others, and does not turn an unknown role into a control token."""
         try:
             other = self._render_turns(without)
         except ValueError:
@@ -362,16 +363,16 @@ class CritiqueFormat:
         place = "the response" if response else f"message {index} ({role})"
         cure = "Leave it out" if field == "content" else "Leave it out, or put it into `content`"
         if field.partition(".")[0] in REASONING_FIELDS:
-            cure = "Leave it out, or make the model with `keep_thinking`, which shows it"
+            cure = "Leave it out, or create the model with `keep_thinking`, which shows it"
         return ValueError(f"The chat template does not show `{field}` of {place}. {cure}.")
 
     def _render_turns(self, conversation: Conversation) -> str:
-        """Render, then cut after the critique prompt (classic: after the last turn's end token)."""
+        """Render turns, and cut the text off after the critique prompt (for a classic model: after the last turn's end token)."""
         if not self.critique:
             text = self._apply_template(conversation)
             if not text.endswith(self.tail):
                 raise ValueError(
-                    "The chat template ends this conversation differently from others: the reward has no fixed position."
+                    "The chat template ends this conversation differently from others, so the reward has no fixed position."
                 )
             return text[: len(text) - len(self.tail)] + self.end_token
         text = self._apply_template(self._with_critique_turn(conversation))
@@ -397,7 +398,7 @@ class CritiqueFormat:
 
     @staticmethod
     def _check_shown(messages: list[dict[str, Any]], text: str):
-        """Check that `text` shows all messages in order; system messages separately, because some templates move them."""
+        """Check that `text` shows all messages in order. System messages are checked separately, because some templates move them."""
         position = {True: 0, False: 0}
         for index, message in enumerate(messages):
             # Templates may drop an assistant's thinking and reformat tool results
@@ -413,12 +414,12 @@ class CritiqueFormat:
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """
-        Replace each assistant text that holds added-token strings with the part that the chat template keeps. The template has to see
-        these strings uncut, because it finds what it drops by them (`<think>…</think>`).
+        Replace each assistant text that contains added-token strings with the part that the chat template keeps. The template has to see
+        these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
-        This takes at most four renderings, for any number of turns: one with marks in place of all such texts, one
-        that checks the texts whose turns the template drops, and two that each show every second text as it is,
-        between the marks of its neighbours.
+        However many turns there are, this needs at most four renderings: one with marks in place of all such texts, one
+        that checks the texts whose turns the template drops, and two that each show every second text unchanged,
+        between the marks that stand for its neighbours.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {
@@ -430,7 +431,7 @@ class CritiqueFormat:
             return conversation
 
         def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
-            """Render with marks in place of the other texts, and return the marks' positions by message."""
+            """Render with marks in place of the other texts. Return the rendering and, by message, the marks' positions."""
             contents = {index: f"{SLOT}{index}{SLOT}" for index in texts} | {
                 index: texts[index] for index in as_they_are
             }
@@ -471,8 +472,9 @@ class CritiqueFormat:
 
     def _continue(self, prefix: EncodedPrefix, text: str, reference: str = "") -> list[int] | None:
         """
-        Encode a prefix and the text after it; `None` as for [`CritiqueFormat._encode_text`]. No id before the last control token can
-        change, so a prefix with the usual ending is encoded again only from there, which keeps long prefixes cheap.
+        Encode a prefix and the text after it. Returns `None` in the same case as [`CritiqueFormat._encode_text`]. The text cannot change
+        any id before the prefix's last control token, so a prefix with the usual ending is encoded again only from that token on. This
+        keeps long prefixes cheap.
         """
         tail, tail_ids = self._tail
         start = len(prefix.input_ids) - len(tail_ids)
@@ -502,8 +504,8 @@ class CritiqueFormat:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
-        """Encode pieces that continue other text; some tokenizers would prepend a space to text on its own."""
-        # After an anchor that keeps its own ids, the ids of a piece are those it has inside a text
+        """Encode pieces that continue other text. Some tokenizers would prepend a space to text that is encoded on its own."""
+        # If the anchor before a piece keeps its own ids, the piece gets the ids that it has inside a text
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
@@ -523,7 +525,7 @@ class CritiqueFormat:
         return [token_id for piece in pieces for token_id in found[piece]]
 
     def _token_starts(self, text: str) -> list[int]:
-        """Return the character at which each token of a text starts."""
+        """Return, for each token of a text, the index of the character at which it starts."""
         pieces = self._controls.cut(text)
         offsets = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         places = accumulate(map(len, pieces), initial=0)
@@ -581,8 +583,8 @@ class CritiqueFormat:
             found.append(self._controls.ids_in(self._encode(text)))
         if found[0] != found[1] or found[0].count(self.end_token_id) != text.count(self.end_token):
             raise ValueError(
-                f"The tokenizer recognises control tokens of the chat template (such as {self.end_token!r}) only next to some texts. "
-                "Add them with `normalized=False` and `single_word=False`."
+                f"The tokenizer recognises control tokens of the chat template (such as {self.end_token!r}) only next to certain text. "
+                "Add these tokens with `normalized=False` and `single_word=False`."
             )
         starts = [match.start() for match in self._controls.pattern.finditer(text)]
         tail = text[starts[-1] :] if self.critique else ""
@@ -594,22 +596,22 @@ class ReferenceFormat(CritiqueFormat):
     r"""
     The [`CritiqueFormat`] of the authors' published checkpoints (`CLoudConfig(format="reference")`).
 
-    It reproduces their training and scoring, quirks included, because only those reproduce the published rewards. In
-    training, one space joins the critique to its prompt ("question: Good."); in scoring, nothing does ("question:Good.").
-    And scoring reads the reward not from the generated ids but from their text: decoded, with spaces before punctuation
-    removed, stripped, and tokenised again. A control token that the model itself wrote remains a control token; other text
-    never becomes one.
+    It reproduces their training and scoring, quirks included, because otherwise the rewards would differ from the published
+    ones. In training, one space separates the critique from its prompt ("question: Good."); in scoring, nothing does
+    ("question:Good."). Also, scoring does not read the reward from the generated ids. It decodes them, removes spaces before
+    punctuation, strips the text, tokenises it again, and reads the reward from the result. A control token that the model
+    itself wrote remains a control token; other text never becomes one.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A fast tokenizer with a chat template that ends user and assistant turns with the same token, as Llama 3 does.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn, including the trailing space that joins a critique in training.
+            Text that opens the critique turn, including the trailing space that precedes the critique in training.
         critique, critique_role, keep_thinking, chat_template_kwargs:
             See [`CritiqueFormat`]; the role and `keep_thinking` cannot be changed.
 
     Raises:
-        `ValueError`: As in [`CritiqueFormat`], and if user and assistant turns end differently.
+        `ValueError`: As in [`CritiqueFormat`], or if user and assistant turns end differently.
     """
 
     name = "reference"
@@ -627,14 +629,15 @@ class ReferenceFormat(CritiqueFormat):
                 "The chat template does not end user and assistant turns with the same token, as `format` 'reference' "
                 "needs."
             )
-        # A template that trims turns also removes the critique prompt's trailing space, which training then adds
+        # A template that trims turns also removes the critique prompt's trailing space, so training adds the space again
         turn = self._apply_template(Conversation([{"role": "user", "content": "x "}]))
         self._trims = f"x {self.end_token}" not in turn
-        # Not the tokenizer's attribute: transformers 4 cleaned up unless the tokenizer's config turned it off
+        # Read `init_kwargs`, not the tokenizer's attribute: transformers 4 cleaned up spaces by default unless the tokenizer's
+        # config disabled it
         self._cleans_up = tokenizer.init_kwargs.get("clean_up_tokenization_spaces", True)
 
     def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
-        """Append a critique for scoring: directly after its prompt, and tokenise both again. See [`CritiqueFormat.complete`]."""
+        """Append a critique directly after its prompt, for scoring, and tokenise both again. See [`CritiqueFormat.complete`]."""
         if not self.critique or critique is None:
             return super().complete(prefix, critique)
         if isinstance(critique, str):
@@ -646,8 +649,8 @@ class ReferenceFormat(CritiqueFormat):
         ]
         text = self.decode(ids).translate(ESCAPED)
         if self._controls.ids_in(self._encode(text)) != self._controls.ids_in(ids):
-            # Ordinary tokens can spell a control token in the decoded text: keep only those that the model wrote as
-            # control tokens
+            # Ordinary tokens can spell a control token in the decoded text. Keep only the control tokens that the model
+            # itself wrote
             text = "".join(
                 piece if is_control else self._controls.plain(piece) for is_control, piece in groups
             ).strip()
@@ -656,9 +659,9 @@ class ReferenceFormat(CritiqueFormat):
 
     def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
-        Append a critique for training, joined to its prompt by one space. Ids are decoded first, and nothing in their text
-        becomes a control token. `prefix_length` ends with the token that opens the critique turn: the reference trains on
-        the entire turn, including its fixed prompt.
+        Append a critique for training, separated from its prompt by one space. Ids are decoded first, and nothing in their
+        text becomes a control token. `prefix_length` counts the ids up to and including the token that opens the critique
+        turn, because the reference trains on the entire turn, including its fixed prompt.
         """
         if not self.critique or critique is None:
             return super().complete(prefix, critique)
@@ -673,8 +676,9 @@ class ReferenceFormat(CritiqueFormat):
 
     def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
         """
-        Cut a sequence as the reference does in training: on the right, with the tokenizer's end of sequence in place of
-        the last token that fits, even if the sequence had exactly that length. A shorter sequence is returned unchanged.
+        Truncate a sequence as the reference does in training: on the right, with the tokenizer's end-of-sequence token in
+        place of the last token that fits. In a sequence of exactly `max_length` tokens, the last token is replaced, too; a
+        shorter sequence is returned unchanged.
         """
         if len(encoded.input_ids) < max_length:
             return encoded
@@ -682,7 +686,7 @@ class ReferenceFormat(CritiqueFormat):
         return EncodedCritique(ids, min(encoded.prefix_length, max_length), encoded.response_changed)
 
     def decode(self, critique_ids: list[int]) -> str:
-        """Decode generated critique ids with special tokens, remove spaces before punctuation, and strip."""
+        """Decode generated critique ids with special tokens, remove spaces before punctuation, and strip the text."""
         return self._decode_all(critique_ids).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
@@ -708,7 +712,7 @@ class ReferenceFormat(CritiqueFormat):
         return text
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
-        """Return the text, cut where it spells a control token, and a harmless text in its place, for counting the control tokens."""
+        """Return the text, cut where it spells a control token, and a harmless text that shows which control tokens to expect."""
         return self._controls.plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:
@@ -724,7 +728,7 @@ class ReferenceFormat(CritiqueFormat):
 
 
 def _remembered(memory: dict[str, _T], key: str, make: Callable[[], _T]) -> _T:
-    """Return the cached value of a key, or make it; long keys are not cached."""
+    """Return the cached value of a key, or compute it. Values of long keys are not cached."""
     if key in memory:
         return memory[key]
     value = make()

@@ -1,8 +1,8 @@
 """Write critiques and read rewards with transformers, in one pass over one KV cache.
 
-`generate` writes the critique. When it feeds a row's end of turn, a hook keeps the hidden state from which the reward is
-read, so there is no second prefill, and no text is tokenised again. (A format that reads the reward from the critique's text, as
-[`ReferenceFormat`] does, needs a second pass: see `rereads_critiques`.)
+`generate` writes the critique. When it feeds a row's end-of-turn token to the model, a hook keeps the hidden state from which
+the reward is read. No second prefill is needed, and no text is tokenised again. (A format that reads the reward from the
+critique's text, such as [`ReferenceFormat`], does need a second pass; see `rereads_critiques`.)
 """
 
 import copy
@@ -37,8 +37,8 @@ def read_partial_rewards(
     model, rows: list[EncodedCritique], batch_size: int, show_progress: bool, read_every: int | None = None
 ) -> list[tuple[float, ...]]:
     """
-    Read the rewards of complete sequences, without generation. Each sequence gets the rewards at every `read_every`-th
-    token of its critique, then the one at its end.
+    Read the rewards of complete sequences, without generation. For each sequence, return the rewards at every
+    `read_every`-th critique token, followed by the reward at the end.
     """
     rewards: list[tuple[float, ...]] = [()] * len(rows)
     for batch in length_batches([len(row.input_ids) for row in rows], batch_size, show_progress):
@@ -57,7 +57,7 @@ def read_partial_rewards(
 
 
 def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
-    """Return the positions of every `read_every`-th critique token in its sequence."""
+    """Return the positions in a sequence of every `read_every`-th critique token."""
     if read_every is None:
         return range(0)
     return range(row.prefix_length + read_every - 1, row.reward_position, read_every)
@@ -65,8 +65,8 @@ def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
 
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
     """
-    Pad on the left, with a mask. Pads repeat the row's first token, because a repetition penalty looks only at ids and
-    must not see an id that the row does not hold.
+    Pad sequences on the left, and return them with an attention mask. A row is padded with its own first token, because a
+    repetition penalty looks only at ids and must not see an id that the row does not contain.
     """
     width = max(map(len, sequences))
     pads = [width - len(sequence) for sequence in sequences]
@@ -76,7 +76,7 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
 
 
 def length_batches(lengths: list[int], batch_size: int, show_progress: bool):
-    """Yield batches of indices, longest first, so that the first batch shows whether the memory is sufficient."""
+    """Yield batches of indices, longest sequences first, so that the first batch shows whether there is enough memory."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with tqdm(total=len(order), desc="Scoring", unit="seq", disable=not show_progress, dynamic_ncols=True) as bar:
@@ -99,7 +99,7 @@ class CritiqueWriter:
     show_progress: bool
 
     def write(self, prefixes: list[EncodedPrefix]) -> list[list[Sample]]:
-        """Write the critiques of each prefix."""
+        """Write the critiques for each prefix."""
         num_critiques, seed = self.sampling.num_critiques, self.sampling.seed
         if seed is None:
             seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
@@ -132,7 +132,7 @@ class CritiqueWriter:
     def _write_batch(
         self, inputs: dict[str, torch.Tensor], places: list[int], seeds: list[int], cache: Cache | None
     ) -> list[Sample]:
-        """Write a critique for each place in `inputs`. The call changes `cache`."""
+        """Write a critique for each of `places`, which are row indices in `inputs`. The call modifies `cache`."""
         if places != list(range(len(inputs["input_ids"]))):
             index = torch.tensor(places, device=self.model.device)
             inputs = {name: tensor[index] for name, tensor in inputs.items()}
@@ -149,8 +149,8 @@ class CritiqueWriter:
             processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
-            # Call the inner language model, whose generation config is neutral: the outer one's has the base's
-            # sampling defaults
+            # Call the inner language model, because its generation config is neutral; the outer model's contains the
+            # base's sampling defaults
             output_ids = self.model.language_model.generate(
                 **inputs,
                 **({} if cache is None else {"past_key_values": cache}),
@@ -181,7 +181,7 @@ class CritiqueWriter:
 
 def can_share_prefill(language_model: PreTrainedModel) -> bool:
     """
-    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps state outside a
+    Return whether `generate` can continue from an earlier prefill whose rows are repeated. If a model keeps state outside a
     [`~transformers.DynamicCache`], each critique needs its own prefill.
     """
     if "past_key_values" not in inspect.signature(language_model.forward).parameters:
@@ -190,44 +190,44 @@ def can_share_prefill(language_model: PreTrainedModel) -> bool:
         return False  # MiniMax has its own cache class
     if not language_model._is_stateful:
         return True
-    # Hybrid models keep their recurrent states in the cache, RecurrentGemma in its modules
+    # Hybrid models keep their recurrent states in the cache, except RecurrentGemma, which keeps them in its modules
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in _new_cache(language_model).layers)
 
 
 def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
-    """Make the cache that `generate` would make."""
+    """Create the cache that `generate` would create."""
     return DynamicCache(config=language_model.config.get_text_config(decoder=True))
 
 
 def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
-    """Derive a seed from the judged text, not its position, so batches, order and shards do not change a sample."""
+    """Derive a seed from the judged text rather than its position, so that batching, order and sharding do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 class _RewardReader(StoppingCriteria):
     """
-    Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed. Also reads the reward at every
-    `read_every`-th token, and finds the rows whose last readings agree (`stop_when_stable`).
+    Stopping criterion that keeps the hidden state at each row's end-of-turn token, and ends the row after that token has been fed. It also
+    reads the reward at every `read_every`-th token, and detects rows whose last readings agree (`stop_when_stable`).
 
-    Everything stays on the device: a copy to the host would make it wait for the device in every step.
+    All tensors stay on the device: a copy to the host would make the host wait for the device in every step.
     """
 
     def __init__(self, end_token_id: int, reward_from_hidden: Callable, sampling: Sampling):
         self.end_token_id = end_token_id
         self.reward_from_hidden = reward_from_hidden
         self.read_every, self.stop_when_stable = sampling.read_every, sampling.stop_when_stable
-        self.fed = 0  # tokens of the critiques
-        self.inner: list[torch.Tensor] = []  # rewards of all rows, shape (B,), per reading
+        self.fed = 0  # critique tokens fed so far in each row
+        self.inner: list[torch.Tensor] = []  # for each reading, the rewards of all rows, shape (B,)
         self.stable_B: torch.Tensor | None = None
         self.hidden_BH: torch.Tensor | None = None
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end. This is a forward hook of the trunk, where it sees the tokens that are fed."""
-        fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
+        """Keep the hidden states of rows that end. This is a forward hook of the trunk, because a hook there sees the fed tokens."""
+        fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids by position
         hidden_BH = output.last_hidden_state[:, -1]
-        if self.hidden_BH is None or self.ended_B is None:  # the prefix
+        if self.hidden_BH is None or self.ended_B is None:  # the first call feeds the prefix
             self.hidden_BH = torch.zeros_like(hidden_BH)
             self.ended_B = torch.zeros(len(hidden_BH), dtype=torch.bool, device=hidden_BH.device)
             return
@@ -262,20 +262,20 @@ class _Ends:
     def __init__(self, critique_format: CritiqueFormat, model: Any):
         self.end_token_id = critique_format.end_token_id
         stop_ids, banned_ids = critique_format.stop_ids(model.config), critique_format.banned_ids(model.config)
-        # On the device: indexing with a list would copy it there in every step
+        # Kept on the device: indexing with a list would copy the list there in every step
         self.end_ids = torch.tensor([self.end_token_id, *stop_ids], device=model.device)
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=model.device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
-        """Give the end of turn the highest score of all end tokens, and forbid the other end tokens and the banned ones, in place."""
+        """Give the end of turn the highest score among all end tokens, and forbid the other end tokens and banned tokens, in place."""
         scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
         return scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
 
 
 class _Likelihood(LogitsProcessor):
     """
-    Sums the log-probabilities of each row's critique tokens, before temperature; all end tokens count as one, as in vLLM. The sums stay on
-    the device until the end.
+    Logits processor that sums the log-probabilities of each row's critique tokens, before temperature is applied. All end tokens count as a
+    single token, as in vLLM. The sums stay on the device until generation ends.
     """
 
     def __init__(self, ends: _Ends):
@@ -290,7 +290,8 @@ class _Likelihood(LogitsProcessor):
         else:  # the token chosen in the previous step
             chosen_B = input_ids[:, -1]
             found_B = self.scores_BV.gather(1, chosen_B[:, None])[:, 0] - self.scores_BV.logsumexp(-1)
-            self.open_B &= chosen_B != self.ends.end_token_id  # one more token follows it, then padding
+            # The end token is followed by one more token, then padding
+            self.open_B &= chosen_B != self.ends.end_token_id
             self.sum_B += torch.where(self.open_B, found_B, 0.0)
             self.count_B += self.open_B
         self.scores_BV = self.ends.merge(scores.clone())
@@ -301,12 +302,12 @@ class _Likelihood(LogitsProcessor):
         return (self.sum_B / self.count_B.clamp(min=1)).tolist()
 
 
-# Devices on which each row's noise comes from a torch generator. Elsewhere that would launch a kernel per row and step
+# Devices on which each row's noise comes from a torch generator. Elsewhere, that would launch a kernel per row and step
 _WITH_GENERATORS = ("cpu",)
 
 
 class _GumbelSampler(LogitsProcessor):
-    """Adds each row's own Gumbel noise, which makes the arg max a sample of the softmax at this temperature."""
+    """Logits processor that adds each row's own Gumbel noise, so that the arg max is a sample from the softmax at this temperature."""
 
     def __init__(self, temperature: float, seeds: list[int], reader: _RewardReader, device: torch.device):
         self.temperature = temperature
@@ -333,13 +334,14 @@ class _GumbelSampler(LogitsProcessor):
 
 def exponential_noise(seeds_B: torch.Tensor, step: int, size: int) -> torch.Tensor:
     """
-    Draw noise of shape `(B, size)` for all rows at once, on the device of `seeds_B` (int64). A value depends only on its row's seed,
-    the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any position.
+    Sample exponential noise of shape `(B, size)` for all rows together, on the device of `seeds_B` (int64). Each value depends only on its
+    row's seed, the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any
+    position of its sequence.
     """
     keys_B = _split_mix(seeds_B + _signed((step + 1) * _GOLDEN))
     columns = torch.arange(1, size + 1, device=seeds_B.device) * _signed(_GOLDEN)
     bits = _split_mix(keys_B[:, None] + columns)
-    # 53 bits, rounded to floats only here: the largest Gumbel noise comes from the smallest numbers
+    # Use 53 bits, and round them to floats only here: the largest Gumbel noise comes from the smallest numbers
     uniform = (bits >> 11 & 2**53 - 1).float() * 2.0**-53
     return -torch.log1p(-uniform.clamp(2.0**-54, 1 - 2.0**-24))
 
@@ -348,7 +350,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def _split_mix(z: torch.Tensor) -> torch.Tensor:
-    """Scramble 64-bit integers. Products wrap; shifts have to fill with zeros."""
+    """Scramble 64-bit integers. Products wrap around; the masks make right shifts fill with zeros."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> shift & 2 ** (64 - shift) - 1)) * _signed(factor)
     return z ^ (z >> 31 & 2**33 - 1)
@@ -360,7 +362,7 @@ def _signed(number: int) -> int:
 
 
 class _EndOfCritique(LogitsProcessor):
-    """Turns any stop token into the end of turn, and forces the end of turn when the budget is used up or the reward is stable."""
+    """Turns any stop token into the end of turn, and forces the end of turn when the token budget is used up or the reward is stable."""
 
     def __init__(self, ends: _Ends, last_width: int, reader: _RewardReader):
         self.ends = ends
@@ -384,7 +386,7 @@ class _EndOfCritique(LogitsProcessor):
         return scores
 
     def finish_reasons(self) -> list[str]:
-        """Return how each row ended."""
+        """Return the reason why each row ended."""
         reasons = ["stop"] * len(self.reader.ended())
         for reason, rows_B in (("length", self.cut_B), ("stable", self.settled_B)):
             for row in [] if rows_B is None else rows_B.nonzero()[:, 0].tolist():

@@ -1,8 +1,9 @@
 """
-Best-of-N by successive halving: every candidate gets one critique, the better half gets more, until few are left. Imports no torch.
+Choose the best of N candidates by successive halving: every candidate gets one critique, then the better half get more, and so on until
+few are left. Does not import torch.
 
-The reward of a candidate is the mean over its critiques so far. With N candidates and at most k critiques each, halving writes about
-N (1 + log2(k) / 2) critiques instead of N k; a cheap reward model that drops half of the candidates first halves that again.
+A candidate's reward is the mean over its critiques so far. With N candidates and at most k critiques per candidate, halving writes about
+N (1 + log2(k) / 2) critiques instead of N k. A cheap reward model that first drops half of the candidates halves this number again.
 """
 
 import statistics
@@ -19,23 +20,23 @@ class Tournament:
 
     count: int
     contenders: list[int] = field(init=False)  # indices of the remaining candidates, best first
-    rewards: list[list[float]] = field(init=False)  # of each candidate's critiques
+    rewards: list[list[float]] = field(init=False)  # for each candidate, the rewards of its critiques
 
     def __post_init__(self):
         self.contenders = list(range(self.count))
         self.rewards = [[] for _ in range(self.count)]
 
     def rank(self, values: dict[int, float]):
-        """Sort the contenders by a value, highest first; equal ones keep their order."""
+        """Sort the contenders by their values, highest first; contenders with equal values keep their order."""
         self.contenders.sort(key=lambda place: -values[place])
 
     def halve(self):
-        """Drop the lower half; of an odd number, keep the middle one."""
+        """Drop the lower half of the contenders; if their number is odd, the middle one stays."""
         del self.contenders[(len(self.contenders) + 1) // 2 :]
 
 
-# Takes how many critiques each response has, how many more it gets, and the places of its prompt and itself; returns
-# the new critiques' rewards
+# Called with the number of critiques that each response already has, the number to add, and the (prompt, candidate) indices of
+# the responses; returns the rewards of the new critiques
 Ask = Callable[[int, int, list[tuple[int, int]]], Sequence[Sequence[float]]]
 
 
@@ -47,22 +48,22 @@ def run_halving(
 
     Args:
         counts (`Sequence[int]`):
-            Number of candidates of each prompt.
+            Number of candidates for each prompt.
         num_critiques (`int`):
-            Maximum number of critiques per candidate. Contenders have 1, 2, 4, … of them.
+            Maximum number of critiques per candidate. The contenders have 1, 2, 4, … critiques after successive rounds.
         ask (`Callable`):
-            Returns the rewards of new critiques; called with the contenders of all prompts at once.
+            Returns the rewards of new critiques; called once per round, with the contenders of all prompts.
         cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
-            Rewards by prompt and candidate. The lower half of the candidates gets no critique.
+            Rewards by prompt and candidate, from a cheap model. The lower half of the candidates get no critique.
 
     Returns:
-        `list[Tournament]`: One for each prompt; its first contender is the choice.
+        `list[Tournament]`: One tournament per prompt; its first contender is the chosen candidate.
     """
     prompts = list(map(Tournament, counts))
     for prompt, rewards in zip(prompts, cheap_rewards or (), strict=cheap_rewards is not None):
         prompt.rank(dict(enumerate(rewards)))
         prompt.halve()
-    # Critiques double while contenders halve, so every round after the first writes about half a critique per candidate
+    # The critiques per contender double while the contenders halve, so each later round writes about half a critique per candidate
     written, total = 0, 1
     while written < num_critiques and (
         undecided := {number: one for number, one in enumerate(prompts) if len(one.contenders) > 1}
@@ -90,7 +91,7 @@ def choose_by_halving(
     cheap: Scorer | None = None,
 ) -> tuple[list[int], Spent]:
     """
-    Choose the best of N candidates for each prompt, with critiques for the contenders only.
+    Choose the best of N candidates for each prompt, writing further critiques only for the remaining contenders.
 
     Args:
         prompts (`Sequence`):
@@ -102,13 +103,13 @@ def choose_by_halving(
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; `num_critiques` is the maximum per candidate.
         cheap ([`Scorer`], *optional*):
-            A scorer without critiques, by which half of the candidates are dropped first.
+            A scorer that writes no critiques. The half of the candidates with the lowest rewards from it is dropped first.
 
     Returns:
-        `tuple[list[int], Spent]`: The index of the chosen candidate for each prompt, and what `scorer` has spent.
+        `tuple[list[int], Spent]`: The index of the chosen candidate for each prompt, and the cost of the critiques that `scorer` wrote.
 
     Raises:
-        `ValueError`: If a prompt has no candidate, or an option is not usable.
+        `ValueError`: If a prompt has no candidate, or an option is invalid.
 
     Examples:
 
@@ -126,7 +127,7 @@ def choose_by_halving(
         return by.score(chosen_prompts, responses, max_new_tokens=max_new_tokens, **options)
 
     def ask(written: int, more: int, picks: list[tuple[int, int]]) -> list[tuple[float, ...]]:
-        # A new seed in each round: the same one would write the same critiques
+        # Each round needs a new seed: the same seed would produce the same critiques again
         options = {"num_critiques": more, "temperature": temperature, "seed": seed + written}
         scores = score(scorer, picks, **options)
         spent.add(scores)

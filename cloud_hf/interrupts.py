@@ -1,4 +1,4 @@
-"""Ctrl-C in two steps: the first stops a run after the work in progress, the second immediately."""
+"""Handle Ctrl-C in two steps: the first press stops a run after the work in progress, the second stops it immediately."""
 
 import signal
 import sys
@@ -24,10 +24,10 @@ class Interrupts:
 @contextmanager
 def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[Interrupts]:
     """
-    Within the block, the first Ctrl-C only calls `on_first`; [`Interrupts.check`] or the end of the block then raises `KeyboardInterrupt`.
-    The second Ctrl-C acts as it does outside the block.
+    Defer Ctrl-C within the block: the first press only calls `on_first`, and [`Interrupts.check`] or the end of the block then raises
+    `KeyboardInterrupt`. The second press acts as it would outside the block.
 
-    Outside the main thread, and where Ctrl-C is ignored, the block changes nothing.
+    Outside the main thread, and in processes that ignore Ctrl-C, the block changes nothing.
     """
     interrupts, before = Interrupts(), signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
@@ -51,10 +51,10 @@ def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[
 @contextmanager
 def processes_without_interrupts() -> Iterator[None]:
     """
-    Keep Ctrl-C from stopping the processes that are started within the block: a terminal sends it to all processes, but these must
-    finish their work.
+    Keep Ctrl-C from stopping processes started within the block. A terminal sends Ctrl-C to all of its foreground processes, but these
+    must finish their work.
     """
-    # Python 3.11 starts it with the first process, and unblocks signals then
+    # Started here, because Python 3.11 would start the tracker with the first process and unblock signals while doing so
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

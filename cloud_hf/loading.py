@@ -39,7 +39,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
             its base.
         **kwargs:
             Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`; for a published checkpoint
-            `base_model_name_or_path` or `text_config`, …). Without a `device_map` the model is loaded onto the GPU, if
+            `base_model_name_or_path` or `text_config`, …). Without a `device_map`, the model is loaded onto the GPU if
             there is one.
 
     Returns:
@@ -68,7 +68,7 @@ def load_merged(name: str, base: str | None = None, **kwargs) -> CLoudForRewardM
         base (`str`, *optional*):
             Location of the base, if it has moved since training.
         **kwargs:
-            Passed to `from_pretrained` of the base; `revision`, `subfolder` and `token` are the adapter's.
+            Passed to the base's `from_pretrained`, except `revision`, `subfolder` and `token`, which apply to the adapter.
 
     Raises:
         `ValueError`: If the base is missing, or is not the one that the adapter was trained on.
@@ -78,8 +78,8 @@ def load_merged(name: str, base: str | None = None, **kwargs) -> CLoudForRewardM
 
 def load_critic(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModeling:
     """
-    Load a language model, or a language model's adapter merged into it, as a CLoud model with a random reward head and a
-    `config` from [`CLoudForRewardModeling.config_from_base`].
+    Load a language model as a CLoud model with a random reward head. `name` may also be a language model's adapter, which is then merged
+    into its base. `config` comes from [`CLoudForRewardModeling.config_from_base`].
     """
     if not is_adapter(name):
         return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
@@ -91,7 +91,7 @@ def load_critic(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModel
 def load_adapter_base(
     name: str, config: CLoudConfig, base: str | None = None, hub_kwargs: dict[str, Any] | None = None, **kwargs
 ) -> CLoudForRewardModeling:
-    """Load the reward model that an adapter adapts, with the adapter's `config`; `base` replaces the recorded base."""
+    """Load an adapter's base as a reward model, with the adapter's `config`; `base` overrides the recorded base."""
     return adapters.load_adapter_base(CLoudForRewardModeling, name, config, base, **(hub_kwargs or {}), **kwargs)
 
 
@@ -99,18 +99,18 @@ def check_reward_model(name: str, config):
     """Raise `ValueError` unless `config` describes a CLoud or classic model."""
     if is_scalar_model(config):
         raise ValueError(
-            f"{name} is a third-party scalar model ({', '.join(config.architectures or ['remote code'])}), which is scored with "
-            "`backend` 'transformers' in this process (`ScalarScorer`)."
+            f"{name} is a third-party scalar model ({', '.join(config.architectures or ['remote code'])}), not a CLoud "
+            "model. Score it in this process, with `backend` 'transformers' (`ScalarScorer`)."
         )
     if not isinstance(config, CLoudConfig):
         raise ValueError(
             f"{name} is a {config.model_type} model, not a CLoud model. Train it with `examples/train_cloud.py` or "
-            "`examples/train_classic.py`, or make a reward model from it with `CLoudForRewardModeling.from_base`."
+            "`examples/train_classic.py`, or create a reward model from it with `CLoudForRewardModeling.from_base`."
         )
 
 
 def tokenizer_source(name: str, base: str | None = None, **hub_kwargs) -> str:
-    """Return the location of a model's tokenizer: its folder or, for an adapter saved without one, its base's folder."""
+    """Return the location of a model's tokenizer: the model's own or, for an adapter saved without a tokenizer, its base's."""
     if is_adapter(name, **hub_kwargs) and not adapters.has_file(name, "tokenizer_config.json", **hub_kwargs):
         return adapter_base(name, base, **hub_kwargs)[0]
     return name

@@ -1,4 +1,4 @@
-"""Markdown that shows untrusted text literally."""
+"""Build Markdown that shows untrusted text literally."""
 
 import json
 import re
@@ -10,7 +10,7 @@ _LONGEST_CELL = 2000
 
 
 def in_code(value: Any) -> str:
-    """Format a value as inline code that its text cannot break out of, in a sentence or a table."""
+    """Format a value as inline code, for a sentence or a table, in such a way that its text cannot break out of the code."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
@@ -20,7 +20,7 @@ def in_code(value: Any) -> str:
 
 
 def block(text: str, language: str = "text") -> str:
-    """Return a fenced block that no line of the text can end."""
+    """Return a fenced code block with a fence so long that no line of the text can close it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -31,5 +31,5 @@ def settings_table(values: Mapping[str, Any]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
-    """Return a Markdown table of cells that are Markdown already."""
+    """Return a Markdown table whose cells are already Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))

@@ -10,13 +10,13 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
-# The files that decide what a model computes
+# The files that determine what a model computes
 _FILES = (
     "config.json", "adapter_config.json", *_WEIGHTS, "tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template*",
 )  # fmt: skip
-# Large tensors are sampled: training changes all weights of a tensor, so reading gigabytes would detect no more. Small ones,
-# such as the reward head's, are read completely, because a sample of the file could miss them.
+# Large tensors are sampled: training changes all weights of a tensor, so reading gigabytes would detect no more changes. Small
+# tensors, such as the reward head's, are read completely, because sampling the file as one piece could miss them.
 _BLOCK_SIZE = 4096
 _FILE_BLOCKS = 256
 _TENSOR_BLOCKS = 16
@@ -24,10 +24,10 @@ _TENSOR_BLOCKS = 16
 
 def identify_model(name: str) -> dict[str, Any]:
     """
-    Return the name (`model`) and the version (`model_version`) of a Hub id or folder.
+    Return the name (`model`) and version (`model_version`) of a model on the Hub or in a folder.
 
-    The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. For each large tensor,
-    the hash covers only 64 KiB, spread evenly. An adapter's hash also covers its base, if that is a folder.
+    The version is the commit on the Hub, or a hash of the folder's files that does not depend on the folder's path. The hash covers only
+    64 KiB of each large tensor, spread evenly. An adapter's hash also covers its base if the base is a folder.
 
     Examples:
 
@@ -43,22 +43,22 @@ def identify_model(name: str) -> dict[str, Any]:
             version = hashlib.sha256(version.encode()).hexdigest()[:32]
         return {"model": name, "model_version": version}
     config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-    file = config or cached_file(name, "adapter_config.json")  # an adapter has only this one
+    file = config or cached_file(name, "adapter_config.json")  # adapters have only this file
     return {"model": name, "model_version": extract_commit_hash(file, None)}
 
 
 def _base_folder(adapter: Path) -> Path | None:
-    """Return the folder of an adapter's base, if `adapter` is one and its base is a folder."""
+    """Return the folder of an adapter's base; `None` if `adapter` is not an adapter or its base is not a local folder."""
     config = adapter / "adapter_config.json"
     base = json.loads(config.read_text(encoding="utf8")).get("base_model_name_or_path") if config.is_file() else None
-    # A local base is recorded by its path from the adapter's folder; other tools record it relative to the working directory
+    # We record a local base relative to the adapter's folder; other tools record it relative to the working directory
     return next((path for path in (adapter / base, Path(base)) if path.is_dir()), None) if base else None
 
 
 def hash_of_weights(folder: str | Path, by_tensor: bool = True) -> str:
     """
-    Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change; adapters of
-    version 0.1 hold one that samples complete files instead of each tensor.
+    Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change. Adapters from
+    version 0.1 record a hash that samples each file as one piece instead of tensor by tensor.
     """
     return _hash_of_files(Path(folder), _WEIGHTS, by_tensor)
 
@@ -79,7 +79,7 @@ def _hash_of_files(folder: Path, patterns: tuple[str, ...], by_tensor: bool) -> 
 
 
 def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Yield start and length of the header and of each tensor of a safetensors file; yield nothing if the file is malformed."""
+    """Yield the start and length of a safetensors file's header and of each of its tensors; yield nothing if the file is malformed."""
     start = 8 + int.from_bytes(file.read(8), "little")
     try:
         header = json.loads(file.read(start - 8)) if 8 < start <= size else {}
@@ -94,7 +94,7 @@ def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _sample(length: int, blocks: int) -> Iterator[tuple[int, int]]:
-    """Yield offsets and lengths of blocks, spread evenly over `length` bytes, or one block if they would cover it all."""
+    """Yield the offsets and lengths of blocks spread evenly over `length` bytes, or of a single block if they would cover everything."""
     if length <= blocks * _BLOCK_SIZE:
         yield 0, length
         return

@@ -70,14 +70,14 @@ _VOCABULARY_PER_CHUNK = 16_384
 
 _QUANTIZATION_OPTIONS = tuple(inspect.signature(BitsAndBytesConfig).parameters.keys() - {"kwargs"})
 
-# How old and new versions of transformers name the language model's weights in multimodal checkpoints
+# Names of the language model's weights in multimodal checkpoints, as old and new versions of transformers write them
 _MULTIMODAL_KEYS = {
     r"^(?:model\.)?(?:language|text)_model\.(?:model\.)?(?!lm_head|model\.)": "model.",
     r"^model\.(?=embed_tokens|layers|norm)": "model.",
     r"^(?:language_model\.)?lm_head": "lm_head",
 }
 
-# `aminmax` does not take the 8-bit floats of quantised weights
+# `aminmax` does not support the 8-bit floats of quantised weights
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -88,19 +88,19 @@ class CLoudOutput(ModelOutput):
 
     Args:
         logits (`torch.Tensor` of shape `(B, 1)`):
-            The reward in fp32, named `logits` because tools for reward models read it there.
+            The rewards in fp32, named `logits` because tools for reward models expect them there.
         lm_loss (`torch.Tensor` of shape `()`, *optional*):
             Mean cross-entropy over the labelled tokens, if `labels` are given; 0 if no token is labelled.
         lm_loss_sums (`torch.Tensor` of shape `(B,)`, *optional*):
-            Summed cross-entropy of each sequence, without gradient.
+            Summed cross-entropy of each sequence, detached from the graph.
         lm_loss_counts (`torch.Tensor` of shape `(B,)`, *optional*):
-            Number of labelled tokens of each sequence.
+            Number of labelled tokens in each sequence.
         inner_rewards (`torch.Tensor` of shape `(B, R)`, *optional*):
-            Rewards at `inner_positions`, if they are given.
+            Rewards at `inner_positions`, if these are given.
         token_losses (`torch.Tensor` of shape `(P,)`, *optional*):
-            Cross-entropy of each labelled token, with gradient. Tokens of one sequence are contiguous and in order.
+            Cross-entropy of each labelled token, attached to the graph. The tokens of a sequence are contiguous and in order.
         token_sequences (`torch.Tensor` of shape `(P,)`, *optional*):
-            The sequence of each labelled token.
+            Index of the sequence that each labelled token belongs to.
     """
 
     logits: torch.Tensor | None = None
@@ -113,7 +113,7 @@ class CLoudOutput(ModelOutput):
 
 
 class RewardProjection(nn.Linear):
-    """Linear layer that computes in fp32 for any data type of the model: bf16 would round small reward differences away."""
+    """Linear layer that computes in fp32 whatever the model's data type: bf16 would round small reward differences away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -123,8 +123,8 @@ class RewardProjection(nn.Linear):
 
 class RewardHead(nn.Module):
     """
-    Map a hidden state to a reward: `out_proj(tanh(dense(h)))`, as in the published checkpoints, or, if `config.reward_head` is `"linear"`,
-    `out_proj(h)` without bias, as in transformers' sequence classifiers.
+    Map a hidden state to a reward. By default the head computes `out_proj(tanh(dense(h)))`, as in the published checkpoints. If
+    `config.reward_head` is `"linear"`, it computes `out_proj(h)` without bias, as in transformers' sequence classifiers.
     """
 
     def __init__(self, config: CLoudConfig):
@@ -143,7 +143,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     Args:
         config ([`CLoudConfig`]):
-            Its `text_config` describes the language model, which can be any causal LM of transformers.
+            Configuration, whose `text_config` describes the language model: any causal LM in transformers.
 
     Examples:
 
@@ -157,7 +157,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     config: CLoudConfig
     config_class = CLoudConfig
-    # A plain language-model folder loads into the wrapper under this name, with only the head missing
+    # With this prefix, a plain language model loads into the wrapper, and only the reward head is missing
     base_model_prefix = "language_model"
     _keep_in_fp32_modules_strict = ["reward_head"]
     supports_gradient_checkpointing = True
@@ -165,21 +165,21 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The loss does not take `num_items_in_batch`: CLoudTrainer scales it
+    # The loss does not accept `num_items_in_batch`: CLoudTrainer scales the loss itself
     accepts_loss_kwargs = False
 
     def __init__(self, config: CLoudConfig):
         super().__init__(config)
-        # `sdpa` would silently drop the cap
+        # `sdpa` would silently ignore the cap on attention logits
         if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
             config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config)
-        # The Hub options of `from_pretrained`, with which the tokenizer is found, too
+        # The Hub options given to `from_pretrained`, which also locate the tokenizer
         self._hub_kwargs: dict[str, Any] = {}
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
-        # The base's sampling defaults apply to `generate` only; critiques are sampled as the caller requests
+        # The base's sampling defaults apply only to `generate`; critiques are sampled with the caller's options
         self.language_model.generation_config = GenerationConfig()
         self.post_init()
 
@@ -199,26 +199,26 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> "CLoudForRewardModeling":
         r"""
-        Make a reward model from a causal language model's weights and a new, random reward head, or from a scalar reward model's
+        Create a reward model from a causal language model's weights and a new, random reward head, or from a scalar reward model's
         weights.
 
         Args:
             base (`str` or `Path`):
-                Hub id or folder of a causal language model, or of a scalar reward model (`*ForSequenceClassification`). From a multimodal
-                model, only the language model is used.
+                Hub id or folder of a causal language model, or of a scalar reward model (`*ForSequenceClassification`). Only the
+                language model of a multimodal model is used.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-                Tokenizer with the chat template to train with. Defaults to the one of `base`.
+                Tokenizer with the chat template to train with. Defaults to the tokenizer of `base`.
             critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
                 See [`CLoudConfig`].
             reward_head (`str`, *optional*):
-                See [`CLoudConfig`]. Defaults to `"linear"` for a classic model from a scalar one with one label, whose head is then
-                kept, and otherwise to `"mlp"`.
+                See [`CLoudConfig`]. Defaults to `"linear"` for a classic model created from a scalar reward model with one label, whose
+                head is then kept, and to `"mlp"` otherwise.
             **kwargs:
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
 
         Raises:
-            `ValueError`: If `base` is already a CLoud model, has no causal language model, or is a scalar reward model without an LM
-                head and should write critiques; or if its chat template cannot hold a critique.
+            `ValueError`: If `base` is already a CLoud model or contains no causal language model; if critiques are requested but `base` is
+                a scalar reward model, which has no LM head; or if the chat template cannot represent a critique turn.
         """
         config = cls.config_from_base(
             base,
@@ -248,7 +248,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         reward_head: str | None = None,
         **hub_kwargs,
     ) -> CLoudConfig:
-        """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights. The arguments are the same."""
+        """Create the config for [`CLoudForRewardModeling.from_base`] without loading weights. The arguments are the same."""
         base_config = read_config(base, **hub_kwargs)
         if isinstance(base_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
@@ -256,7 +256,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if lacks_lm_head(base_config):
             if critique:
                 raise ValueError(
-                    f"{base} is a reward model without an LM head, so it cannot write critiques. Make a classic model from it "
+                    f"{base} is a reward model without an LM head, so it cannot write critiques. Create a classic model from it "
                     "(`examples/train_classic.py`, `critique=False`), or start from its language model."
                 )
             text_config.tie_word_embeddings = True  # a classic model never uses its LM head
@@ -278,15 +278,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
         """
-        Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with a
-        linear head takes over the head of a scalar reward model.
+        Load a language model's weights and add a new reward head, with a given config ([`from_base`] also creates the config). A classic
+        model with a linear head keeps the head of the scalar reward model that it starts from.
         """
         base_config = read_config(base, **hub_options(kwargs, "trust_remote_code"))
         takes_head = not config.critique and config.reward_head == "linear" and has_scalar_head(base_config)
         if language_config(base_config) is not base_config:
             kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
             # transformers reads these lists from the class
-            cls._keys_to_ignore_on_load_unexpected = [r"."]  # the vision and audio parts
+            cls._keys_to_ignore_on_load_unexpected = [r"."]  # weights of the vision and audio parts
         elif takes_head:
             kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
             logger.warning("The reward head is taken from %s.", base)
@@ -298,7 +298,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             cls._keys_to_ignore_on_load_missing = cls._keys_to_ignore_on_load_unexpected = None
         model, _ = _complete(base, loaded, kwargs)
         check_weights(str(base), model)
-        if not is_deepspeed_zero3_enabled():  # under ZeRO-3 the engine decides on data types
+        if not is_deepspeed_zero3_enabled():  # under ZeRO-3, the engine sets the data types
             model.reward_head.float()
             model.check_logits()
         return model
@@ -306,20 +306,20 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         r"""
-        Load a reward model: a native one, a published checkpoint of the authors (with `format="reference"`), or an adapter.
-        Unlike in transformers, missing weights are an error: rewards of a random head look like any others.
+        Load a reward model: a native model, a checkpoint that the authors published (with `format="reference"`), or an adapter.
+        Unlike in transformers, missing weights are an error, because rewards from a random head look like any others.
 
         Args:
             text_config (`PreTrainedConfig` or `dict`, *optional*):
-                Architecture of the language model, if the base that a published checkpoint names cannot be reached.
-                The weights are always the checkpoint's.
+                Architecture of the language model, if the base named by a published checkpoint cannot be reached. The
+                weights always come from the checkpoint.
             base_model_name_or_path (`str`, *optional*):
-                Hub id or folder to read the architecture from instead of the named base.
+                Hub id or folder to read the architecture from, instead of the base that the checkpoint names.
             **kwargs:
                 As in transformers (`dtype`, `device_map`, `revision`, …).
 
         Raises:
-            `ValueError`: If weights are missing, do not fit, or are pickled.
+            `ValueError`: If weights are missing or pickled, or do not fit the architecture.
         """
         name = pretrained_model_name_or_path
         hub_kwargs = hub_options(kwargs)
@@ -328,12 +328,12 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         config_dict = {} if name is None else CLoudConfig.get_config_dict(name, **hub_kwargs)[0]
         published = is_published(config_dict)
         if kwargs.get("config") is None and config_dict.get("model_type", "cloud") != "cloud":
-            CLoudConfig.from_dict(config_dict)  # raises, before weights are loaded
+            CLoudConfig.from_dict(config_dict)  # raises an error before any weights are loaded
         _read_quantization(kwargs)
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
         elif name is not None and not {"gguf_file", "state_dict", "variant"} & {*kwargs}:
-            files = find_weights(str(name), **hub_kwargs)  # refuses pickles and files outside of the folder
+            files = find_weights(str(name), **hub_kwargs)  # rejects pickles and files outside the folder
             if "quantization_config" in config_dict:
                 check_spared(str(name), files)
         loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
@@ -345,17 +345,17 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _prepare_published(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]):
-        """Check a published checkpoint, and add its config and its weight names to the options of `from_pretrained`."""
+        """Check a published checkpoint, and add its config and the mapping of its weight names to `from_pretrained`'s options."""
         fields = {key: kwargs.pop(key) for key in CLoudConfig.__annotations__ if key in kwargs}
         if kwargs.get("config") is None:
             kwargs["config"] = CLoudConfig.from_pretrained(name, **fields, **hub_kwargs)
         cls.check_checkpoint(str(name), kwargs["config"], read_shapes(find_weights(name, **hub_kwargs)))
-        kwargs.pop("force_download", None)  # the line above has downloaded it
+        kwargs.pop("force_download", None)  # the line above has already downloaded the checkpoint
         kwargs["key_mapping"] = {f"^{PUBLISHED_PREFIX}": NATIVE_PREFIX}
 
     @classmethod
     def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
-        """Load and merge an adapter. `name` is its folder, or the base that the Auto classes pass instead."""
+        """Load and merge an adapter. `name` is the adapter's folder, or its base, which the Auto classes pass instead."""
         # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor demands PEFT
         try:
             from cloud_hf.adapters import load_merged
@@ -368,7 +368,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
         """Build the architecture on the meta device."""
-        # `set_zero3_state` turns ZeRO-3 off, which would partition the inner language model
+        # `set_zero3_state` turns off ZeRO-3, which would partition the inner language model
         with torch.device("meta"), set_zero3_state():
             return cls(config)
 
@@ -376,7 +376,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def check_checkpoint(cls, name: str, config: CLoudConfig, shapes: dict[str, tuple[int, ...]]):
         """Raise `ValueError` unless weights with these (published or native) names and shapes fit `config`."""
         model = cls.without_weights(config)
-        # Compare names as on disk: for some architectures transformers renames or fuses weights in memory
+        # Compare names as they are on disk: for some architectures, transformers renames or fuses weights in memory
         weights = revert_weight_conversion(model, model.state_dict())
         expected = {key: tuple(weight.shape) for key, weight in weights.items()}
         found = {native_key(key): shape for key, shape in shapes.items()}
@@ -388,7 +388,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def trunk(self) -> PreTrainedModel:
         """The decoder without its LM head."""
         decoder = self.language_model.base_model
-        # The `base_model_prefix` of Llama 4's language model is that of the multimodal model
+        # Llama 4's language model has the `base_model_prefix` of the multimodal model, so `base_model` returns the model itself
         return cast(PreTrainedModel, self.language_model.model if decoder is self.language_model else decoder)
 
     def forward(
@@ -409,12 +409,12 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> CLoudOutput | tuple:
         r"""
-        Run the decoder once, and compute rewards and LM loss only at the positions that need them.
+        Run the decoder once, and compute rewards and the LM loss only at the positions that need them.
 
-        Other tools call this method with chats that they rendered and encoded. Without `reward_positions`, each
-        sequence must hold the ids that [`CLoudForRewardModeling.score`] would read: a complete conversation for a
-        classic model, and one with its critique for a CLoud model. It then gets the same reward. A second BOS and
-        tokens after the last end of turn are skipped. All other sequences are refused.
+        Other tools call this method with chats that they have rendered and encoded themselves, without `reward_positions`. Each of their
+        sequences must then consist of the ids that [`CLoudForRewardModeling.score`] would encode: a complete conversation and, for a
+        CLoud model, its critique. Such a sequence gets the same reward as from `score`; a second BOS and tokens after the last end of
+        turn are skipped. All other sequences are rejected.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
@@ -423,27 +423,28 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
                 1 on real tokens. Required if sequences are padded.
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Default to positions that count only real tokens. Required with `segments`.
+                Default to positions that skip padding. Required with `segments`.
             inputs_embeds (`torch.Tensor` of shape `(B, T, H)`, *optional*):
                 Used instead of `input_ids`.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Unshifted labels of the critique LM loss, `-100` elsewhere. With `segments`, the first token of each
-                segment must be `-100`, too.
+                Unshifted labels for the critique LM loss, with `-100` outside of critiques. With `segments`, the label of each
+                segment's first token must also be `-100`.
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Positions at which to read the rewards. Default to the end of the last turn of each sequence. With
-                `segments`, positions in the flattened row, at the last token of each sequence, in any order.
+                `segments`, these are the positions of each sequence's last token in the flattened row, in any order.
             inner_positions (`torch.LongTensor` of shape `(B, R)`, *optional*):
-                Further positions, inside each sequence, at which to read the reward. They need `reward_positions`, and are counted in the
+                Further positions within each sequence at which to read rewards. They require `reward_positions`, and are counted in the
                 same way.
             segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
-                Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
-                sequence is a segment and its ancestors.
+                Length and parent of each segment of a flattened batch; see [`~packed_attention.packed_arguments`]. A
+                sequence consists of a segment and its ancestors.
             target_positions (`torch.LongTensor` of shape `(P,)`, *optional*):
-                Where `labels[:, 1:].flatten()` is not `-100`. Found in `labels` by default, which makes the host wait for the device.
+                Indices at which `labels[:, 1:].flatten()` is not `-100`. Computed from `labels` by default, which makes the host wait for
+                the device.
             lm_loss_chunks (`int`, *optional*):
-                Number of chunks in which the logits of the labelled tokens are computed. One is fastest; with more,
-                only one chunk is in memory at a time, and the backward pass recomputes each. Defaults to one chunk per
-                16,384 entries of the vocabulary.
+                Number of chunks in which the logits of the labelled tokens are computed. A single chunk is fastest; with more,
+                only one chunk is in memory at a time, and the backward pass recomputes each chunk. Defaults to one chunk per
+                16,384 vocabulary entries.
             margin (`torch.Tensor`, *optional*):
                 Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
             token_type_ids (`torch.Tensor`, *optional*):
@@ -452,8 +453,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Whether to return a [`CLoudOutput`] or a tuple. Defaults to the config's.
 
         Raises:
-            `ValueError`: If there are `segments` and the model's attention implementation cannot keep them apart, or
-                if a sequence does not hold the ids that [`CLoudForRewardModeling.score`] would read.
+            `ValueError`: If `segments` are given and the model's attention implementation cannot keep them apart, or
+                if a sequence does not consist of the ids that [`CLoudForRewardModeling.score`] would encode.
         """
         is_foreign = reward_positions is None and segments is None
         if segments is not None:
@@ -466,14 +467,14 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             if reward_positions is None:
                 attention_mask, reward_positions = self._find_rewards(input_ids, attention_mask)
             if position_ids is None and attention_mask is not None and self._accepts_position_ids:
-                # As `generate` counts them, so that padding on the left changes no reward
+                # Count positions as `generate` does, so that left padding does not change any reward
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             kwargs["attention_mask"] = attention_mask
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "return_dict": True}
         hidden_BTH = self.trunk(**kwargs).last_hidden_state
-        device = hidden_BTH.device  # with a device_map, the trunk can end on another device than it starts on
+        device = hidden_BTH.device  # with a device_map, the trunk's last layer can be on another device than its first
         positions_B = reward_positions.to(device)
         rows_B = torch.arange(len(positions_B), device=device) if segments is None else torch.zeros_like(positions_B)
         reward_B1 = self.reward_from_hidden(hidden_BTH[rows_B, positions_B])
@@ -496,20 +497,20 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _add_lm_losses(output: CLoudOutput, loss_P: torch.Tensor, sequence_P: torch.Tensor):
         """Add the LM losses to a forward pass's output."""
         output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
-        loss_P = loss_P[: len(sequence_P)]  # without labels, it holds a zero that belongs to no sequence
+        loss_P = loss_P[: len(sequence_P)]  # without labels, this contains a single zero that belongs to no sequence
         zeros_B = loss_P.new_zeros(len(cast(torch.Tensor, output.logits)))
         output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach())
-        # Not `bincount`, for which the host waits
+        # Not with `bincount`, which would make the host wait for the device
         output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
         output.token_losses, output.token_sequences = loss_P, sequence_P
 
     def _find_rewards(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a mask that hides second BOS tokens, and the reward positions, of sequences that another tool has encoded."""
+        """For sequences that another tool has encoded, return a mask that hides second BOS tokens, and the reward positions."""
         if input_ids is None:
             raise ValueError(
-                "`inputs_embeds` need `reward_positions`: the end of a turn can be found in `input_ids` only."
+                "`inputs_embeds` need `reward_positions`: the end of a turn can be found only in `input_ids`."
             )
         starts, ends = self._reward_finder.find(input_ids, attention_mask)
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.clone()
@@ -524,13 +525,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             tokenizer = AutoTokenizer.from_pretrained(name, config=self.config, **self._hub_kwargs)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"There is no tokenizer in {name!r}, and without it the end of a sequence's last turn cannot be found. Save it "
-                "with the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
+                f"There is no tokenizer in {name!r}, and without one the end of a sequence's last turn cannot be found. Save the "
+                "tokenizer with the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
             ) from error
         return RewardFinder(self.config, tokenizer)
 
     def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        """Compute rewards of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
+        """Compute fp32 rewards of shape `(B, 1)` from final hidden states of shape `(B, H)`."""
         return (self.reward_head(hidden_BH) - self.config.reward_mean) / self.config.reward_std
 
     def _lm_losses(
@@ -541,20 +542,20 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         Returns a single zero if no position is labelled.
         """
         if places_P.numel() == 0:
-            # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
+            # One ignored position keeps the LM head in the graph: in sharded training, every rank must call it
             places_P = places_P.new_zeros(1)
         width = labels_BT.shape[1]
         place_P = places_P // width, places_P % width  # flattening the states would copy them
         return self._losses_in_pieces(hidden_BTH[place_P], labels_BT[place_P], chunks)
 
     def _losses_in_pieces(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor, chunks: int | None) -> torch.Tensor:
-        """Compute cross-entropies in `chunks` of positions, by default as many as the size of the vocabulary suggests."""
+        """Compute the cross-entropies in `chunks` groups of positions; by default their number depends on the vocabulary size."""
         if chunks is None:
             chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
         head = self.language_model.get_output_embeddings()
         if chunks == 1:
             return self._loss_from_logits(head(hidden_PH), labels_P).to(hidden_PH.device)
-        # A plain matrix: not sharded, offloaded, quantised or adapted
+        # Whether the head is a plain matrix, which is not sharded, offloaded, quantised or adapted
         is_plain = type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features)
         if is_plain and head.bias is None and head.weight.device == hidden_PH.device:
             return ChunkedCrossEntropy.apply(hidden_PH, head.weight, labels_P, chunks, self._loss_from_logits)
@@ -571,7 +572,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
-        """Scale or cap logits after the LM head, as the configs of some architectures demand."""
+        """Scale or cap the logits after the LM head, as the configs of some architectures require."""
         config = self.config.text_config.to_dict()
         if (scale := config.get("logit_scale") or config.get("lm_head_multiplier")) is not None:  # Cohere, Falcon-H1
             logits_PV = logits_PV * scale
@@ -585,7 +586,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def check_logits(self):
         """
         Raise `ValueError` if attention is not causal, or if the language model changes its logits in a way that `_scale_logits` does not
-        know: the critique loss would be wrong.
+        reproduce, which would make the critique loss wrong.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
@@ -605,11 +606,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     def prepare_for_segments(self, shared_prompt: bool):
         """
-        Set the attention implementation that flattened batches need, unless the model has FlashAttention. With `shared_prompt`,
+        Set the attention implementation that flattened batches need, unless the model uses FlashAttention. With `shared_prompt`,
         segments have parents.
 
         Raises:
-            `ValueError`: If sequences of a flattened batch would see each other in this model, or could not share a prompt.
+            `ValueError`: If the sequences of a flattened batch would see each other in this model, or could not share a prompt.
         """
         config, name = self.trunk.config, type(self.language_model).__name__
         option = "`shared_prompt`" if shared_prompt else "`padding_free`"
@@ -620,10 +621,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{option} cannot be used with {name}: its {kinds} would mix the sequences of a batch.")
         if not self._accepts_position_ids or not self.trunk._can_set_attn_implementation():
             raise ValueError(
-                f"{option} cannot be used with {name}, which allows setting neither positions nor attention."
+                f"{option} cannot be used with {name}, which does not allow setting positions or the attention implementation."
             )
         if is_flash_attention_requested(config) and not shared_prompt:
-            return  # its kernels get the lengths; not checked, because they need a GPU and the model may still be on the CPU
+            return  # its kernels get the lengths; not checked here, because they need a GPU and the model may still be on the CPU
         if caps_attention(config):
             raise ValueError(
                 f"{option} cannot be used with {name}, which caps the logits of its attention: "
@@ -664,8 +665,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         alone = torch.stack([last_states(sequence[None].to(self.device), -1) for sequence in sequences])
         limit = _rounding(alone)
         if self.dtype != torch.float32:
-            # Rounding errors can add up over layers to more than the limit, but seeing other sequences changes the
-            # states far more
+            # Over many layers, rounding errors can add up to more than the limit, but seeing other sequences changes the
+            # hidden states far more
             mixed = last_states(row, last_tokens, **options, attention_mask=torch.ones_like(row))
             limit = torch.maximum(limit, 0.5 * (mixed - alone).abs().max())
         if (packed - alone).abs().max() > limit:
@@ -678,7 +679,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module):
         # The language model initialises its own modules
         if isinstance(module, RewardProjection):
-            # Keeps the variance of its input, so the first rewards are neither all equal nor large
+            # Preserves the variance of the input, so that initial rewards are neither all equal nor large
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -686,7 +687,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------------------------------------- use and delegation
 
     def score(self, prompts: list, responses: list[str], tokenizer: PreTrainedTokenizerBase, **kwargs) -> list[Score]:
-        """Judge responses. Arguments, returns and errors are those of [`score_with_transformers`]."""
+        """Judge responses. The arguments, return value and errors are those of [`score_with_transformers`]."""
         return score_with_transformers(self, tokenizer, prompts, responses, **kwargs)
 
     def predict_reward(
@@ -699,8 +700,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         max_tokens: int = 1024,
     ) -> tuple[list[float], list[str]]:
         r"""
-        Judge responses with the reference's signature. Returns rewards and critiques (`""` for a classic model), in input
-        order. See [`CLoudForRewardModeling.score`] for the arguments; `temp` and `max_tokens` are the reference's names.
+        Judge responses, with the signature of the reference implementation. Returns rewards and critiques (`""` for a classic model) in
+        input order. See [`CLoudForRewardModeling.score`] for the arguments; `temp` and `max_tokens` are the reference's names for
+        `temperature` and `max_new_tokens`.
         """
         scores = self.score(
             user_prompts,
@@ -733,7 +735,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Save as in transformers, together with this code, so that the folder loads without this package."""
         self._add_to_auto_map()
         own_class = type(self)
-        # FSDP2 replaces the class with a generated subclass, whose file would be saved as the model's code
+        # FSDP2 replaces the class with a generated subclass, whose source file would be saved as the model's code
         self.__class__ = next(base for base in own_class.__mro__ if not issubclass(base, FSDPModule))
         try:
             super().save_pretrained(*args, **kwargs)
@@ -741,7 +743,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             self.__class__ = own_class
 
     def save_without_weights(self, folder: str | Path):
-        """Write the configs and the code, as [`CLoudForRewardModeling.save_pretrained`] does, without the weights."""
+        """Write the configs and the code as [`CLoudForRewardModeling.save_pretrained`] does, but not the weights."""
         self.config.architectures = [type(self).__name__]
         self._add_to_auto_map()
         custom_object_save(self, folder, config=self.config)  # pyright: ignore[reportArgumentType]  # annotated as a dict
@@ -776,10 +778,10 @@ def _complete(name: Any, loaded: tuple[Any, dict[str, Any]], kwargs: dict[str, A
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} of the weights of a CLoud model: {', '.join(missing[:4])}. If it is a plain language model, "
-            "make a reward model from it with `CLoudForRewardModeling.from_base`; if it is the base of an adapter, load the adapter with "
+            "create a reward model from it with `CLoudForRewardModeling.from_base`; if it is the base of an adapter, load the adapter with "
             "`cloud_hf.loading.load_reward_model`."
         )
-    # Otherwise `save_pretrained` would write the names that the weights had in another layout
+    # Otherwise `save_pretrained` would write the weight names of the layout that the model was loaded from
     renamed = set(kwargs.get("key_mapping") or ())
     model._weight_conversions = [
         conversion
@@ -790,16 +792,16 @@ def _complete(name: Any, loaded: tuple[Any, dict[str, Any]], kwargs: dict[str, A
 
 
 def _read_quantization(kwargs: dict[str, Any]):
-    """Convert options of earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
+    """Convert options from earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
     options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
     if options.get("load_in_8bit") or options.get("load_in_4bit"):
         if kwargs.get("quantization_config") is not None:
-            raise ValueError("Give only `quantization_config`: it holds `load_in_8bit` and `load_in_4bit`.")
+            raise ValueError("Give only `quantization_config`: it contains `load_in_8bit` and `load_in_4bit`.")
         kwargs["quantization_config"] = BitsAndBytesConfig(**options)
 
 
 def check_weights(name: str, model: nn.Module):
-    """Raise [`NotFinite`] if a weight of a model is NaN or infinite. In a sharded model, each rank checks only its own shards."""
+    """Raise [`NotFinite`] if any of a model's weights is NaN or infinite. In a sharded model, each rank checks only its own shards."""
     for key, weight in model.named_parameters():
         local = weight.to_local() if isinstance(weight, DTensor) else weight
         if local.dtype in _CHECKED_DTYPES and local.numel() and not local.is_meta:
@@ -809,14 +811,14 @@ def check_weights(name: str, model: nn.Module):
 
 
 def labelled(labels_BT: torch.Tensor) -> torch.Tensor:
-    """Find the labelled positions in flattened labels, shape `(P,)`."""
+    """Return the labelled positions, of shape `(P,)`, in the flattened labels."""
     return (labels_BT != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
 
 def _labelled_sequences(places_P: torch.Tensor, width: int, reward_positions: torch.Tensor | None) -> torch.Tensor:
     """
-    Return the sequence of each labelled position, shape `(P,)`: its row or, in a flattened batch, the sequence whose
-    reward position comes next.
+    Return the sequence index of each labelled position, of shape `(P,)`: its row or, in a flattened batch, the sequence whose reward
+    position comes next.
     """
     if reward_positions is None:
         return places_P // max(width, 1)
@@ -825,7 +827,7 @@ def _labelled_sequences(places_P: torch.Tensor, width: int, reward_positions: to
 
 
 def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
-    """Find an id that never encodes text: a reserved token, else a padding row of the embeddings, else `None`."""
+    """Return the id of a token that no text encodes to: a reserved token, else a padding row of the embeddings, else `None`."""
     words = ("reserved", "unused", "placeholder", "dummy", "extra_id", "control_")
     spare = [
         token_id

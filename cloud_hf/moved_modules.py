@@ -1,4 +1,4 @@
-"""Import paths of version 0.1, which keep working until 0.4 with a `DeprecationWarning`."""
+"""Import paths from version 0.1, which keep working, with a `DeprecationWarning`, until version 0.4."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-# Old and new path below `cloud_hf`
+# Maps old module paths to new ones, both relative to `cloud_hf`
 MOVED = {
     "conversation": "prompts",
     "data.builder_arguments": "data.builders.arguments",
@@ -91,7 +91,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finder and loader of the old paths. It makes a module that takes its names from the new one."""
+    """Finder and loader for the old paths. For each, it creates a module that looks up its names in the new module."""
 
     def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
         is_moved = fullname.startswith("cloud_hf.") and fullname.removeprefix("cloud_hf.") in MOVED
@@ -99,7 +99,7 @@ class MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType):
         new_name = f"cloud_hf.{MOVED[module.__name__.removeprefix('cloud_hf.')]}"
-        # `warn` skips importlib's frames, so the next one is the import statement
+        # `warn` skips importlib's frames, so level 2 is the import statement
         warnings.warn(f"{module.__name__} is now {new_name}.", DeprecationWarning, stacklevel=2)
         new = importlib.import_module(new_name)
         module.__doc__ = new.__doc__

@@ -14,11 +14,11 @@ _NOISE = 0.3
 
 @dataclass(frozen=True)
 class Cpus:
-    """Numbers of CPUs for this process; `quota` is at most `visible`, and `free` at most `quota`."""
+    """Numbers of CPUs available to this process, with `free` ≤ `quota` ≤ `visible`."""
 
-    visible: int  # size of the affinity mask: OpenMP starts as many threads by default
-    quota: float  # how many the control group, for example of a container, may use at a time
-    free: float  # how many no other process is using
+    visible: int  # size of the affinity mask, which is the number of threads that OpenMP starts by default
+    quota: float  # how many the control group (for example, a container) may use at a time
+    free: float  # how many are not in use by other processes
 
     @property
     def is_shared(self) -> bool:
@@ -27,33 +27,33 @@ class Cpus:
 
     @property
     def threads(self) -> int:
-        """Return how many threads can have a CPU to themselves; at least one."""
+        """Return how many threads can each have a CPU to themselves, but at least 1."""
         return max(1, math.floor(self.free + _NOISE if self.is_shared else self.quota))
 
 
 def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus | None = None) -> dict[str, str]:
     """
-    Return the environment variables to start a computing process with. OpenMP reads them once, when torch is imported.
+    Return the environment variables to start a compute-heavy process with. OpenMP reads them once, when torch is imported.
 
-    Variables that `environment` sets take precedence. The result is empty on an idle machine without a quota, where OpenMP's own defaults
-    are best, and if `OMP_NUM_THREADS` is set. OpenMP threads wait for each other by spinning, which is fastest while each
-    has a CPU to itself, but several times slower than a single thread once another process takes one of those CPUs.
+    Variables that `environment` already sets take precedence. The result is empty if `OMP_NUM_THREADS` is set, and on an idle machine
+    without a quota, where OpenMP's own defaults are best. OpenMP threads wait for each other by spinning. This is fastest while each
+    thread has a CPU to itself, but several times slower than a single thread once another process uses one of those CPUs.
     """
-    if "OMP_NUM_THREADS" in environment or not hasattr(os, "sched_getaffinity"):  # only Linux has the latter
+    if "OMP_NUM_THREADS" in environment or not hasattr(os, "sched_getaffinity"):  # only Linux has this function
         return {}
     cpus = cpus or measure_cpus()
     if cpus.threads == cpus.visible:
         return {}
     chosen = {"OMP_NUM_THREADS": str(cpus.threads)}
-    if cpus.is_shared:  # the load may grow later, and then threads lose less time if they sleep while they wait
+    if cpus.is_shared:  # the load may grow later, and threads then lose less time if they sleep while waiting
         chosen["OMP_WAIT_POLICY"] = environment.get("OMP_WAIT_POLICY", "PASSIVE")
     return chosen
 
 
 def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:
     """
-    Read the limits of this process, and measure the load of others for `seconds`; the kernel counts in steps of 0.01 s.
-    `root` is the folder with `proc` and `sys`.
+    Read this process's CPU limits, and measure the load of other processes for `seconds`. The kernel counts CPU time in steps of 0.01 s.
+    `root` is the folder that contains `proc` and `sys`.
     """
     mask = os.sched_getaffinity(0)
     groups = list(_limited_groups(root))
@@ -73,7 +73,7 @@ def _ticks(root: Path) -> dict[int, tuple[int, int]]:
     for line in (root / "proc/stat").read_text().splitlines():
         name, *values = line.split()
         if name.startswith("cpu") and name != "cpu":
-            # user, nice, system, idle, iowait, irq, softirq, steal; guests' time, which follows, is part of user
+            # user, nice, system, idle, iowait, irq, softirq, steal; the guest times that follow are already included in user
             times = [int(value) for value in values[:8]]
             ticks[int(name[3:])] = times[3] + times[4], sum(times)
     return ticks
@@ -85,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Yield the quota in CPUs and the usage file of each of this process's control groups and of their ancestors."""
+    """Yield the quota, in CPUs, and the usage file of each control group of this process and of each ancestor that has a quota."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -93,7 +93,7 @@ def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
         mount = root / "sys/fs/cgroup" / controllers  # version 2 has a single tree, without controller names
         accounts = mount if not controllers else root / "sys/fs/cgroup/cpuacct"
         parts = Path(path).parts[1:]
-        # In a container the path can be the host's, while the container's own group is mounted at the root
+        # In a container, the path can be the one on the host, while the container's own group is mounted at the root
         for depth in range(len(parts), -1, -1):
             group = mount.joinpath(*parts[:depth])
             usage = accounts.joinpath(*parts[:depth]) / ("cpuacct.usage" if controllers else "cpu.stat")

@@ -1,7 +1,7 @@
 """Attention over a batch that is flattened into one row of segments.
 
-On CPUs, a layer makes one SDPA call per segment. On GPUs, it makes a single call: to FlashAttention's variable-length
-kernel or, with shared prompts, soft caps or fp32, to FlexAttention.
+On CPUs, a layer makes one SDPA call per segment. On GPUs, it makes a single call, either to FlashAttention's variable-length
+kernel or, for shared prompts, soft caps or fp32, to FlexAttention.
 
 Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head size.
 """
@@ -23,13 +23,13 @@ from transformers.utils.generic import is_flash_attention_requested
 
 logger = logging.getLogger(__name__)
 
-# Attention implementation for flattened batches. On ordinary batches it equals `"sdpa"`
+# Name of the attention implementation for flattened batches. On ordinary batches, it behaves like `"sdpa"`
 PACKED_SDPA = "packed_sdpa"
 
-# Earlier versions lack this kernel, or its windows and grouped queries
+# Earlier versions of torch lack this kernel, or its support for sliding windows and grouped queries
 _HAS_VARLEN = parse(torch.__version__).release >= (2, 13)
 
-# Head sizes of the GPU kernels
+# Head sizes that the GPU kernels support, and the block size of FlexAttention's mask
 _LARGEST_VARLEN_HEAD = 256
 _VARLEN_HEAD_STEP = 8
 _SMALLEST_FLEX_HEAD = 16
@@ -40,10 +40,10 @@ Table = tuple[tuple[int, int], ...]
 
 def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], device: torch.device) -> dict[str, Any]:
     """
-    Make the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, holds the length and parent of
-    each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
-    segment, to earlier tokens of that segment, and to itself. The host reads the lengths, and waits if they are on
-    another device.
+    Build the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, contains the length and the
+    parent of each segment, in token order; a parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
+    segment, to the earlier tokens of its segment, and to itself. The lengths are read on the host, which has to wait for them if they
+    are on another device.
 
     Raises:
         `ValueError`: If the attention implementation of `config` cannot keep segments apart.
@@ -62,8 +62,8 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
             f"A flattened batch needs the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
             f"not {config._attn_implementation!r}, which would let its sequences see each other."
         )
-    # The table takes the place of the attention mask, because every architecture hands a 4-d mask to its layers unchanged,
-    # even under gradient checkpointing. It stays on the CPU, where the lengths are read.
+    # The table is passed as the attention mask, because every architecture passes a 4-d mask to its layers unchanged, even
+    # under gradient checkpointing. The table stays on the CPU, where the lengths are read.
     return {"attention_mask": segments_S2[None, None]}
 
 
@@ -77,10 +77,9 @@ def packed_sdpa_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attend within segments and to their ancestors, if `attention_mask` is the `(1, 1, S, 2)` table of
-    [`packed_arguments`]. With an ordinary mask (which already respects `sliding_window`), attend as transformers' SDPA
-    attention does. Query, key and value have the shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is
-    built.
+    Attend within segments and to their ancestors if `attention_mask` is the `(1, 1, S, 2)` table from [`packed_arguments`].
+    Given an ordinary mask (which already respects `sliding_window`), attend as transformers' SDPA attention does. Query, key and value
+    have the shape `(1, h, N, D)`, and the output has the shape `(1, N, h, D)`. No `N x N` mask is built.
 
     Raises:
         `ValueError`: If the GPU kernels do not support the head size or attention dropout.
@@ -91,9 +90,9 @@ def packed_sdpa_attention_forward(
     if query.device.type == "cuda":
         return _attend_on_gpu(query, key, value, table, sliding_window, **kwargs), None
     lengths, parents = zip(*table, strict=True)
-    # `split`, because the gradient of each slice would be as large as the full tensor
+    # Uses `split`, because the gradient of each slice would be as large as the full tensor
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
-    seen: list[tuple[int, ...]] = []  # the ancestors of each segment, and itself
+    seen: list[tuple[int, ...]] = []  # for each segment, the indices of its ancestors and its own
     outputs = []
     for index, parent in enumerate(parents):
         seen.append((*(seen[parent] if parent >= 0 else ()), index))
@@ -110,7 +109,7 @@ def packed_sdpa_attention_forward(
 def _lower_right_mask(
     num_queries: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Return the mask of the keys that the last `num_queries` positions see; `None` if it equals SDPA's own causal mask."""
+    """Return a mask of the keys that the last `num_queries` positions see, or `None` if it would equal SDPA's own causal mask."""
     if sliding_window is None or num_keys <= sliding_window:  # the window covers all keys
         sliding_window = None
     if num_queries == num_keys and sliding_window is None:
@@ -128,11 +127,11 @@ def _attend_on_gpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: Table, sliding_window: int | None, scaling: float | None = None,
     dropout: float = 0.0, softcap: float | None = None, **kwargs,
 ) -> torch.Tensor:  # fmt: skip
-    """Attend with the fastest kernel that applies; the shapes are those of [`packed_sdpa_attention_forward`]."""
+    """Attend with the fastest suitable kernel. The shapes are those of [`packed_sdpa_attention_forward`]."""
     if dropout:
-        raise ValueError("Flattened batches have no attention dropout on GPUs; train with `disable_dropout`.")
+        raise ValueError("Flattened batches do not support attention dropout on GPUs; train with `disable_dropout`.")
     if torch.is_autocast_enabled(kind := query.device.type):
-        # Autocast does not know the variable-length kernel. Weights in fp32 make rotary embeddings, queries and keys in fp32, too
+        # Autocast does not cast the inputs of the variable-length kernel, and with fp32 weights, queries and keys are in fp32, too
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
     is_half = query.dtype in (torch.bfloat16, torch.float16)
@@ -163,24 +162,24 @@ def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, 
     from torch.nn.attention.varlen import varlen_attn
 
     ends, longest = _bounds(table, query.device)
-    left = -1 if sliding_window is None else sliding_window - 1  # tokens before the query's own
+    left = -1 if sliding_window is None else sliding_window - 1  # number of tokens before the query's own that it sees
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
     options = {"scale": scaling, "window_size": (left, 0), "enable_gqa": query.shape[1] != key.shape[1]}
     output = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
-    assert isinstance(output, torch.Tensor)  # no other outputs are asked for
+    assert isinstance(output, torch.Tensor)  # no other outputs were requested
     return output[None]
 
 
 # The layers of a step share these tensors, so each is copied to the GPU only once per batch
 @lru_cache(maxsize=2)
 def _bounds(table: Table, device: torch.device) -> tuple[torch.Tensor, int]:
-    """Return where sequences begin and end, shape `(S + 1,)`, and the length of the longest one."""
+    """Return the boundaries of the sequences, of shape `(S + 1,)`, and the length of the longest sequence."""
     lengths = [length for length, _ in table]
     return _on(device, np.cumsum([0, *lengths], dtype=np.int32)), max(lengths)
 
 
 def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    """Copy an array to a device, from pinned memory, so that the host does not wait for the copy."""
+    """Copy an array to a device; for GPUs, from pinned memory, so that the host does not wait for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -204,7 +203,7 @@ def _attend_flex(query, key, value, table: Table, sliding_window, scaling, softc
 @lru_cache(maxsize=4)
 def make_block_mask(table: Table, sliding_window: int | None, device: torch.device) -> BlockMask:
     """
-    Make FlexAttention's mask of a tree of segments from its table, block by block and without an `N x N` mask.
+    Build FlexAttention's block mask for a tree of segments from its table, without building an `N x N` mask.
 
     Raises:
         `ValueError`: If a segment's descendants do not follow it.
@@ -239,8 +238,8 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
 
 def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return, for each token, the end of the tokens that may see it (those of its segment and that segment's
-    descendants), and its position in its sequence. Both have the shape `(N,)`.
+    Return, for each token, where the tokens that may see it end (they are the later tokens of its segment and those of the segment's
+    descendants), and the token's position in its sequence. Both arrays have the shape `(N,)`.
     """
     lengths = np.array([length for length, _ in table])
     stops = np.cumsum(lengths)
@@ -248,13 +247,13 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     for index, (_, parent) in enumerate(table):
         if parent >= 0:
             first_position[index] = first_position[parent] + lengths[parent]
-    # Backwards: a segment comes before its descendants, so theirs are complete when it is read
+    # Iterate backwards: a segment precedes its descendants, so their values are final by the time it is reached
     for index in range(len(table) - 1, -1, -1):
         parent = table[index][1]
         if parent >= 0:
             last[parent] = max(last[parent], last[index])
     for index, (_, parent) in enumerate(table):
-        # Between a segment and its parent, there may be only other descendants of the parent
+        # Only other descendants of the parent may lie between a segment and its parent
         if parent >= 0 and any(table[other][1] < parent for other in range(parent + 1, index)):
             raise ValueError("The descendants of a segment must follow it, before any other segment.")
     return np.repeat(last, lengths), np.arange(stops[-1]) - np.repeat(stops - lengths - first_position, lengths)

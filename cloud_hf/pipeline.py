@@ -16,13 +16,13 @@ _OPTIONS = ("num_critiques", "temperature", "max_new_tokens", "seed", "critique_
 
 class CLoudPipeline(Pipeline):
     r"""
-    Writes critiques of responses and returns their rewards. `import cloud_hf` registers it as `"critique-reward"`.
+    Pipeline that writes critiques of responses and returns rewards. `import cloud_hf` registers it as `"critique-reward"`.
 
     Args:
         batch_size (`int`, *optional*, defaults to `1`):
             Sequences per forward pass.
         num_critiques, temperature, max_new_tokens, seed, critique_prompt (*optional*):
-            See [`score_with_transformers`]. Calls can override them.
+            See [`score_with_transformers`]. They can be overridden in each call.
 
     Raises:
         `ValueError`: If the model is not a CLoud model.
@@ -45,7 +45,7 @@ class CLoudPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if not isinstance(self.model.config, CLoudConfig):
             raise ValueError(
-                f"{type(self.model).__name__} is not a CLoud model. Make one with `CLoudForRewardModeling.from_base`."
+                f"{type(self.model).__name__} is not a CLoud model. Create one with `CLoudForRewardModeling.from_base`."
             )
 
     def __call__(self, inputs, **kwargs) -> Any:
@@ -54,18 +54,18 @@ class CLoudPipeline(Pipeline):
 
         Args:
             inputs (`dict` or `list` or generator or `Dataset`):
-                `{"messages": [...]}`, optionally with `"tools"`, whose last message is the assistant's response; or
-                `{"prompt": ..., "response": ...}` with a prompt as in [`Scorer`]; or a list of messages. Or
-                several of these: a list is sorted by length and judged at once; a generator or dataset is read
-                `batch_size` inputs at a time, as results are consumed.
+                One input or several. An input is `{"messages": [...]}`, optionally with `"tools"`, whose last message is the
+                assistant's response; or `{"prompt": ..., "response": ...}`, with a prompt as in [`Scorer`]; or a list of messages.
+                A list of inputs is sorted by length and judged in one call; a generator or dataset is read `batch_size` inputs at a
+                time, as its results are consumed.
             **kwargs:
                 `batch_size` and the options of [`CLoudPipeline`].
 
         Returns:
-            `dict`, a `list` or an iterator of them: the fields of [`Score`] except `critique_ids`.
+            `dict`, or a `list` or iterator of `dict`: the fields of [`Score`], except `critique_ids` and `partial_rewards`.
 
         Raises:
-            `ValueError`: If an input or option is not usable; the message names the row, counted from 0.
+            `ValueError`: If an input or option is invalid; the message names the row, counted from 0.
         """
         if isinstance(inputs, list) and not inputs:
             return []
@@ -73,7 +73,7 @@ class CLoudPipeline(Pipeline):
 
     def _sanitize_parameters(self, **options):
         if unknown := sorted(options.keys() - set(_OPTIONS)):
-            raise TypeError(f"The pipeline has no option `{unknown[0]}`; it takes {', '.join(_OPTIONS)}.")
+            raise TypeError(f"The pipeline has no option `{unknown[0]}`; it accepts {', '.join(_OPTIONS)}.")
         # An option that is `None` keeps its default
         return {}, {name: value for name, value in options.items() if value is not None}, {}
 
@@ -111,8 +111,8 @@ class CLoudPipeline(Pipeline):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Save model and tokenizer as an ordinary model folder. transformers' own method would add this class to the config, and the
-        folder would need `trust_remote_code=True`.
+        Save the model and the tokenizer as an ordinary model folder. transformers' own method would add this class to the config, and
+        loading the folder would then require `trust_remote_code=True`.
         """
         self.model.save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
@@ -132,7 +132,7 @@ class CLoudPipeline(Pipeline):
         forward_params,
         postprocess_params,
     ) -> Iterator[dict[str, Any]]:
-        """Judge inputs chunk by chunk. The model makes its own batches of texts; transformers' loader would pad tensors."""
+        """Judge inputs chunk by chunk. The model batches the texts itself, so transformers' loader, which pads tensors, is not used."""
         options = {**forward_params, "batch_size": batch_size}
         at_once = len(inputs) if isinstance(inputs, list) else batch_size
         stream, start = iter(inputs), 0

@@ -1,4 +1,4 @@
-"""Check prompts and responses, and convert them to one form: chat messages whose contents are text."""
+"""Check prompts and responses, and convert them to a single form: chat messages with text contents."""
 
 import json
 import re
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# Maximum nesting. Real conversations stay below it, and recursive code downstream would run out of stack above it
+# Maximum nesting depth. Real conversations stay below it; above it, recursive code downstream would run out of stack
 MAX_DEPTH = 32
 
-# Maximum number of names and values in the arguments of one tool call that arrive as JSON text
+# Maximum number of names and values in one tool call's arguments, if these arrive as JSON text
 _MOST_ARGUMENTS = 10_000
 
-# Names under which APIs and templates hold an assistant's reasoning
+# Fields in which APIs and templates store an assistant's reasoning
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -28,13 +28,13 @@ class Conversation:
 def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     """
     Convert a prompt (a user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`) to messages with text
-    contents. Raises `ValueError`, with the reason, if it is not usable; `allow_empty` accepts empty user messages.
+    contents. Raises `ValueError`, with the reason, if the prompt is invalid; `allow_empty` accepts empty user messages.
     """
     tools = None
     if isinstance(prompt, dict):
         if unknown := sorted(set(prompt) - {"messages", "tools"}):
             raise ValueError(
-                f"`prompt` has the unknown key(s) {', '.join(unknown):.200}; it takes `messages` and `tools`."
+                f"`prompt` has the unknown key(s) {', '.join(unknown):.200}; it accepts `messages` and `tools`."
             )
         prompt, tools = prompt.get("messages"), prompt.get("tools")
     if isinstance(prompt, str):
@@ -59,13 +59,13 @@ def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
 
 
 def read_response(response) -> dict[str, Any]:
-    """Convert a response (its text, or an assistant message, which may hold tool calls and reasoning) to a message."""
+    """Convert a response (text, or an assistant message, which may contain tool calls and reasoning) to a message."""
     if isinstance(response, str):
         return {"role": "assistant", "content": response}
     if not isinstance(response, dict):
-        raise ValueError(f"`response` is {type(response).__name__}, not text (or an assistant message).")
+        raise ValueError(f"`response` is of type {type(response).__name__}; give text or an assistant message.")
     if response.get("role") != "assistant":
-        raise ValueError(f"`response` is a message with the role {response.get('role')!r}; give an assistant's.")
+        raise ValueError(f"`response` is a message with the role {response.get('role')!r}; give an assistant message.")
     return _message(response, "`response`")
 
 
@@ -91,7 +91,7 @@ def _message(message, name: str) -> dict[str, Any]:
 
 
 def _without_empty(fields: dict[str, Any], name: str) -> dict[str, Any]:
-    """Leave out null and empty fields, except an empty `content`, and check that the others are JSON."""
+    """Drop null and empty fields, except an empty `content`, and check that the remaining fields are JSON."""
     for field, value in fields.items():
         if not isinstance(field, str) or not field.isidentifier():
             raise ValueError(f"{name} has the field {field!r:.60}, which is not a name.")
@@ -108,17 +108,17 @@ def _check_json(value, name: str, depth: int = 0):
         raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
     if isinstance(value, dict):
         if strange := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{name} has the key {strange[0]!r:.60}; keys are strings.")
+            raise ValueError(f"{name} has the key {strange[0]!r:.60}; keys must be strings.")
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
             _check_json(item, name, depth + 1)
     elif not isinstance(value, str | int | float | None):
-        raise ValueError(f"{name} holds {value!r:.60}; messages can hold only JSON values.")
+        raise ValueError(f"{name} contains {value!r:.60}; messages can contain only JSON values.")
 
 
 def _tool_call(call, name: str) -> dict[str, Any]:
-    """Return a tool call whose arguments are an object; APIs send them as a JSON string."""
+    """Return a tool call with its arguments as an object; APIs send arguments as a JSON string."""
     if not isinstance(call, dict):
         raise ValueError(f"{name} is {call!r:.60}; give a dict with `function`.")
     call = _without_empty(call, name)
@@ -155,12 +155,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def part_text(part, name: str) -> str:
-    """Return the text of a content part. Raises `ValueError`, starting with `name`, if it is not plain text."""
+    """Return the text of a content part. Raises a `ValueError` whose message starts with `name` if the part is not plain text."""
     kind = part.get("type") if isinstance(part, dict) else None
     extra = [key for key, value in part.items() if value not in (None, "", [], {})] if isinstance(part, dict) else []
     if kind != "text" or not isinstance(part.get("text"), str) or set(extra) - {"type", "text"}:
         raise ValueError(
-            f"{name} holds the content part {part!r:.60}; CLoud models judge text only: "
+            f"{name} contains the content part {part!r:.60}; CLoud models judge text only: "
             '{"type": "text", "text": "..."}.'
         )
     return part["text"]
@@ -168,8 +168,8 @@ def part_text(part, name: str) -> str:
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """
-    Apply `change` to every text in messages and tools, including the names of arguments, but not to roles, and not to the field names that
-    templates look up.
+    Apply `change` to every text in messages and tools, including argument names. Roles, and the field names that templates look up, stay
+    unchanged.
     """
 
     def visit(value, in_arguments: bool) -> Any:

@@ -1,7 +1,7 @@
-"""Read the authors' published checkpoints, and convert their layout to ours.
+"""Read the checkpoints that the authors published, and convert their layout to the native one.
 
-Their config does not contain the language model's architecture but names a base (`base_model_name_or_path`), and their
-weights are `reward_base_model.*` and `reward_head.*`. Our config contains the architecture; our weights are
+A published config does not contain the language model's architecture but only names a base (`base_model_name_or_path`), and published
+weights are named `reward_base_model.*` and `reward_head.*`. A native config contains the architecture, and native weights are named
 `language_model.*` and `reward_head.*`.
 """
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 PUBLISHED_PREFIX = "reward_base_model."
 NATIVE_PREFIX = "language_model."
 
-# Values of `feedback_method`, and whether such a model writes critiques
+# For each value of `feedback_method`, whether such a model writes critiques
 FEEDBACK_METHODS = {"teacher": True, "vanilla": False}
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def hub_options(kwargs: dict[str, Any], *further: str) -> dict[str, Any]:
-    """Return the options that locate a model on the Hub or fetch it, and those in `further`."""
+    """Return those of `kwargs` that locate or download a model on the Hub, and those named in `further`."""
     return {key: kwargs[key] for key in (*HUB_KWARGS, *further) if key in kwargs}
 
 
@@ -40,7 +40,7 @@ _IGNORED_KEYS = {"_name_or_path", "architectures", "model_type", "torch_dtype", 
 
 
 def is_published(config: dict[str, Any]) -> bool:
-    """Return whether a config dictionary is a published checkpoint's: it has a `feedback_method` and no `text_config`."""
+    """Return whether a config dictionary comes from a published checkpoint: it has a `feedback_method` but no `text_config`."""
     return "text_config" not in config and "feedback_method" in config
 
 
@@ -48,11 +48,11 @@ def native_config(
     config: dict[str, Any], text_config: PreTrainedConfig | dict | None, base: str | None, hub_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to the config of `base`, and `base` to the
-    config's `base_model_name_or_path`.
+    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to the config of `base`, which in turn defaults to
+    the published config's `base_model_name_or_path`.
 
     Raises:
-        `ValueError`: If the config cannot be understood, or `base` cannot be read.
+        `ValueError`: If the published config is invalid, or the config of `base` cannot be loaded.
     """
     if unknown := sorted({*config} - _IGNORED_KEYS - {"feedback_method", "base_model_name_or_path"}):
         logger.warning("Unused keys of the published config: %s.", ", ".join(unknown))
@@ -71,10 +71,10 @@ def native_config(
     # `base` may be a quantised copy of the language model; the checkpoint's weights are not quantised
     text_config.pop("quantization_config", None)
     native = {"critique": FEEDBACK_METHODS[method], "format": "reference", "base_model_name_or_path": base}
-    # The data type is also the checkpoint's, not the base's
+    # The data type also comes from the checkpoint, not from the base
     if dtype := config.get("dtype") or config.get("torch_dtype"):
         if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-            raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not have.")
+            raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not support.")
         native["dtype"] = dtype
     return {**native, "text_config": {**text_config, "dtype": native.get("dtype")}}
 
@@ -106,7 +106,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     Find the safetensors files of a checkpoint, and download them from the Hub.
 
     Raises:
-        `ValueError`: If there are none, if a file of the index is missing or outside of the folder, or if the weights are pickled.
+        `ValueError`: If there are none, if a file named in the index is missing or outside the folder, or if the weights are pickled.
     """
 
     def find(file: str) -> str | None:
@@ -114,7 +114,9 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
 
     index, single = find(SAFE_WEIGHTS_INDEX_NAME), find(SAFE_WEIGHTS_NAME)
     if index is not None and single is not None:
-        raise ValueError(f"{name} has both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}; remove the wrong one.")
+        raise ValueError(
+            f"{name} has both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}; remove the one that is out of date."
+        )
     if index is not None:
         shards = find_shards(name, index, **hub_kwargs)
         if missing := [path.name for path in shards if not path.exists()]:
@@ -132,7 +134,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
 
 
 def find_shards(name: str, index: str, **hub_kwargs) -> list[Path]:
-    """Find the files that an index of weights names. Raises `ValueError` if one is outside of the index's folder."""
+    """Find the files named in an index of weights. Raises `ValueError` if any of them is outside the index's folder."""
     _check_index(Path(index))
     shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0] or ()]
     check_links(Path(index).parent, shards)
@@ -149,7 +151,7 @@ def _check_index(path: Path):
     is_map = bool(files) and all(isinstance(file, str) for file in files)
     if not is_map or not isinstance(index.get("metadata"), dict):
         raise ValueError(
-            f"{path} is not an index of weights: it needs `metadata`, and a `weight_map` from names to files."
+            f"{path} is not an index of weights: it needs `metadata`, and a `weight_map` from weight names to files."
         )
     if outside := sorted(file for file in files if not is_inside(file)):
         raise ValueError(f"{path} names the file {outside[0]!r}, which is not inside its folder.")
@@ -157,7 +159,7 @@ def _check_index(path: Path):
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     """
-    Read the shape of every tensor in safetensors files from their headers. Raises `ValueError` if one is damaged.
+    Read the shapes of all tensors from the headers of safetensors files. Raises `ValueError` if a file is damaged.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -167,25 +169,25 @@ def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
         except SafetensorError as error:
             raise ValueError(f"{file} is not a complete safetensors file ({error}); download it again.") from error
         if twice := sorted(set(found) & set(shapes)):
-            raise ValueError(f"{file} repeats weights of an earlier shard: {', '.join(twice[:4])}.")
+            raise ValueError(f"{file} repeats weights from an earlier shard: {', '.join(twice[:4])}.")
         shapes |= found
     return shapes
 
 
 def native_key(key: str) -> str:
-    """Convert a published weight's name to the native one. Native names are returned unchanged."""
+    """Convert the published name of a weight to its native name. Native names are returned unchanged."""
     return NATIVE_PREFIX + key.removeprefix(PUBLISHED_PREFIX) if key.startswith(PUBLISHED_PREFIX) else key
 
 
 def published_key(key: str) -> str:
-    """Convert a native weight's name to the published one."""
+    """Convert the native name of a weight to its published name."""
     return PUBLISHED_PREFIX + key.removeprefix(NATIVE_PREFIX) if key.startswith(NATIVE_PREFIX) else key
 
 
 def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
     """
-    Raise `ValueError`, naming the weights, unless a checkpoint's shapes (by native names) are the `expected` ones of its
-    architecture. Weights in `tied` may be missing.
+    Raise `ValueError`, naming the weights, unless a checkpoint's shapes (by native name) are those that its architecture expects. Weights
+    in `tied` may be missing.
     """
     missing = sorted(set(expected) - set(shapes) - tied)
     if head := [key for key in missing if key.startswith("reward_head.")]:
@@ -195,7 +197,7 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
         key = other[0]
         hint = "the head belongs to another model" if key.startswith("reward_head.") else "another base model?"
         if "embed" in key or "lm_head" in key:
-            hint = f"a vocabulary of {shapes[key][0]} where the architecture has {expected[key][0]}"
+            hint = f"a vocabulary of {shapes[key][0]} tokens, where the architecture has {expected[key][0]}"
         raise ValueError(
             f"{name}: {len(other)} weight(s) do not fit the architecture. {key} has the shape "
             f"{shapes[key]} in the checkpoint and {expected[key]} in the architecture ({hint})."
@@ -207,6 +209,6 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
     ):
         if keys:
             raise ValueError(
-                f"{name} {verb} {len(keys)} weight(s) {which}: {', '.join(keys[:4])}. Is the base model the one it was trained from "
+                f"{name} {verb} {len(keys)} weight(s) {which}: {', '.join(keys[:4])}. Is the base model the one that the checkpoint was trained from "
                 "(`base_model_name_or_path`)?"
             )

@@ -1,4 +1,4 @@
-"""Load quantised checkpoints. Their heads must not be quantised, because a rounded reward head rounds rewards."""
+"""Load quantised checkpoints. Their heads must not be quantised, because rounding errors in the reward head distort rewards."""
 
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,21 @@ _REWARD_HEAD = "re:.*reward_head.*"
 
 
 def check_spared(name: str, files: list[Path]):
-    """Raise `ValueError` if the weights of a quantised model's heads are quantised, too."""
+    """Raise `ValueError` if the heads of a quantised model are quantised, too."""
     found = [key for key in read_shapes(files) if key.startswith(_SPARED)]
     packed = sorted(key for key in found if not key.endswith((".weight", ".bias")))
     if packed:
         raise ValueError(
-            f"{name} has quantised heads ({packed[0]}), which round rewards. Quantise it again without the modules `reward_head` and "
+            f"{name} has quantised heads ({packed[0]}), which distort rewards. Quantise it again without the modules `reward_head` and "
             "`language_model.lm_head` (in llm-compressor, `ignore=['re:reward_head.*', 're:.*lm_head']`)."
         )
 
 
 def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
     """
-    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. Its `ignore` names only modules of the
-    quantised classes. On loading, however, a class also matches by its bases, and the reward head's layers are a subclass of `nn.Linear`.
+    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. The config's `ignore` lists only modules of
+    the classes that were quantised. When the checkpoint is loaded, however, a module also matches by its base classes, and the reward
+    head's layers are a subclass of `nn.Linear`.
     """
     if quantization.get("quant_method") != "compressed-tensors":
         return quantization
@@ -33,6 +34,6 @@ def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
 
 
 def decompress(model: Any):
-    """Decompress the weights of a compressed-tensors model. The library does so only in the first `forward`, which scoring does not call."""
+    """Decompress the weights of a compressed-tensors model. The library does so only in the first `forward`, which scoring never calls."""
     if hasattr(model, "ct_decompress_hook"):
         model.hf_quantizer.compressor.decompress_model(model)

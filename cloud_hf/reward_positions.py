@@ -1,8 +1,8 @@
-"""Find where to read the rewards of sequences that another tool has encoded, and refuse sequences whose reward would differ.
+"""Find where to read rewards in sequences that another tool has encoded, and reject sequences whose reward would differ.
 
-TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. Their additions (a second
-BOS, tokens after the end of turn, padding) must not change the reward, and a sequence that they changed otherwise must not be scored. So a
-sequence is accepted only if its ids are those that [`CritiqueFormat`] gives for the same conversation.
+TRL, RewardBench and pipelines load a reward model by its path, render chats with its tokenizer, and call the model. What they add (a second
+BOS, tokens after the end of turn, padding) must not change the reward, and a sequence that they have changed in any other way must not be
+scored. A sequence is therefore accepted only if its ids are those with which [`CritiqueFormat`] encodes the same conversation.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -24,21 +24,21 @@ _RENDER = (
     f"do not truncate them; or {_CALL}."
 )
 _NO_CRITIQUE = (
-    "this model writes a critique before it scores, and the sequence holds none: "
+    "this model writes a critique before it scores, but the sequence contains none: "
     f"{_CALL}, or pass `cloud_hf.rl.trl.cloud_reward` to TRL and the task 'critique-reward' to `pipeline`."
 )
 
 
 class RewardFinder:
     """
-    Finds rewards in sequences that other tools encoded, for one model and its tokenizer. Raises `ValueError` if the tokenizer is not the
-    model's, or its conversations cannot be read back from their ids.
+    Finds reward positions in sequences that other tools encoded, for one model and its tokenizer. Raises `ValueError` if the tokenizer does
+    not belong to the model, or if conversations cannot be recovered from their ids.
     """
 
     def __init__(self, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase):
         if config.keep_thinking:
             raise ValueError(
-                "This model was made with `keep_thinking`, and chat templates drop thinking before a sequence gets here: "
+                "This model was created with `keep_thinking`, but the chat template drops thinking before the model gets the sequence: "
                 f"{_CALL} instead."
             )
         self.tokenizer = tokenizer
@@ -46,17 +46,17 @@ class RewardFinder:
         self.critique_role, self.critique_prompt = config.critique_role, self.critique_format.critique_prompt.strip()
         self.chats = RenderedChats(tokenizer)
         others = cast(list[int | None], [tokenizer.eos_token_id, tokenizer.pad_token_id])
-        # Tokens that the chat template writes after the last text; with some templates, several control tokens
+        # The tokens that the chat template writes after the last text; some templates write several control tokens
         tail = tokenizer(self.critique_format.tail, add_special_tokens=False)["input_ids"]
         self._trailing = {*cast(list[int], tail), *others}
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """
-        Find the first tokens of sequences, after an extra BOS, and the positions of their rewards. Both tensors have the shape `(B, T)`;
-        without a mask, all tokens are real.
+        Return the position of each sequence's first token, not counting an extra BOS, and of its reward. Both tensors have the
+        shape `(B, T)`; without a mask, no token is padding.
 
         Raises:
-            `ValueError`: If the reward of a sequence would differ from [`Scorer`]'s; the message names the row.
+            `ValueError`: If a sequence's reward would differ from the one that a [`Scorer`] gives; the message names the row.
         """
         starts, ends = [], []
         for row, ids in enumerate(input_ids.tolist()):
@@ -73,21 +73,21 @@ class RewardFinder:
     def _find_in(self, ids: list[int]) -> tuple[int, int]:
         end = self._end_of_turn(ids)
         messages = self._parse(str(self.tokenizer.decode(ids[: end + 1], clean_up_tokenization_spaces=False)))
-        # Decoding may put a space before a text
+        # Decoding may add a space before a text
         stripped = [{**message, "content": message["content"].strip()} for message in messages]
         is_same = self._is_critique if self.critique_format.critique else self._is_response
-        # A tokenizer may add a BOS even if the template has already written one, or writes none
+        # A tokenizer may add a BOS even if the template has already written one or does not use one
         for start in (0, 1) if ids[0] == self.tokenizer.bos_token_id else (0,):
             if any(is_same(form, ids[start : end + 1]) for form in (messages, stripped)):
                 return start, end
         raise ValueError(
             "its tokens differ from those with which this model encodes the same conversation, so its reward would "
-            "differ. Control tokens written in a text, a thinking block or tool calls in a response, truncation, and different "
-            f"variables of the chat template cause this: {_CALL} instead."
+            "differ. Possible causes are control tokens in a text, a thinking block or tool calls in a response, truncation, and "
+            f"different variables of the chat template; {_CALL} instead."
         )
 
     def _end_of_turn(self, ids: list[int]) -> int:
-        """Return the position of the last end of turn. Templates may write a newline or an EOS after it."""
+        """Return the position of the last end-of-turn token. Templates may write a newline or an EOS after it."""
         body = len(ids)
         while body and (ids[body - 1] in self._trailing or not str(self.tokenizer.decode(ids[body - 1])).strip()):
             body -= 1
@@ -97,7 +97,7 @@ class RewardFinder:
         if self.critique_format.critique:
             raise ValueError(_NO_CRITIQUE)
         raise ValueError(
-            f"it does not end with the end of a turn ({self.critique_format.end_token!r}), at which the reward is read. "
+            f"it does not end with the end-of-turn token ({self.critique_format.end_token!r}), at which the reward is read. "
             f"{_RENDER}"
         )
 
@@ -106,16 +106,16 @@ class RewardFinder:
             messages = self.chats.parse(text)
         except ValueError as error:
             raise ValueError(
-                f"it is not a conversation as the model's tokenizer renders it. {error} {_RENDER}"
+                f"it is not a conversation in the form that the model's tokenizer renders. {error} {_RENDER}"
             ) from error
         if not self.critique_format.critique:
             if messages[-1]["role"] != "assistant":
                 raise ValueError(
-                    f"it ends on a {messages[-1]['role']} turn, but the model judges an assistant's response."
+                    f"it ends with a {messages[-1]['role']!r} turn, but the model judges an assistant's response."
                 )
             return messages
         if messages[-1] == {"role": "assistant", "content": ""}:
-            messages.pop()  # from templates that end a user's turn with the token that opens the assistant's
+            messages.pop()  # some templates end a user's turn with the token that opens the assistant's turn
         *_, before, last = [{}, {}, *messages]
         is_turn = last.get("role") == self.critique_role and last["content"].strip().startswith(self.critique_prompt)
         if not is_turn or before.get("role") != "assistant":

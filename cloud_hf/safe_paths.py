@@ -1,4 +1,4 @@
-"""Keep untrusted folders from leading to files outside of them. Does not import torch."""
+"""Prevent untrusted folders from referring to files outside themselves. Does not import torch."""
 
 import os
 from collections.abc import Iterable
@@ -6,21 +6,21 @@ from pathlib import Path, PurePosixPath
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a file name from an index stays inside the index's folder."""
+    """Return whether a file name in an index refers to a file inside the index's folder."""
     return bool(name) and "\\" not in name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
 
 
 def check_links(folder: str | Path, files: Iterable[str | Path]):
     """
-    Raise `ValueError` if a file of a folder is a symbolic link that leads out of it. In the Hub's cache, files are links to blobs
-    next to the snapshots.
+    Raise `ValueError` if a file in a folder is a symbolic link to a place outside the folder. In the Hub's cache, files may be links to the
+    blobs next to the snapshots.
     """
     root = Path(os.path.realpath(folder))
     allowed = [root, *(place.parents[1] / "blobs" for place in (root, *root.parents) if _is_snapshot(place))]
     for file in files:
         target = Path(os.path.realpath(file))
         if not any(target.is_relative_to(place) for place in allowed):
-            raise ValueError(f"{file} is a link to {target}, outside of {folder}. Replace it with a copy.")
+            raise ValueError(f"{file} is a link to {target}, outside {folder}. Replace it with a copy.")
 
 
 def _is_snapshot(folder: Path) -> bool:

@@ -21,8 +21,8 @@ from .scoring import ScoringRequest, read_request
 
 class ScalarFormat(CritiqueFormat):
     """
-    Encodes a conversation as a scalar reward model reads it: the complete rendering of its chat template, as `apply_chat_template` encodes
-    it. Encoders also get the tokens that their tokenizer puts around a text. Text never becomes a control token, as in [`CritiqueFormat`],
+    Encodes a conversation as a scalar reward model expects it: the chat template's complete rendering, as `apply_chat_template` encodes it.
+    Encoder models also get the tokens that their tokenizer adds around a text. As in [`CritiqueFormat`], texts never become control tokens,
     and dates are pinned.
 
     Args:
@@ -35,8 +35,8 @@ class ScalarFormat(CritiqueFormat):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "The reward model"):
         if not tokenizer.chat_template:
             raise ValueError(
-                f"{name} has no chat template, so how it reads a conversation is unknown. Set `chat_template` of its "
-                "tokenizer to the one that it was trained with, and save the tokenizer with the model."
+                f"{name} has no chat template, so the format of its conversations is unknown. Set its tokenizer's `chat_template` to "
+                "the one that the model was trained with, and save the tokenizer with the model."
             )
         super().__init__(tokenizer, critique=False)
 
@@ -55,11 +55,11 @@ class ScalarFormat(CritiqueFormat):
         text = self._apply_template(probe)
         if SLOT not in text:
             raise ValueError("The chat template does not show the text of the last assistant turn.")
-        # The position of the reward is the model's own, so a template may end turns with ordinary text
+        # The model itself chooses the reward position, so a template may end turns with ordinary text
         end = self._controls.pattern.search(text, text.rindex(SLOT))
         self.end_token = end.group() if end else str(self.tokenizer.eos_token or self.tokenizer.sep_token)
         self.end_token_id = cast(int, self.tokenizer.convert_tokens_to_ids(self.end_token))
-        # The templates of decoders write all tokens of a conversation; encoders also need those that their tokenizer adds
+        # Templates of decoder models write all tokens of a conversation; encoder models also need the tokens that their tokenizer adds
         ids = self.tokenizer("x")["input_ids"]
         self._around: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
         if self.tokenizer.cls_token_id is not None and ids[0] == self.tokenizer.cls_token_id:
@@ -68,23 +68,23 @@ class ScalarFormat(CritiqueFormat):
 
 class ScalarScorer:
     """
-    [`Scorer`] over a scalar reward model. In fp32, neither the batch nor the padding token changes a reward: it equals what the model
-    returns for the conversation alone, encoded with `apply_chat_template`.
+    [`Scorer`] that runs a scalar reward model. In fp32, a reward depends on neither the batch nor the padding token: it equals what the
+    model returns for the conversation alone, encoded with `apply_chat_template`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             A `*ForSequenceClassification`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer, with its chat template.
+            The model's tokenizer, with its chat template.
         label_weights (`dict[str, float]`, *optional*):
-            Weight of each label in the reward, by the label's name. Needed for a model with several labels.
+            Weight of each label in the reward, by label name. Required for a model with several labels.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per forward pass, sorted by length.
         show_progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
 
     Raises:
-        `ValueError`: If the model's labels are not a reward, or the tokenizer has no chat template.
+        `ValueError`: If the model's labels do not define a reward, or the tokenizer has no chat template.
 
     Examples:
 
@@ -123,7 +123,7 @@ class ScalarScorer:
         on_score: OnScore | None = None,
         **sampling,
     ) -> list[Score]:
-        """Judge responses. See [`Scorer`]; a scalar model writes no critiques."""
+        """Judge responses. See [`Scorer`] for the arguments; a scalar model writes no critiques."""
         request = self.read_rows(prompts, responses, critiques=critiques, **sampling)
         rows = [encoded.input_ids for row in request.given or () for encoded in row]
         return report_scores(request.with_rewards(request.given_samples(), self._read(rows)), on_score)
@@ -159,8 +159,8 @@ class ScalarScorer:
 
     def _padded(self, rows: Sequence[tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """
-        Pad on the right. Decoders read at the last token that differs from the config's padding id; if the config has
-        none, choose an id that no row ends with, so each row is read at its end.
+        Pad on the right. Decoder models read the reward at the last token that differs from the config's padding id. If the config has
+        none, this chooses an id that no row ends with, so that each row's reward is read at its last token.
         """
         pad = self._pad_token_id
         if pad is None:
@@ -184,7 +184,7 @@ def is_scalar_model(config: Any) -> bool:
 
 def load_scalar_model(name: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Load a scalar reward model and its tokenizer, onto the GPU if there is one.
+    Load a scalar reward model (onto the GPU if there is one) and its tokenizer.
 
     Args:
         name (`str`):
@@ -193,7 +193,7 @@ def load_scalar_model(name: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedT
             Passed to `from_pretrained` (`dtype`, `device_map`, `trust_remote_code`, `revision`, …).
 
     Raises:
-        `ValueError`: If the checkpoint lacks weights, such as the head of a language model loaded as a classifier.
+        `ValueError`: If the checkpoint lacks weights: a language model, for instance, has no classifier head.
     """
     if torch.cuda.is_available():
         kwargs.setdefault("device_map", "cuda")
@@ -201,7 +201,7 @@ def load_scalar_model(name: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedT
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = ", ".join(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise ValueError(
-            f"{name} is not a trained reward model: its checkpoint has no usable {missing:.200}, which would be random."
+            f"{name} is not a trained reward model: its checkpoint has no usable {missing:.200}, so these weights would be random."
         )
     model.config.get_text_config().use_cache = False
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
@@ -210,8 +210,8 @@ def load_scalar_model(name: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedT
 
 def read_label_weights(name: str, config: Any, label_weights: Mapping[str, float] | None = None) -> list[float]:
     """
-    Return the weight of each label in the reward. Raises `ValueError` if a model has several labels and no weights, or weights name
-    other labels.
+    Return the weight of each label in the reward. Raises `ValueError` if a model has several labels but no weights are given, or if the
+    weights name labels that the model does not have.
     """
     labels = [config.id2label[index] for index in range(config.num_labels)]
     listed = ", ".join(map(repr, labels))
@@ -220,7 +220,7 @@ def read_label_weights(name: str, config: Any, label_weights: Mapping[str, float
     if not label_weights:
         example = json.dumps({labels[-1]: 1, labels[0]: -1} if len(labels) == 2 else {labels[0]: 1})
         raise ValueError(
-            f"{name} has {len(labels)} labels ({listed:.300}), and does not say which is the reward. Give `label_weights`, for "
+            f"{name} has {len(labels)} labels ({listed:.300}), and its config does not say which is the reward. Give `label_weights`, for "
             f"instance {example}."
         )
     if unknown := [label for label in label_weights if label not in labels]:
@@ -229,7 +229,7 @@ def read_label_weights(name: str, config: Any, label_weights: Mapping[str, float
 
 
 def parse_label_weights(text: str | None) -> dict[str, float] | None:
-    """Parse weights given as JSON. Raises `ValueError` if they are not an object of finite numbers, not all 0."""
+    """Parse label weights given as JSON. Raises `ValueError` unless they are an object of finite numbers that are not all 0."""
     if text is None:
         return None
     try:
@@ -247,13 +247,13 @@ def parse_label_weights(text: str | None) -> dict[str, float] | None:
 
 
 def scalar_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the longest sequence in tokens; `None` if neither model nor tokenizer sets a limit."""
-    # RoBERTa's config counts two positions that no token can have; other tokenizers have a huge number instead of no limit
+    """Return the maximum sequence length in tokens; `None` if neither the model nor the tokenizer sets a limit."""
+    # RoBERTa's config counts two positions that no token can have; tokenizers without a limit have a huge number as their limit
     limits = [longest_sequence(config.get_text_config()), tokenizer.model_max_length]
     return min((limit for limit in limits if limit is not None and limit < 10**12), default=None)
 
 
 def stand_in_config(config: Any) -> CLoudConfig:
-    """Return the config of a classic model of the same architecture, with which requests are checked."""
-    # A copy, because a composite config sets the attention of its parts
+    """Return the config of a classic model with the same architecture, against which requests are checked."""
+    # A copy, because a composite config sets the attention implementation of its parts
     return CLoudConfig(text_config=deepcopy(config.get_text_config()), critique=False)

@@ -15,9 +15,9 @@ class Sample:
     critique: str = ""
     critique_ids: tuple[int, ...] = ()
     finish_reason: str = "stop"
-    # Read while the critique was written; `None` unless the caller asks for them
+    # Rewards read while the critique was written; `None` unless the caller requests them
     inner_rewards: tuple[float, ...] | None = None
-    log_likelihood: float | None = None  # mean over its tokens, in nats; only of sampled critiques
+    log_likelihood: float | None = None  # mean over the critique tokens, in nats; only for sampled critiques
 
 
 class NotFinite(ArithmeticError):
@@ -27,11 +27,11 @@ class NotFinite(ArithmeticError):
 @dataclass(frozen=True)
 class Score:
     """
-    The judgement of one response. Raises [`NotFinite`] if a reward is NaN or infinite.
+    The rewards and critiques of one response. Raises [`NotFinite`] if a reward is NaN or infinite.
 
     Args:
         reward (`float`):
-            Mean of `rewards`, unless [`~combine_critiques.combine_scores`] combined them otherwise.
+            Mean of `rewards`, unless [`~combine_critiques.combine_scores`] combined them in another way.
         critique (`str`):
             The first critique; `""` for a classic model.
         rewards (`tuple[float, ...]`):
@@ -41,18 +41,18 @@ class Score:
         reward_std (`float`):
             Population standard deviation of `rewards`; 0.0 for one critique.
         finish_reasons (`tuple[str, ...]`):
-            Per critique: `"stop"` if the model ended it, `"length"` if it was cut at `max_new_tokens`, `"stable"` if it was ended
-            because its reward was stable (`stop_when_stable`).
+            Per critique: `"stop"` if the model ended it, `"length"` if it was truncated at `max_new_tokens`, or `"stable"` if it was
+            stopped because its reward was stable (`stop_when_stable`).
         critique_ids (`tuple[tuple[int, ...], ...]`):
             The critiques' token ids without the end token. Encoding their texts does not always give the same ids.
         response_changed (`bool`):
-            Whether the chat template hides or changes text of the response, so that the model did not judge all of it. Some
-            templates hide everything before a `</think>`.
+            Whether the chat template hides or changes part of the response, so that the model did not judge all of it. Some
+            templates, for example, hide everything before a `</think>`.
         partial_rewards (`tuple[tuple[float, ...], ...]`):
-            With `read_every` k, per critique: the rewards read at its tokens k, 2k, …, followed by its reward.
+            With `read_every` k, per critique: the rewards read at its tokens k, 2k, …, followed by its final reward.
         log_likelihoods (`tuple[float, ...]`):
-            Per critique, the mean log-probability of its tokens before temperature and without the end token, in nats. Recorded by
-            transformers and vLLM if critiques are sampled, otherwise empty.
+            Per critique, the mean log-probability of its tokens in nats, before temperature scaling and without the end token.
+            Recorded by transformers and vLLM if critiques are sampled; otherwise empty.
     """
 
     reward: float
@@ -71,7 +71,7 @@ class Score:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], response_changed: bool = False) -> "Score":
-        """Gather the samples of one response."""
+        """Build the score of one response from its samples."""
         rewards = tuple(sample.reward for sample in samples)
         _check_finite(*rewards)
         likelihoods = tuple(sample.log_likelihood for sample in samples if sample.log_likelihood is not None)
@@ -110,7 +110,7 @@ def report_scores(scores: list[Score], on_score: OnScore | None) -> list[Score]:
     return scores
 
 
-# Consecutive partial rewards that have to agree before `stop_when_stable` ends a critique
+# Number of consecutive partial rewards that must agree before `stop_when_stable` ends a critique
 STABLE_READS = 3
 
 
@@ -144,7 +144,7 @@ class Sampling:
 
 class Scorer(Protocol):
     """
-    Interface of all backends: evaluation, best-of-N, RL and the demo score with any of them.
+    Interface of all backends: evaluation, best-of-N, RL and the demo can score with any backend.
 
     Args:
         prompts (`list`):
@@ -156,18 +156,19 @@ class Scorer(Protocol):
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens, not counting its end token. A longer one is cut there and scored.
+            Maximum length of a critique in tokens, not counting its end token. A longer critique is truncated there and scored.
         critiques (`list[str]` or `list[list[str]]`, *optional*):
-            Critiques to score instead of writing new ones: one or a list of several per response.
+            Critiques to score instead of writing new ones: for each response, one critique or a list of several.
         seed (`int`, *optional*):
-            Makes sampling repeatable; in fp32, also between batches of different sizes.
+            Makes sampling reproducible; in fp32, also across different batch sizes.
         read_every (`int`, *optional*):
-            Also read the reward at every `read_every`-th token of a critique, in the same pass: `Score.partial_rewards`.
+            Also read the reward at every `read_every`-th token of a critique, in the same pass. The results are in
+            `Score.partial_rewards`.
         stop_when_stable (`float`, *optional*):
             End a critique once the last three partial rewards differ by less than this. Needs `read_every`.
         on_score (`Callable[[int, Score], None]`, *optional*):
             Called with each response's index and score as soon as the score is known, so that a later failure does not
-            lose it. A server and vLLM report one at a time, transformers all at the end.
+            lose it. Servers and vLLM report scores one at a time; transformers reports all of them at the end.
 
     Returns:
         `list[Score]`: In input order.

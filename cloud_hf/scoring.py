@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 class TransformersScorer:
     """
-    [`Scorer`] over a [`CLoudForRewardModeling`], or a PEFT model around it, in this process.
+    [`Scorer`] that runs a [`CLoudForRewardModeling`], or a PEFT model that wraps one, in this process.
 
     Args:
         batch_size (`int`, *optional*, defaults to `16`):
@@ -57,7 +57,7 @@ class TransformersScorer:
         self.show_progress = show_progress
 
     def score(self, prompts: list, responses: list[str], **kwargs) -> list[Score]:
-        """Judge responses. See [`Scorer`]."""
+        """Judge responses. See [`Scorer`] for the arguments."""
         options = {"batch_size": self.batch_size, "show_progress": self.show_progress, **kwargs}
         return score_with_transformers(self.model, self.tokenizer, prompts, responses, **options)
 
@@ -82,9 +82,9 @@ def score_with_transformers(
         prompts, responses, critiques, on_score:
             See [`Scorer`].
         critique_prompt (`str`, *optional*):
-            Replaces the model's critique prompt.
+            Critique prompt to use instead of the model's.
         batch_size (`int`, *optional*, defaults to `16`):
-            Sequences per forward pass, sorted by length. In fp32 it does not change the scores.
+            Sequences per forward pass, sorted by length. In fp32, the batch size does not affect the scores.
         show_progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
         **sampling:
@@ -94,7 +94,7 @@ def score_with_transformers(
         `list[Score]`: In input order.
 
     Raises:
-        `ValueError`: If an argument or a row is not usable; the message names the row. Raised before anything is computed.
+        `ValueError`: If an argument or a row is invalid; the message names the row. Raised before anything is computed.
     """
     if batch_size < 1:
         raise ValueError("`batch_size` must be at least 1.")
@@ -115,14 +115,14 @@ def score_request(
     batch_size: int,
     show_progress: bool = False,
 ) -> list[Score]:
-    """Judge the rows of [`read_request`] with a model in this process."""
+    """Judge the rows of a request from [`read_request`] with a model in this process."""
     with _evaluation_mode(model):
         if request.given is None:
             writer = CritiqueWriter(model, request.critique_format, sampling, batch_size, show_progress)
             samples = writer.write(request.prefixes)
             if not request.critique_format.rereads_critiques:
                 return [request.score(row, samples[row]) for row in range(len(samples))]
-            # This format's rewards are those of the re-tokenised text, so they take a second pass
+            # This format's rewards are read from the re-tokenised text, which requires a second pass
             rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
@@ -141,13 +141,13 @@ class ScoringRequest:
 
     critique_format: CritiqueFormat
     prefixes: list[EncodedPrefix]
-    # Per response, the sequences to read rewards from; `None` if critiques are to be written
+    # Per response, the sequences to read rewards from; `None` if critiques still have to be written
     given: list[list[EncodedCritique]] | None = None
     texts: list[list[str]] | None = None
 
     @classmethod
     def joined(cls, critique_format: CritiqueFormat, requests: "Sequence[ScoringRequest]") -> "ScoringRequest":
-        """Join requests that either all have critiques or all lack them. The format's tokenizer must belong to this thread."""
+        """Join requests, which must either all have critiques or all lack them. No other thread may use the format's tokenizer."""
         prefixes = [prefix for request in requests for prefix in request.prefixes]
         if requests[0].given is None:
             return cls(critique_format, prefixes)
@@ -155,7 +155,7 @@ class ScoringRequest:
         return cls(critique_format, prefixes, given, [texts for request in requests for texts in request.texts or ()])
 
     def given_samples(self) -> list[list[Sample]]:
-        """Return samples of the given critiques, with NaN for the rewards, which are read later."""
+        """Return samples for the given critiques. Their rewards are NaN until they are read later."""
         return [
             [
                 Sample(math.nan, text, encoded.input_ids[encoded.prefix_length : -1])
@@ -204,18 +204,18 @@ def read_request(
 
     Args:
         critique_format, config, prompts, responses, sampling, critiques:
-            The model's format and config, and the arguments of [`Scorer`].
+            The model's format and config, and the arguments of [`Scorer.score`].
         has_critique_prompt (`bool`, *optional*, defaults to `False`):
             Whether the caller gave a critique prompt, which a classic model cannot use.
         context (`int`, *optional*):
-            Longest sequence of the backend in tokens. Defaults to the model's.
+            Maximum sequence length of the backend in tokens. Defaults to the model's.
         reserved_tokens (`int`, *optional*, defaults to `1`):
             Tokens that the backend needs after a written critique.
         reading_tokens (`int`, *optional*, defaults to `0`):
             Tokens that the backend needs after a sequence whose reward it reads.
 
     Raises:
-        `ValueError`: If an argument or a row is not usable; the message names the row.
+        `ValueError`: If an argument or a row is invalid; the message names the row.
     """
     _check_arguments(prompts, responses, sampling, critiques)
     if not config.critique and (sampling.num_critiques > 1 or critiques is not None or has_critique_prompt):
@@ -231,7 +231,7 @@ def read_request(
     ]
     if changed := sum(prefix.response_changed for prefix in prefixes):
         logger.warning(
-            "The chat template changes %d of %d responses (does it drop thinking blocks?). A model made with "
+            "The chat template changes %d of %d responses (does it drop thinking blocks?). A model created with "
             "`keep_thinking` sees them unchanged.", changed, len(prefixes),
         )  # fmt: skip
     if config.critique and critiques is None:
@@ -250,7 +250,7 @@ def read_request(
 def _encode_given(
     critique_format: CritiqueFormat, prefixes: list[EncodedPrefix], critiques: list | None, most: float
 ) -> tuple[list[list[str]], list[list[EncodedCritique]]]:
-    """Return the texts and the sequences of given critiques, or of a classic model, whose only text is empty."""
+    """Return the texts and sequences of the given critiques; for a classic model, each response has one empty text."""
     if critiques is None:
         return [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
 
@@ -259,7 +259,7 @@ def _encode_given(
         for text in texts:
             encoded.append(critique_format.complete(prefix, text))
             if len(encoded[-1].input_ids) > most:
-                break  # the request is refused
+                break  # the request will be rejected
         return encoded
 
     texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
@@ -288,7 +288,7 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
     if critiques is None:
         if sampling.num_critiques > 1 and sampling.temperature == 0:
-            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
         return
     if isinstance(critiques, str) or not isinstance(critiques, Sequence):
         raise ValueError(f"`critiques` is {critiques!r:.60}; give a list with one entry per response.")
@@ -319,8 +319,8 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
 
 
 _SWITCHES = (
-    " The model's positions (longrope) switch at that length, for all sequences of a batch at once, so longer rows would "
-    "change the rewards of others."
+    " The model's position embeddings (longrope) switch at that length, for all sequences of a batch together, so longer rows "
+    "would change the rewards of other rows."
 )
 
 
@@ -333,7 +333,7 @@ def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
 
 
 def _check_lengths(context: int | None, lengths: list[int], config):
-    """Refuse rows that do not fit the context."""
+    """Raise `ValueError` if a row does not fit the context."""
     switch = position_switch(config.text_config)
     if switch is not None and (context is None or switch < context):
         context = switch
@@ -346,5 +346,5 @@ def _check_lengths(context: int | None, lengths: list[int], config):
 
 
 def context_length(config) -> int | None:
-    """Return the longest sequence of a model in tokens; `None` if its config sets no limit."""
+    """Return a model's maximum sequence length in tokens; `None` if its config sets no limit."""
     return longest_sequence(config.text_config)

@@ -1,4 +1,4 @@
-"""Parts that all Spaces share: theme, escaping, errors for the page, HTML tables, and tables that users paste or upload."""
+"""Components shared by all Spaces: theme, escaping, error messages, HTML tables, and tables that users paste or upload."""
 
 import csv
 import html
@@ -14,10 +14,10 @@ import gradio as gr
 from gradio.themes import Default
 
 
-# Gradio's own fonts are loaded from Google
+# System fonts, because Gradio's default fonts are loaded from Google
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONOSPACE_FONTS = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
-# Gradio's footer is too pale to read, and a wide table must not widen a narrow page
+# The default color of Gradio's footer is too pale to read, and a wide table must not widen a narrow page
 _CSS = """
 footer a, footer button, footer .divider { color: var(--body-text-color) !important; }
 .plain-table { overflow: auto; max-height: 45em; }
@@ -31,7 +31,7 @@ footer a, footer button, footer .divider { color: var(--body-text-color) !import
 .plain-table td.long { min-width: 14em; }
 .plain-table th, .plain-table td.short { white-space: nowrap; }
 """
-# Gradio expands two kinds of templates in HTML; a text must not open a field of either
+# Gradio expands two kinds of template fields in HTML, and untrusted text must not open either kind
 _TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\@"})
 _LONGEST_MESSAGE = 600
 _LONGEST_CELL = 2000
@@ -41,16 +41,16 @@ _LONGEST_CELL = 2000
 
 
 def analytics_wanted() -> bool:
-    """Check whether the user turned Gradio's analytics on; they are off by default."""
+    """Return whether the user has turned on Gradio's analytics, which are off by default."""
     return os.environ.get("GRADIO_ANALYTICS_ENABLED") == "True"
 
 
 def launch_options() -> dict[str, Any]:
-    """Return the options of `launch` for every Space: system fonts, readable colors, no sharing, uploads up to 20 MB."""
+    """Return the `launch` options of every Space: system fonts, readable colors, no sharing, and uploads of up to 20 MB."""
     theme = Default(primary_hue="blue", font=_FONTS, font_mono=_MONOSPACE_FONTS).set(
         body_text_color_subdued="*neutral_600",
         color_accent="*primary_600",
-        # White text on these meets WCAG AA, also under the mouse and in dark mode
+        # White text on these colors meets WCAG AA, also on hover and in dark mode
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
@@ -71,15 +71,15 @@ def launch_options() -> dict[str, Any]:
 
 
 def upload_box() -> gr.File:
-    """Make the upload box for a table, whose file [`read_text`] reads."""
+    """Create the upload box for a table file, which [`read_text`] reads."""
     kinds = [".csv", ".tsv", ".txt", ".json", ".jsonl"]
     return gr.File(label="Or a file, which replaces the text", file_types=kinds, height=150)
 
 
 def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: list, **options):
     """
-    Compute outputs when an event is triggered. The first of `outputs` is the column of results. It is hidden before the
-    computation, because old results must not appear next to a new error.
+    Compute outputs when an event is triggered. The first of `outputs` must be the column that contains the results. It is hidden before the
+    computation, so that old results do not appear next to a new error.
     """
     hide: Any = {"queue": False, "api_visibility": "private"}
     hidden = gr.on(triggers, lambda: gr.Column(visible=False), None, outputs[0], **hide)
@@ -91,7 +91,7 @@ def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: lis
 
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Show a `ValueError`, an error of `kinds` or an out-of-memory error as one sentence on the page."""
+    """Show a `ValueError`, an error of one of `kinds` or an out-of-memory error on the page, as one sentence."""
     try:
         yield
     except Exception as error:
@@ -104,7 +104,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def user_error(message: str, duration: float | None = None) -> gr.Error:
-    """Make an error that the page shows as plain text for `duration` seconds, by default until it is closed."""
+    """Return an error that the page shows as plain text for `duration` seconds, or by default until the user closes it."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[:_LONGEST_MESSAGE]} …"
     # Gradio renders messages as HTML
@@ -112,8 +112,8 @@ def user_error(message: str, duration: float | None = None) -> gr.Error:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Check whether the GPU or the machine ran out of memory."""
-    # Compared by name, because a page must not wait for torch. On the CPU, torch raises a plain RuntimeError.
+    """Return whether the error means that the GPU or the machine ran out of memory."""
+    # Compared by name, so that the page need not import torch, which is slow. On the CPU, torch raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -130,7 +130,7 @@ def as_text(value: Any) -> str:
 
 
 def make_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return an HTML table for `gr.HTML`. Cells are plain text; long ones are cut, with a note."""
+    """Return an HTML table for `gr.HTML`. Cells are plain text; long cells are truncated, with a note."""
     head = "".join(f'<th scope="col">{as_text(name)}</th>' for name in header)
     body = "".join(f"<tr>{''.join(map(_make_cell, row))}</tr>" for row in rows)
     return (
@@ -163,15 +163,15 @@ def read_text(path: str | Path) -> str:
 
 def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list]:
     """
-    Read a table into columns with one value per row; CSV values are strings. The first character distinguishes JSON from CSV.
+    Read a table into columns with one value per row. The first character tells JSON from CSV, whose values are all strings.
 
     Args:
         text (`str`):
-            CSV with a header (commas, semicolons or tabs), JSON lines with an object per row, a JSON list of such objects, or
-            one JSON object with a list per column.
+            CSV with a header (delimited by commas, semicolons or tabs), JSON lines with one object per row, a JSON list of such
+            objects, or one JSON object with a list per column.
         required, optional (`Sequence[str]`):
-            Columns that all rows must have, and columns that all rows or none must have. Their plurals are accepted; other columns are
-            ignored.
+            Columns that all rows must have, and columns that either all rows or no rows must have. Plural names are accepted, too;
+            other columns are ignored.
 
     Raises:
         `ValueError`: If the table is malformed; the message names the row or line.
@@ -262,7 +262,7 @@ def _decode(text: str) -> Any:
 
 
 def _rows_of(columns: dict[str, list]) -> list[dict[str, Any]]:
-    """Turn a table of columns into rows."""
+    """Convert columns to rows."""
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         lengths = ", ".join(f"{count} of `{name}`" for name, count in counts.items())

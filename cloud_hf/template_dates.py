@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 
-# The day that such templates see as today
+# The day that chat templates see as today
 _DAY = date(2024, 7, 26)
 
 
@@ -14,20 +14,21 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Pin the date for chat templates that would write today's, because rewards must not change from day to day. Adds the day as
-    `strftime_now`, which [`CritiqueFormat`] makes the template's clock, and as the `date_string` that some templates take.
+    Pin the date for chat templates that would otherwise write today's date, because rewards must not change from day to day. Adds the
+    pinned day as `strftime_now`, which [`CritiqueFormat`] turns into the template's clock, and as `date_string`, which some templates
+    accept.
     """
     variables = dict(chat_template_kwargs or {})
     template = str(tokenizer.chat_template)
     if "strftime_now" in template:
         if "date_string" in template:
             variables.setdefault("date_string", f"{_DAY:%d %b %Y}")
-        # Even if an ordinary conversation does not use it, because some templates use it only with tools
+        # Pinned even if ordinary conversations do not show the date, because some templates write it only with tools
         variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
     return variables or None
 
 
 def with_clock(variables: dict[str, Any]) -> dict[str, Any]:
-    """Replace a day that a config stores as `strftime_now` with a function that formats it, a clock fixed on that day."""
+    """Replace the day that a config stores as `strftime_now` with a clock fixed on that day: a function that formats it."""
     day = variables.get("strftime_now")
     return {**variables, "strftime_now": date.fromisoformat(day).strftime} if isinstance(day, str) else variables

@@ -1,7 +1,7 @@
-"""Skeletons of conversations: the same turns and fields, with a mark in place of each text.
+"""Build skeletons of conversations: the same turns and fields, with a mark in place of each text.
 
-The rendering of a skeleton shows which fields a chat template writes, and which control tokens are the template's own. It is
-short and depends only on a conversation's shape, so that one rendering serves all conversations of that shape.
+A rendered skeleton shows which fields a chat template writes, and which control tokens come from the template itself. It is short and
+depends only on the shape of a conversation, so a single rendering serves all conversations of the same shape.
 """
 
 import copy
@@ -18,34 +18,34 @@ from .prompts import Conversation
 # Roles that answer tool calls
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
-# Roles that templates treat specially; control tokens made of these names are the template's own
+# Roles that templates treat specially; control tokens that contain these names come from the template
 USUAL_ROLES = ("system", "developer", "user", "assistant", *_TOOL_ROLES)
 
-# Words of JSON schemas, on which templates branch
+# Words in JSON schemas that templates branch on, so skeletons keep them
 _SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "null", "function")
 
-# Marks of numbers count from here, above the numbers that templates write themselves
+# Marks for numbers start here, above the numbers that templates write themselves
 _FIRST_NUMBER = 70000
 
-# Fields of a call that carry no information
+# Fields of a tool call that carry no information
 _DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "arguments"), {}))
 
-# Maximum number of failed searches for the arguments of calls
+# Maximum number of failed searches for the arguments of tool calls
 _MOST_SEARCHES = 16
 
-# The mark of a text, which may be followed by another, or of a number
+# The mark of a text, which another mark may follow directly, or the mark of a number
 _MARK = re.compile(r"(?=(x\d+x+))x\d+|\d+(?:\.5)?")
 
 
 class Skeleton:
     """
-    The skeleton of a conversation, and what its rendering must show.
+    The skeleton of a conversation, and the marks and constants that its rendering must show.
 
     Attributes:
         conversation (`Conversation`): The skeleton itself.
-        fields (`list[tuple[int, str, str]]`): Index of the message, name of the field, and mark, of every text, number and
-            name of an argument that is not redundant.
-        constants (`list[tuple]`): Paths of booleans, nulls and empty values, which no mark can replace.
+        fields (`list[tuple[int, str, str]]`): The message index, field name and mark of every text, number and argument
+            name, except redundant ones.
+        constants (`list[tuple]`): Paths of booleans, nulls and empty values, which cannot be replaced with marks.
     """
 
     def __init__(self, conversation: Conversation):
@@ -66,12 +66,13 @@ class Skeleton:
 
     @property
     def key(self) -> str:
-        """The shape as text."""
+        """The shape of the conversation, as text."""
         return json.dumps([self.conversation.messages, self.conversation.tools, self.fields], default=repr)
 
     def roles(self) -> list[tuple[str, list[int]]]:
         """
-        Return the roles to check, each with the messages to check: all together for a usual role, the first and the last for others.
+        Return the roles to check, each with the indices of the messages to check together: all messages of a usual role, but only the first
+        and the last message of any other role, one at a time.
         """
         found: dict[str, list[int]] = {}
         for index, message in enumerate(self.conversation.messages):
@@ -85,8 +86,8 @@ class Skeleton:
 
     def constants_to_check(self, text: str) -> list[tuple]:
         """
-        Return the paths of the constants to check: for each role, field and depth, the first and last boolean, and the first and
-        last other constant. Arguments that a rendering contains verbatim, as JSON, need no check.
+        Return the paths of the constants to check: for each role, field and depth, the first and last boolean and the first and
+        last other constant. Arguments that appear verbatim in a rendering, as JSON, need no check.
         """
         messages = self.conversation.messages
         found: dict[tuple, list[tuple]] = {}
@@ -95,7 +96,7 @@ class Skeleton:
         position = 0
         for path in self.constants:
             root = path[: path.index("arguments") + 1] if "arguments" in path else ()
-            # Only objects have marks; other JSON might match what the template wrote for something else
+            # Only objects contain marks; other JSON could match text that the template wrote for something else
             is_object = root and isinstance(_at(messages, root), dict)
             if is_object and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
                 start = text.find(json.dumps(_at(messages, root), ensure_ascii=False), position)
@@ -108,7 +109,7 @@ class Skeleton:
         return [path for paths in found.values() for path in _ends(paths)]
 
     def without_role(self, indices: list[int]) -> Conversation:
-        """Return the skeleton with an unknown role in some messages."""
+        """Return the skeleton with an unknown role in the given messages."""
         messages = [
             {**message, "role": "x"} if index in indices else message
             for index, message in enumerate(self.conversation.messages)
@@ -116,7 +117,7 @@ class Skeleton:
         return Conversation(messages, self.conversation.tools)
 
     def with_other_constant(self, path: tuple) -> Conversation:
-        """Return the skeleton with another value in place of a constant."""
+        """Return the skeleton with the constant at `path` replaced with another value."""
         messages = copy.deepcopy(self.conversation.messages)
         place = _at(messages, path[:-1])
         place[path[-1]] = not place[path[-1]] if isinstance(place[path[-1]], bool) else "x0x"
@@ -132,7 +133,7 @@ class Skeleton:
         if path[1:2] == ("tool_calls",) and (path[3:], value) in _DEFAULTS:
             return value
         if isinstance(value, str) and value.strip():
-            # Some templates check the length of ids
+            # The mark keeps an id's length, because some templates check it
             return self._mark(path, len(value) if path[-1] in ("id", "tool_call_id") else 0)
         if isinstance(value, int | float) and not isinstance(value, bool):
             self._count += 1
@@ -156,7 +157,7 @@ def _at(messages: list[dict[str, Any]], path: tuple) -> Any:
 
 
 def marks_in(text: str) -> set[str]:
-    """Return the marks in a rendering, in one pass."""
+    """Find all marks in a rendering, in one pass."""
     return {match.group(1) or match.group() for match in _MARK.finditer(text)}
 
 
@@ -165,15 +166,15 @@ def _ends(items: list) -> list:
 
 
 def spell(path: tuple) -> str:
-    """Spell the path of a field, down to the arguments of a call: `tool_calls[0].function.arguments`."""
+    """Write the path of a field, down to the arguments of a tool call, as in `tool_calls[0].function.arguments`."""
     parts = path[1 : path.index("arguments") + 1] if "arguments" in path else path[1:]
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _implied_fields(messages: list[dict[str, Any]]) -> Iterator[tuple]:
     """
-    Yield the paths of redundant fields: ids of calls whose results follow in the same order or not at all, and names of the called
-    functions in these results.
+    Yield the paths of redundant fields: the ids of tool calls whose results follow in the same order or not at all, and the function names
+    that these results repeat.
     """
     waiting: list[tuple[tuple, dict[str, Any]]] = []
     for index, message in enumerate(messages):

@@ -40,15 +40,15 @@ def quickstart(result: dict) -> str:
     ratio = classic[0]["train_flops"] / cloud[0]["train_flops"] - 1
     machine = result["machine"]
     notes = (
-        f"Each seed is evaluated on {classic[0]['n']} distinct pairs whose sequences of swaps occur in no training set. The classic model stays near "
-        f"chance ({', '.join(swaps)}; few distinct pairs have one swap), although it gets {ratio:.0%} more training FLOPs than all CLoud stages together. "
-        f"Recorded on {machine['processor']} with torch {machine['torch']}: another processor or thread count can change an accuracy by several points."
+        f"Each seed is evaluated on {classic[0]['n']} distinct pairs whose swap sequences occur in no training set. The classic model stays near "
+        f"chance ({', '.join(swaps)}; only a few distinct pairs have one swap), although it gets {ratio:.0%} more training FLOPs than all CLoud stages together. "
+        f"Recorded on {machine['processor']} with torch {machine['torch']}: a different processor or thread count can change an accuracy by several points."
     )
     return f"{table(['accuracy', *seeds], rows)}\n\n{notes}"
 
 
 def spread(shares: Sequence[float]) -> str:
-    """Return the smallest and the largest of some shares."""
+    """Return the range of the shares, from the smallest to the largest."""
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     return low if low == high else f"{low} to {high}"
 
@@ -56,7 +56,7 @@ def spread(shares: Sequence[float]) -> str:
 def scoring_speed(result: dict) -> str:
     work, sides, ratios = result["workload"], result["sides"], result["ratios"]
     names = {
-        "reference": "the reference implementation: generate, tokenise again, second forward pass",
+        "reference": "the reference implementation: generate, re-tokenise, second forward pass",
         "generate": "`generate` alone, without rewards",
         "score": "`model.score`",
         "vllm_plain": "vLLM alone, without rewards",
@@ -70,8 +70,8 @@ def scoring_speed(result: dict) -> str:
     rows = [[name, f"{sides[key]['rewards_per_second']:.2f}", notes.get(key, "")] for key, name in names.items()]
     limit = result["physical_limit"]
     return (
-        f"{work['cores']} CPU cores, random model of {limit['parameters'] / 1e6:.0f} M parameters, {work['chats']} chats of "
-        f"250 ± 120 tokens, {work['new_tokens']} new tokens each, fp32; medians of {work['rounds']} alternating rounds. On that machine, no "
+        f"{work['cores']} CPU cores, fp32, a randomly initialised model with {limit['parameters'] / 1e6:.0f} M parameters, and {work['chats']} chats of "
+        f"250 ± 120 tokens with {work['new_tokens']} new tokens each; medians of {work['rounds']} alternating rounds. On this machine, no "
         f"method could exceed about {limit['rewards_per_second']:.1f} rewards/s.\n\n"
         + table(["", "rewards/s", ""], rows)
         + f"\n\nSampling {work['critiques_of_one_response']} critiques of one response with prefix caching takes "
@@ -84,7 +84,7 @@ def scoring_speed_in_short(result: dict) -> str:
     ratios, cores = result["ratios"], result["workload"]["cores"]
     return (
         f"On {cores} CPU cores, `model.score` is {ratios['score / reference']['value']:.1f} times as fast as the reference implementation, and "
-        f"`CLoudVLLM` {ratios['vllm_score / reference']['value']:.1f} times. Critiques with rewards from `CLoudVLLM` reach "
+        f"`CLoudVLLM` is {ratios['vllm_score / reference']['value']:.1f} times as fast. When it generates critiques with rewards, `CLoudVLLM` reaches "
         f"{ratios['vllm_score / vllm_plain']['value']:.0%} of the speed of vLLM without rewards."
     )
 
@@ -92,7 +92,7 @@ def scoring_speed_in_short(result: dict) -> str:
 def cascade(result: dict) -> str:
     runs, pooled = result["runs"], result["pooled"]
     seeds = [str(run["seed"]) for run in runs]
-    # By the beginning of a key: what is chosen among, and the first part of the method's name
+    # Key prefix: what the method chooses among, and the first part of the method's name
     names = {
         "all: ": ("pairs", "classic first, then critiques "),
         "trained swaps: ": ("pairs, easy ones with trained swaps only", "classic first, then critiques "),
@@ -120,31 +120,32 @@ def cascade(result: dict) -> str:
     problems = sum(run["best_of_16"]["problems"] for run in runs)
     several = [f"seeds {', '.join(seeds)}"] if len(seeds) > 1 else []
     return (
-        f"Shell game, seed{'s' * bool(several)} {', '.join(seeds)}; half of the pairs are easy (one swap), half are hard (three or four). The baseline for "
-        f"pairs is the CLoud model alone ({full['value']:.1%} of {full['n']} pairs at {tokens:.0f} tokens), and for candidates the choice with all critiques "
-        f"of all candidates ({problems} problems). Differences from the baseline have 95% intervals; tokens are a share of the baseline's. Thresholds are "
-        "chosen on other rows, for a loss of at most one point.\n\n"
+        f"Shell game, seed{'s' * bool(several)} {', '.join(seeds)}; half of the pairs are easy (one swap), and half are hard (three or four swaps). For "
+        f"pairs, the baseline is the CLoud model alone ({full['value']:.1%} of {full['n']} pairs right, at {tokens:.0f} tokens per pair); for candidates, it "
+        f"is the choice with all critiques of all candidates ({problems} problems). Differences from the baseline have 95% intervals; tokens are given as a "
+        "share of the baseline's tokens. Thresholds are chosen on other rows, for an accuracy loss of at most one point.\n\n"
         + table(["", "method", "accuracy", "difference", *several, "tokens"], rows)
-        + "\n\nCritiques one at a time save most. Here, halving should not start from the classic model, which discards right candidates of hard problems. "
+        + "\n\nWriting critiques one at a time saves the most tokens. Here, halving should not start with the classic model, which discards right candidates "
+        "for hard problems. "
         "Measured by `benchmarks/cascade.py`."
     )
 
 
 def classifier_export(result: dict) -> str:
     names = {
-        "ours - transformers": "classic model and its export in transformers",
-        "ours - vLLM": "classic model and its export in vLLM's pooling runner",
-        "ours - fp64": "classic model and its export in fp64",
-        "transformers - fp64": "export in fp32 and in fp64",
-        "transformers, batches of 16 - one at a time": "export in batches and one conversation at a time",
-        "transformers, eager - sdpa": "export with either attention",
+        "ours - transformers": "classic model against its export in transformers",
+        "ours - vLLM": "classic model against its export in vLLM's pooling runner",
+        "ours - fp64": "classic model against its export in fp64",
+        "transformers - fp64": "export in fp32 against fp64",
+        "transformers, batches of 16 - one at a time": "export in batches against one conversation at a time",
+        "transformers, eager - sdpa": "export with eager against SDPA attention",
     }
     models = result["models"]
-    rows = [["span of rewards", *(f"{found['span of rewards']:.1f}" for found in models.values())]]
+    rows = [["range of rewards", *(f"{found['span of rewards']:.1f}" for found in models.values())]]
     rows += [[name, *(f"{found[key]:.1e}" for found in models.values())] for key, name in names.items()]
     return (
-        f"Largest differences of rewards over {result['chats']} conversations of {result['files']} preference files, for models with wide random "
-        "weights, in fp32 on a CPU:\n\n"
+        f"Largest differences between rewards over {result['chats']} conversations from {result['files']} preference files, for models whose random "
+        "weights have a large standard deviation, in fp32 on a CPU:\n\n"
         + table(["", *models], rows)
         + "\n\nMeasured by `benchmarks/classifier_export.py`."
     )
@@ -162,8 +163,8 @@ def training_speed(result: dict) -> str:
     return (
         f"{result['workload']['cores']} CPU cores, model of hidden size 512, real pairs with critiques:\n\n"
         + table(["", "useful tokens/s"], rows)
-        + "\n\nWhere prompts are half of the tokens, `--shared_prompt True` speeds this up by a further "
-        f"{sharing['value']:.2f} ×; the saved tokens would allow {sharing['allowed']:.2f} ×. "
+        + "\n\nWhere prompts make up half of the tokens, `--shared_prompt True` speeds this up by another factor of "
+        f"{sharing['value']:.2f}; the saved tokens would allow a factor of {sharing['allowed']:.2f}. "
         "Measured by `benchmarks/training_speed.py`."
     )
 
@@ -173,8 +174,8 @@ def training_speed_in_short(result: dict) -> str:
     sharing = result["ratios"]["shared_prompt / padding_free, several turns"]
     return (
         f"On {result['workload']['cores']} CPU cores, with real pairs and critiques, `--padding_free True` is {speed['padding_free'] / speed['padded']:.1f} "
-        f"times as fast as padding to the longest sequence of a batch. Where prompts are half of the tokens, `--shared_prompt True` speeds this up by a "
-        f"further {sharing['value']:.1f} ×."
+        f"times as fast as padding to the longest sequence of a batch. Where prompts make up half of the tokens, `--shared_prompt True` speeds this up by "
+        f"another factor of {sharing['value']:.1f}."
     )
 
 
@@ -190,8 +191,8 @@ def against_trl(result: dict) -> str:
     return (
         f"One epoch over {result['pairs']} pairs of human preferences ({result['tokens']:,} tokens), {result['base']}, batches of "
         f"{result['batch_size']} pairs, fp32 on a CPU ({result['machine']['threads']} thread):\n\n"
-        + table(["", "CPU time", "as fast as TRL"], rows)
-        + "\n\nAll four compute the same loss; TRL's reward head starts from other random weights. One round, while other jobs ran. Measured by "
+        + table(["", "CPU time", "speed relative to TRL"], rows)
+        + "\n\nAll four compute the same loss; TRL's reward head starts from different random weights. One round, while other jobs were running. Measured by "
         "`benchmarks/against_trl.py`."
     )
 
@@ -199,9 +200,9 @@ def against_trl(result: dict) -> str:
 def against_trl_in_short(result: dict) -> str:
     ratio = result["times_as_fast_as_trl"]
     return (
-        f"Training a classic model from {result['base']} on {result['pairs']} pairs is {ratio['padded']:.1f} times as fast as with TRL's `RewardTrainer`, "
-        f"{ratio['padding_free']:.1f} times with `--padding_free True`, and {ratio['shared_prompt']:.1f} times with `--shared_prompt True` (CPU time of one "
-        "epoch in fp32, one round)."
+        f"Training a classic model from {result['base']} on {result['pairs']} pairs is {ratio['padded']:.1f} times as fast as with TRL's `RewardTrainer`. "
+        f"With `--padding_free True`, it is {ratio['padding_free']:.1f} times as fast, and with `--shared_prompt True`, {ratio['shared_prompt']:.1f} times "
+        "(CPU time of one epoch in fp32, one round)."
     )
 
 
@@ -212,7 +213,7 @@ def loss_memory(result: dict) -> str:
         "chunks_8": "`--lm_loss_chunks 8`",
         "chunks_32": "`--lm_loss_chunks 32`",
     }
-    names["all_logits"] = "logits of all positions at once"
+    names["all_logits"] = "logits of all positions together"
     rows = [
         [name, f"{sides[key]['seconds_median']:.1f} s", f"{sides[key]['peak_megabytes'] / 1000:.1f} GB"]
         for key, name in names.items()
@@ -237,14 +238,14 @@ def plan_accuracy(result: dict) -> str:
     ]
     worst = max(abs(row["ratio"] - 1) for row in result["rows"])
     return (
-        f"Planned and measured peak of one training step on a CPU in fp32; they differ by at most {worst:.1%}:\n\n"
+        f"Planned and measured peak memory of one training step on a CPU in fp32; they differ by at most {worst:.1%}:\n\n"
         + table(["model", "mode", "planned", "measured", "ratio"], rows)
         + "\n\nMeasured by `benchmarks/plan_accuracy.py`."
     )
 
 
 def plan_search(result: dict) -> str:
-    """Return the seconds of each search, the slower of padded and padding-free."""
+    """Return the CPU seconds of each search: the slower of the padded and the padding-free search."""
     models = result["models"]
     sizes = list(next(iter(models.values()))["padded"])
     rows = [
@@ -261,9 +262,9 @@ def plan_search(result: dict) -> str:
 
 def convert_memory(result: dict) -> str:
     return (
-        f"Converting a checkpoint of {result['checkpoint_gb']:.1f} GB in {result['shards']} shards takes "
+        f"Converting a {result['checkpoint_gb']:.1f} GB checkpoint in {result['shards']} shards uses "
         f"{result['convert_above_libraries_gb']:.2f} GB of memory on top of what the libraries need; the largest shard has "
-        f"{result['largest_shard_gb']:.2f} GB. Loading and saving the complete model takes "
+        f"{result['largest_shard_gb']:.2f} GB. Loading and saving the complete model uses "
         f"{result['load_and_save_above_libraries_gb']:.2f} GB. Measured by `benchmarks/convert_memory.py`."
     )
 
@@ -280,8 +281,8 @@ def builder_throughput(result: dict) -> str:
         "Against a server that handles 64 requests at a time and answers each after 0.2 s (at most "
         f"{result['physical_limit_requests_per_second']:.0f} requests/s):\n\n"
         + table(["", "requests/s"], rows)
-        + f"\n\nA journal entry is the answer plus about {result['journal_bytes_per_row'] - result['answer_bytes']:.0f} bytes. "
-        f"{memory['rows']:,} rows took at most {memory['peak_resident_mb']:.0f} MB of memory, more than half of it for the libraries. "
+        + f"\n\nA journal entry takes about {result['journal_bytes_per_row'] - result['answer_bytes']:.0f} bytes in addition to the answer. "
+        f"Building {memory['rows']:,} rows used at most {memory['peak_resident_mb']:.0f} MB of memory, more than half of it for the libraries. "
         "Measured by `benchmarks/builder_throughput.py`."
     )
 
@@ -294,7 +295,7 @@ def read_rows(result: dict) -> str:
     return (
         f"{result['rows']:,} rows of about 1.5 kB, in ten forms, on one processor core:\n\n"
         + table(["form", "rows/s"], rows)
-        + f"\n\nThe benchmark requires at least {result['slowest']['limit']:,} rows/s of each form. The process took at most {memory['peak_resident_mb']:,} MB of memory, "
+        + f"\n\nThe benchmark requires at least {result['slowest']['limit']:,} rows/s for each form. The process used at most {memory['peak_resident_mb']:,} MB of memory, "
         f"{memory['libraries_mb']} MB of it for the libraries. Measured by `benchmarks/read_rows.py`."
     )
 
@@ -303,7 +304,7 @@ def evaluation_overhead(result: dict) -> str:
     times = {backend: result[backend]["evaluate / direct"]["value"] for backend in ("transformers", "vllm")}
     rounds = " and ".join(str(result[backend]["rounds"]) for backend in times)
     return (
-        "Checks, journal and metrics add little to the time of scoring. An evaluation takes "
+        "Checks, the journal and metrics add little to the scoring time. An evaluation takes "
         f"{times['transformers']:.3f} times as long as scoring the same chats directly with transformers, and {times['vllm']:.3f} times with vLLM (medians "
         f"of {rounds} rounds on {result['vllm']['threads']} cores). Measured by `benchmarks/evaluation_overhead.py`."
     )
@@ -319,16 +320,24 @@ def server_load(result: dict) -> str:
 
     return (
         f"{first['requests']:,} requests from {first['clients']} clients, some of them cancelled, malformed or too large. Every returned "
-        f"reward equals that of its chat scored alone, within {difference:.0e}. Memory of the server:\n\n"
+        f"reward is within {difference:.0e} of the reward of the same chat scored alone. Memory used by the server:\n\n"
         + table(["backend", "after half of the requests", "at the end"], [memory(backend) for backend in result])
         + "\n\nMeasured by `benchmarks/server_load.py`."
     )
 
 
 def interval_coverage(result: dict) -> str:
+    names = {
+        "share of right rows, 75 % (Wilson)": "share of right rows, true value 75% (Wilson)",
+        "share of right rows, 95 % (Wilson)": "share of right rows, true value 95% (Wilson)",
+        "share, rows with fractions (bootstrap)": "share of right rows, with fractional rows (bootstrap)",
+        "difference of two models on the same rows (paired bootstrap)": "difference between two models on the same rows (paired bootstrap)",
+        "area of selective accuracy (bootstrap)": "area under the selective accuracy curve (bootstrap)",
+        "area of the oracle (bootstrap)": "area under the oracle's curve (bootstrap)",
+    }
     sizes = dict.fromkeys(n for found in result["types"].values() for n in found)
     rows = [
-        [name, *(f"{found[n]['coverage']:.1%}" if n in found else "–" for n in sizes)]
+        [names.get(name, name), *(f"{found[n]['coverage']:.1%}" if n in found else "–" for n in sizes)]
         for name, found in result["types"].items()
     ]
     runs = sorted(
@@ -337,13 +346,13 @@ def interval_coverage(result: dict) -> str:
     return (
         "Share of 95% intervals that contain the true value, by the number of rows (pairs, problems, questions):\n\n"
         + table(["interval", *(f"n = {n}" for n in sizes)], rows)
-        + f"\n\n{runs[0]:,} to {runs[-1]:,} simulated evaluations of each kind; the standard error of a share of "
-        f"95% is {noise(runs[-1])} to {noise(runs[0])} points. Measured by `benchmarks/interval_coverage.py`."
+        + f"\n\n{runs[0]:,} to {runs[-1]:,} simulated evaluations of each kind; the standard error of a 95% "
+        f"share is {noise(runs[-1])} to {noise(runs[0])} points. Measured by `benchmarks/interval_coverage.py`."
     )
 
 
 def claims(report: dict) -> str:
-    """Return the differences behind each claim, how they were recorded, and the rule by which they are judged."""
+    """Return the differences behind each claim, how they were recorded, and the rule for judging them."""
     tasks = list(report["arms"])
 
     def shown(found: dict) -> str:
@@ -361,7 +370,7 @@ def claims(report: dict) -> str:
     return (
         f"{table(['claim', *tasks, 'overall'], rows)}\n\nDifferences in points of pair accuracy, with 95% intervals over {number} seeds. "
         f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}. {rule} "
-        "Overall, a verdict needs two tasks, and *reproduced* also requires that no task is *not reproduced*."
+        "The overall verdict needs at least two tasks, and *reproduced* also requires that no task is *not reproduced*."
     )
 
 
@@ -378,13 +387,13 @@ def claims_in_short(report: dict) -> str:
 
     seeds = len(report["arms"]["shell"]["cloud"]["seeds"])
     return (
-        f"- CLoud against classic at equal training compute, {seeds} seeds: {shown('CLoud beats classic at equal training compute')}\n"
-        f"- Stage 4, which trains the critiques by their outcome, against stage 3: {shown('Stage 4 beats stage 3')}"
+        f"- CLoud against the classic model at equal training compute, {seeds} seeds: {shown('CLoud beats classic at equal training compute')}\n"
+        f"- Stage 4, which trains critiques on their outcome, against stage 3: {shown('Stage 4 beats stage 3')}"
     )
 
 
 def claims_rl(report: dict) -> str:
-    """Return how often policies are right before and after training on each reward model."""
+    """Return how often the policies are right before and after training on each reward model."""
     if not report["rl"]:
         return "Not run."
 
@@ -402,11 +411,12 @@ def claims_rl(report: dict) -> str:
         for task, judges in report["rl"].items()
         for judge, one in judges.items()
     ]
-    return table(["task", "reward of", "solved", "favoured by the reward", "solved at the end, each seed"], rows)
+    header = ["task", "reward of", "solved, start to end", "favoured, start to end", "solved at the end, by seed"]
+    return table(header, rows)
 
 
 def smollm2(result: dict) -> str:
-    """Return accuracies of the run with a real model, by set."""
+    """Return the accuracies of the run with a real model, by preference set."""
 
     def shown(found: dict) -> str:
         ends = found["ci95"]
@@ -432,20 +442,20 @@ def smollm2(result: dict) -> str:
     def course(stage: str, loss: str) -> str:
         return f"{trained[stage]['first_quarter'][loss]:.2f} to {trained[stage]['last_quarter'][loss]:.2f}"
 
-    header = ["set", "pairs", "classic", "CLoud", "difference in points", "the longer response"]
+    header = ["set", "pairs", "classic", "CLoud", "difference in points", "choosing the longer response"]
     return (
-        f"{table(header, rows)}\n\nAccuracy with 95% intervals. The interval of the difference over all pairs {verdict} Trained on {train['drawn']} "
-        f"of the {train['fitting']} pairs (of {train['rows']:,}) that are short enough: CLoud in {cloud_s / 60:.0f} minutes of CPU time "
-        f"({trained['critique-sft']['steps']} steps of stage 1, {trained['cloud']['steps']} of stage 3), classic in {cpu['classic'] / 60:.0f} "
-        f"({trained['classic']['steps']} steps); the evaluation took {cpu['evaluation'] / 60:.0f}. From the first to the last quarter of the steps, the "
+        f"{table(header, rows)}\n\nAccuracy with 95% intervals. The interval of the difference over all pairs {verdict} Of {train['rows']:,} pairs, "
+        f"{train['fitting']} are short enough, and {train['drawn']} of these were used for training. CLoud took {cloud_s / 60:.0f} minutes of CPU time "
+        f"({trained['critique-sft']['steps']} steps of stage 1, {trained['cloud']['steps']} of stage 3), the classic model {cpu['classic'] / 60:.0f} minutes "
+        f"({trained['classic']['steps']} steps), and the evaluation {cpu['evaluation'] / 60:.0f} minutes. From the first to the last quarter of the steps, the "
         f"loss of stage 1 went from {course('critique-sft', 'loss')}, the Bradley-Terry loss of stage 3 from {course('cloud', 'pairwise_loss')} "
         f"and that of the classic arm from {course('classic', 'pairwise_loss')}. {pooled['critiques_cut']:.0%} of the evaluation's critiques were "
-        f"cut at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, while other jobs ran."
+        f"truncated at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, while other jobs were running."
     )
 
 
 def noise(runs: int) -> str:
-    """Return the standard error of a share of 95% in points."""
+    """Return the standard error, in points, of a 95% share."""
     return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
 
 
@@ -478,7 +488,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
 }
 
 
-# Results that are not in NAME.json
+# Functions whose results are not in NAME.json
 FILES = {
     "against_trl_in_short": "against_trl.json",
     "claims": "claims/report.json",
@@ -498,12 +508,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def pages() -> list[Path]:
-    """Return the files that may hold blocks."""
+    """Return the files that may contain blocks."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def fill(text: str) -> str:
-    """Return a page with its blocks rewritten from the results."""
+    """Return the text of a page with its blocks rewritten from the results."""
 
     def block(match: re.Match) -> str:
         path = FILES.get(match["name"], f"{match['name']}.json")
@@ -536,7 +546,7 @@ def record_quickstart(runs: Sequence[Path]):
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument(
-        "--quickstart", nargs="+", type=Path, help="folders of finished quickstart runs to record first"
+        "--quickstart", nargs="+", type=Path, help="folders of finished quickstart runs, which are recorded first"
     )
     args = parser.parse_args()
     if args.quickstart:

@@ -1,13 +1,13 @@
 """
-Best-of-N: the quality of the candidate with the highest reward, for N = 1 to 16, with several models and any backend.
+Best-of-N: measure the quality of the candidate with the highest reward, for N = 1 to 16, with several models and any backend.
 
-On candidates of known quality, with the columns prompt, responses and correct (booleans or scores), or prompt and candidates
+With candidates of known quality, in the columns prompt, responses and correct (booleans or scores), or prompt and candidates
 (a list of entries with response and judge_score):
 
 python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 \
     --dataset_name gsm8k_bon4.jsonl arenabench_v1_bon.jsonl.gz --overlong_policy drop
 
-On ArenaHard, with one server that writes candidates and one that judges the chosen ones against a baseline's answers:
+On ArenaHard, with one server that writes candidates and another that judges the chosen candidates against a baseline's answers:
 
 python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 --overlong_policy drop \
     --arena_hard lmarena-ai/arena-hard-auto-v0.1 --baseline_answers gpt-4-0314.jsonl \
@@ -15,9 +15,9 @@ python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results -
 
 The judge receives its instructions as a system message; add --judge_system_role false if its chat template has no system role.
 
-Writes best_of_n.md with plots, best_of_n.json, and selected_MODEL.jsonl with the candidates that each model chose and its
-critiques of them. Every score, candidate and verdict is journaled: the same command resumes an interrupted run, and models,
-datasets or candidates can be added later. The exit status is 3 if requests failed after all retries.
+Writes best_of_n.md with plots, best_of_n.json, and for each model selected_MODEL.jsonl, which contains the candidates that the model
+chose and its critiques of them. Every score, candidate and verdict is journaled: the same command resumes an interrupted run, and
+models, datasets or candidates can be added later. The exit status is 3 if requests failed after all retries.
 """
 
 from cloud_hf.cli import run

@@ -1,11 +1,11 @@
 """
-Stage 2 on a cluster: build_self_critiques.py with vLLM engines on the nodes of a Ray cluster (`ray.data.llm`).
+Stage 2 on a cluster: like build_self_critiques.py, but with vLLM engines on the nodes of a Ray cluster (`ray.data.llm`).
 
-The dataset is the same: the input columns plus chosen_feedback, chosen_feedback_ids, chosen_finish_reason and so on, in the
-order of the rows. The output folder's journal keeps answers as they arrive: run the same command again to resume a killed run
-or to retry the failed rows of rejects.jsonl. Every node needs this environment and access to the model under the same name.
+The resulting dataset is the same: the input columns plus chosen_feedback, chosen_feedback_ids, chosen_finish_reason and so on, in
+input order. The output folder's journal records critiques as they arrive: run the same command again to resume a killed run or to
+retry the failed rows in rejects.jsonl. Every node needs this environment, and access to the model under the same name.
 
-On a cluster started with `ray start` (--ray_address also takes the address of another one):
+On a cluster started with `ray start` (--ray_address also accepts the address of another cluster):
 
 python examples/build_critiques_with_ray.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \
     --output_dir self-critiques --ray_address auto --num_replicas 16 --tensor_parallel_size 1

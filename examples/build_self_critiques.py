@@ -1,17 +1,17 @@
 """
-Stage 2: rewrite all critiques of a preference dataset with the stage 1 model, so that stage 3 trains on its own critiques.
+Stage 2: rewrite all critiques in a preference dataset with the stage 1 model, so that stage 3 trains on the model's own critiques.
 
-The dataset has the input columns, new chosen_feedback and rejected_feedback, their token ids (chosen_feedback_ids, …; training
-uses these, because decoded text does not always encode back to the same ids), and finish reasons (chosen_finish_reason, …;
-"length" marks a truncated critique). The output folder's journal keeps the critiques: run the same command again to resume a
-killed run.
+The dataset has the input columns, new critiques in chosen_feedback and rejected_feedback, their token ids (chosen_feedback_ids, …) and
+their finish reasons (chosen_finish_reason, …; "length" marks a truncated critique). Training uses the token ids, because decoded text does
+not always encode back to the same ids. The output folder's journal records the critiques: run the same command again to resume a killed
+run.
 
 In this process, with transformers or vLLM:
 
 python examples/build_self_critiques.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \
     --output_dir self-critiques --max_new_tokens 1024 --batch_size 32
 
-With separate servers of the same model (on a CPU, sampling also needs --no-enable-chunked-prefill):
+With separate servers that run the same model (on a CPU, sampling also needs --no-enable-chunked-prefill):
 
 python -m vllm.entrypoints.openai.api_server --model critic-sft --port 8000
 python examples/build_self_critiques.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \

@@ -1,10 +1,10 @@
 """
 GRPO on the shell game with a CLoud model as the only reward.
 
-The policy starts from the quickstart's language model, which can work through swaps, and is fine-tuned on examples with
-correct steps and random answers: it knows the steps and the answer format, and solves one problem in four. TRL's GRPOTrainer
-then trains it on new problems with rewards from the CLoud model, which sees only the answer, not the steps. Correct answers
-are used only to measure how often the policy solves held-out problems, before and after.
+The policy starts from the quickstart's language model, which can work through swaps. It is first fine-tuned on examples with correct
+steps and random answers, after which it knows the steps and the answer format but solves only one problem in four. TRL's GRPOTrainer
+then trains the policy on new problems, with rewards from the CLoud model, which sees only the answers, not the steps. Correct answers
+are used only to measure how often the policy solves held-out problems, before and after training.
 
 make quickstart
 python examples/grpo_with_cloud.py --config examples/configs/shell-game/grpo.yaml --reward_model runs/quickstart/cloud \
@@ -50,18 +50,19 @@ class PolicyArguments:
         model_name_or_path (`str`):
             Language model to start from; it must already know how to work through swaps.
         reward_model (`str`):
-            Hub id or folder of the reward model: CLoud, classic or, with transformers, a scalar one; with `--backend server` the server's address.
+            Hub id or folder of the reward model: a CLoud model, a classic model or, with transformers, a scalar model. With
+            `--backend server`, the address of the server.
         backend (`str`, *optional*, defaults to `"transformers"`):
             Where the reward model runs: transformers or vllm in this process, or server.
         swaps (`list[int]`, *optional*, defaults to `[1, 2, 3]`):
-            Numbers of swaps per problem, used in rotation. The highest must be at least 3: with fewer swaps,
-            there are too few different problems to hold some out.
+            Numbers of swaps per problem, used in rotation. The largest must be at least 3: with fewer swaps,
+            there are too few distinct problems to hold some out.
         num_examples (`int`, *optional*, defaults to `5120`):
-            Worked examples with random answers that the policy is fine-tuned on first.
+            Number of worked examples with random answers on which the policy is fine-tuned first.
         num_test (`int`, *optional*, defaults to `400`):
-            Number of held-out problems, which have the highest number of swaps.
+            Number of held-out problems, all with the largest number of swaps.
         max_critique_tokens (`int`, *optional*, defaults to `100`):
-            Length limit of a critique in tokens.
+            Maximum length of a critique in tokens.
     """
 
     model_name_or_path: str
@@ -75,7 +76,8 @@ class PolicyArguments:
     def __post_init__(self):
         if max(self.swaps) < 3:
             raise ValueError(
-                f"`swaps` is {self.swaps}; the highest must be at least 3: too few problems with fewer swaps can be held out."
+                f"`swaps` is {self.swaps}; the largest must be at least 3: with fewer swaps, there are "
+                "too few distinct problems to hold some out."
             )
 
 
@@ -147,8 +149,9 @@ class OncePerAnswer:
 
 def final_answer(completion: str) -> str:
     """
-    Extract the answer, the only part the reward model sees. Completions without one raise `ValueError` and get no reward: the reward model
-    was never trained on such texts and scores them above wrong answers, which would teach the policy to write them.
+    Extract the answer, which is the only part that the reward model sees. A completion without an answer raises `ValueError` and gets no
+    reward: the reward model was never trained on such texts and scores them above wrong answers, which would teach the policy to omit
+    answers.
     """
     match = re.search(rf"The answer is [{shell_game.CUPS}]\.$", completion)
     if match is None:
@@ -157,7 +160,7 @@ def final_answer(completion: str) -> str:
 
 
 def example_rows(args: PolicyArguments, seed: int) -> list[dict]:
-    """Make problems with correct steps and a random cup as the answer."""
+    """Generate problems whose responses have correct steps and a random cup as the answer."""
     rng = random.Random(f"{seed}/examples")
     rows = shell_game.direct_answer_rows(args.num_examples, "train", args.swaps, seed)
     for row in rows:
@@ -184,7 +187,7 @@ def start_policy(args: PolicyArguments, training_args: GRPOConfig, folder: Path)
 
 
 def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
-    """Make prompts for training, new ones in every step."""
+    """Generate prompts for training, with new ones in every step."""
     per_step = training_args.generation_batch_size // training_args.num_generations
     rows = shell_game.direct_answer_rows(
         training_args.max_steps * per_step, "train", args.swaps, training_args.seed + 1
@@ -194,7 +197,7 @@ def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
 
 @torch.inference_mode()
 def solve_rates(trainer: GRPOTrainer, rows: list[dict], when: str) -> dict:
-    """Measure the share of problems that the policy solves, sampled as in training and greedily."""
+    """Measure the proportion of problems that the policy solves, both with sampling as in training and greedily."""
     model, tokenizer = trainer.model.eval(), trainer.processing_class
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     inputs = tokenizer.apply_chat_template(

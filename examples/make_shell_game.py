@@ -1,7 +1,7 @@
 """
-Stage 0 of the quickstart: the shell game's data, and a tiny base language model that answers its questions directly.
+Stage 0 of the quickstart: create the shell game's datasets, and train a tiny base language model that answers its questions directly.
 
-Writes data/pairs (train, test), data/stage3 (train), data/best-of-n (test) as `save_to_disk` folders.
+Writes data/pairs (train, test), data/stage3 (train) and data/best-of-n (test) as `save_to_disk` folders.
 
 python examples/make_shell_game.py --config examples/configs/shell-game/base.yaml --data_dir runs/quickstart/data \
     --output_dir runs/quickstart/base --seed 0
@@ -30,19 +30,19 @@ class ShellGameArguments:
         data_dir (`str`):
             Folder for the datasets.
         num_answers (`int`):
-            Problems with direct answers, for the base model.
+            Number of problems with direct answers, to train the base model on.
         num_pairs (`int`):
-            Preference pairs with oracle critiques, for critique SFT and the classic arm.
+            Number of preference pairs with oracle critiques, for critique SFT and the classic arm.
         num_stage3_pairs (`int`):
             Number of these pairs that stage 3 uses.
         num_test_pairs (`int`):
-            Held-out pairs.
+            Number of held-out pairs.
         num_best_of_n (`int`):
-            Held-out problems for best-of-N.
+            Number of held-out problems for best-of-N.
         answer_swaps (`list[int]`, *optional*, defaults to `[1, 2, 3, 4]`):
-            Numbers of swaps of the problems with direct answers, in rotation.
+            Numbers of swaps in the problems with direct answers, used in rotation.
         blank_prompts (`bool`, *optional*, defaults to `False`):
-            Control experiment: remove the question from the pairs, so that no reward model can beat chance.
+            Control experiment: remove the questions from the pairs, so that no reward model can beat chance.
     """
 
     data_dir: str
@@ -94,8 +94,8 @@ def pair_dataset(args: ShellGameArguments, seed: int) -> DatasetDict:
 
 
 def encode_answers(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Encode questions with direct answers, with labels on the answer and its end of turn."""
-    # The classic format ends at the end of the response
+    """Encode questions with direct answers. Only the answer and its end-of-turn token have labels."""
+    # The classic format is used, because its sequences end with the response
     critique_format = CritiqueFormat(tokenizer, critique=False)
     encoded = []
     for row in rows:

@@ -1,5 +1,5 @@
 r"""
-Merge the outputs of a builder that ran with --shard 0/n, 1/n, … on several machines. The result has the rows of a
+Merge the outputs of a builder that ran with --shard 0/n, 1/n, … on several machines. The result has the same rows as a
 single run, in the same order.
 
 python examples/merge_shards.py --shards out-0 out-1 out-2 out-3 --output_dir merged

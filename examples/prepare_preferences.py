@@ -1,13 +1,14 @@
 """
-Turn a public preference set into pairs that all scripts read: rated or ranked responses, votes, and files of other tools.
+Convert a public preference set (rated or ranked responses, votes, or files from other tools) to pairs that all scripts can read.
 
-Reads whatever `datasets.load_dataset` reads. The layout is recognised by its columns; docs/data.md lists all layouts. Writes a
-`save_to_disk` folder (columns id, prompt, chosen, rejected, with ratings also chosen_rating and rejected_rating, and the source's other
-columns) with a card, build.json (settings, counts) and rejects.jsonl (ties, equal responses and everything else that is left out).
+Reads everything that `datasets.load_dataset` reads. The layout is recognised by its columns; docs/data.md lists all layouts. Writes a
+`save_to_disk` folder with a dataset card, build.json (settings, counts) and rejects.jsonl (ties, equal responses and everything else that
+is left out). The columns are id, prompt, chosen, rejected, for rated sets chosen_rating and rejected_rating, and the source's other
+columns.
 
 python examples/prepare_preferences.py --dataset_name nvidia/HelpSteer2 --output_dir helpsteer2-pairs --margins True
 
-All pairs of the four responses, from files in a folder:
+All pairs of the four responses to each prompt, from files in a folder:
 
 python examples/prepare_preferences.py --layout ultrafeedback --dataset_name "ultrafeedback/*.jsonl" --pairs all --output_dir pairs
 """

@@ -1,18 +1,18 @@
 """
-Run the complete method on the shell game, with the scripts that train Llama-3-8B and a tiny model created on the fly.
+Run the complete method on the shell game, with a tiny model created on the fly and the same scripts that train Llama-3-8B.
 
     stage 0   a base language model that answers directly, shared by both arms     make_shell_game.py
     classic   Bradley-Terry on the responses, with at least the compute of all CLoud stages     train_classic.py
     stage 1   critique SFT on oracle critiques     train_critique_sft.py
     stage 2   the stage 1 model rewrites all critiques     build_self_critiques.py
     stage 3   Bradley-Terry plus λ times the LM loss on the rewritten critiques     train_cloud.py
-    stage 4   with --stage4: critiques improved by their outcome     train_cloud_outcome.py
+    stage 4   with --stage4: critiques are improved by rewarding good outcomes     train_cloud_outcome.py
     then      held-out pairs and best-of-N for all arms     evaluate_rewards.py, best_of_n.py
 
 python examples/quickstart.py --output_dir runs/quickstart --seed 0
 
-A second run keeps finished stages (see quickstart_stages.py): it resumes after a kill, and after a recipe change it runs only the stages
-that depend on the recipe.
+A second run in the same folder keeps finished stages (see quickstart_stages.py): it resumes a killed run, and after a recipe change, it
+runs only the stages that depend on the recipe.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from quickstart_stages import Stage, claim, lock, run_stages
 from cloud_hf.cli import ArgumentParser, run
 
 
-# Training stages of each arm after the shared base
+# Each arm's training stages after the shared base model
 ARMS = {"classic": ("classic",), "cloud": ("critique_sft", "self_critiques", "cloud")}
 STAGE_4 = {"outcome": (*ARMS["cloud"], "outcome")}
 
 
 def stages(seed: int, arms: dict[str, tuple[str, ...]] = ARMS) -> list[Stage]:
-    """Return the commands of all stages of these arms, in order."""
+    """Return the stages of all these arms, in the order in which they run."""
 
     def options(model: str | None, dataset: str | None, output: str) -> tuple[str, ...]:
         named = {"--model_name_or_path": model, "--dataset_name": dataset, "--output_dir": output}
@@ -81,7 +81,7 @@ def main(arguments: list[str]):
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output_dir",
-        help="folder for models, data and the report; defaults to runs/quickstart, plus -seedN for another seed",
+        help="folder for models, data and the report; defaults to runs/quickstart, with -seedN appended for seeds other than 0",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed for the data, the models and the training")
     parser.add_argument("--stage4", action="store_true", help="add stage 4, critiques improved by their outcome")
@@ -99,11 +99,11 @@ def main(arguments: list[str]):
             claim(folder, stages(args.seed, arms), args.seed)
         except ValueError as error:
             parser.error(str(error))
-        for name in ("report.json", "report.md"):  # those of an earlier run would not describe this one
+        for name in ("report.json", "report.md"):  # reports from an earlier run would not describe this one
             (folder / name).unlink(missing_ok=True)
         usage = run_stages(folder, stages(args.seed, arms), held, heading)
         heading("Report")
-        from shell_game_report import write_report  # loads torch, needed only at the end
+        from shell_game_report import write_report  # loads torch, so it is imported only when needed
 
         write_report(folder, usage, arms, args.seed)
     heading("Finished")

@@ -1,9 +1,9 @@
 """
-Run scripts one after another in one folder, each once: stages that finished with the same settings are kept.
+Run scripts one after another in one folder, as the stages of a run. Stages that have already finished with the same settings are kept.
 
-A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output
-depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output, except model cards, to
-which an evaluation adds its results. A stage runs again, from an empty folder, if any of these changed or if it was interrupted.
+A stage counts as finished once its record, `stages/NAME.json`, has been written. The record contains everything that the stage's output
+depends on (command, recipe, code, packages, output of earlier stages) and a hash of each output file, except for model cards, to
+which an evaluation adds its results. A stage runs again, from an empty folder, if any of these has changed or if it was interrupted.
 """
 
 import fcntl
@@ -38,20 +38,20 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizer
 class Stage:
     """One run of a script."""
 
-    name: str  # its key in the report
-    title: str  # its heading when it starts
-    script: str  # path from `examples/`
-    recipe: str  # path from `examples/configs/`
-    options: tuple[str, ...]  # of the command line; `{run}` is the folder of the run
-    folders: tuple[str, ...]  # in the run, that it writes to
-    inputs: tuple[str, ...] = ()  # names of the stages whose output it reads
+    name: str  # key in the report
+    title: str  # heading that is printed when the stage starts
+    script: str  # path relative to `examples/`
+    recipe: str  # path relative to `examples/configs/`
+    options: tuple[str, ...]  # command-line options; `{run}` stands for the folder of the run
+    folders: tuple[str, ...]  # folders of the run that the stage writes to
+    inputs: tuple[str, ...] = ()  # names of the stages whose output this stage reads
 
     def command(self, run: Path) -> list[str]:
         options = [option.replace("{run}", str(run)) for option in self.options]
         return [sys.executable, str(EXAMPLES / self.script), "--config", str(RECIPES / self.recipe), *options]
 
     def settings(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return what the output depends on, as JSON; `records` belong to the earlier stages."""
+        """Return everything that the stage's output depends on, as JSON. `records` are those of the earlier stages."""
         return {
             "command": [self.script, *self.options],
             "script": hash_file(EXAMPLES / self.script),
@@ -66,11 +66,11 @@ def run_stages(
     run: Path, stages: list[Stage], held: int, heading: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
     """
-    Run the stages that are not finished, in order. `held` is the file descriptor of the folder's lock, from [`lock`]; `heading` prints a
-    heading for each stage. Returns `wall_s`, `cpu_s` and `peak_gb` (the largest memory of any stage so far) of each stage, from the time
-    when it ran.
+    Run the unfinished stages, in order. `held` is the file descriptor of the folder's lock, from [`lock`]; `heading` prints a heading for
+    each stage. Returns, for each stage, `wall_s`, `cpu_s` and `peak_gb` (the highest memory use of any stage up to then), as measured
+    when the stage ran.
     """
-    # Unlike the signal alone, SystemExit makes `subprocess` end the stage too
+    # Unlike the signal alone, SystemExit makes `subprocess` stop the running stage, too
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     records: dict[str, dict[str, Any]] = {}
     for stage in stages:
@@ -92,7 +92,7 @@ def run_stages(
 def run_one(
     stage: Stage, run: Path, settings: dict[str, Any], records: dict[str, dict[str, Any]], held: int
 ) -> dict[str, Any]:
-    """Run a stage from its beginning, and return its record."""
+    """Run a stage from the beginning, and return its record."""
     of_others = {name for record in records.values() for name in record["outputs"]}
     empty(run, stage, of_others)
     usage = execute(stage, run, held)
@@ -104,26 +104,26 @@ def run_one(
 
 
 def claim(run: Path, stages: list[Stage], seed: int):
-    """Mark a folder as belonging to a run with this seed. Raises `ValueError` if it belongs to another run, or is not a run's folder."""
+    """Mark a folder as belonging to a run with this seed. Raises `ValueError` if it belongs to another run or contains other files."""
     mark = run / RECORDS / "run.json"
     if mark.is_file():
         written = json.loads(mark.read_text())["seed"]
         if written != seed:
             raise ValueError(
-                f"{run} holds a run with seed {written}, not {seed}: give another --output_dir, or delete the folder."
+                f"{run} contains a run with seed {written}, not {seed}: give another --output_dir, or delete the folder."
             )
         return
     found = [name for stage in stages for name in stage.folders if (run / name).exists()]
     if found:
         raise ValueError(
-            f"{run} holds {found[0]}, but not {mark.relative_to(run)}, which records how it was made: give another "
+            f"{run} contains {found[0]}, but not {mark.relative_to(run)}, which records how it was created: give another "
             "--output_dir, or delete the folder."
         )
     write_json(mark, {"version": 1, "seed": seed})
 
 
 def why_again(run: Path, record: dict[str, Any], settings: dict[str, Any]) -> str | None:
-    """Return what has changed since a stage finished, if anything."""
+    """Return the reason for running a finished stage again: what has changed since then, or `None`."""
     changed = [name for name, value in settings.items() if record["settings"].get(name) != value]
     if changed:
         return f"{' and '.join(changed)} changed"
@@ -134,7 +134,7 @@ def why_again(run: Path, record: dict[str, Any], settings: dict[str, Any]) -> st
 
 
 def empty(run: Path, stage: Stage, of_others: set[str]):
-    """Delete the output that an earlier or interrupted run of the stage left in its folders."""
+    """Delete the output that an earlier or interrupted run of the stage has left in its folders."""
     for name in files(run, stage):
         if name not in of_others:
             (run / name).unlink()
@@ -149,11 +149,11 @@ def files(run: Path, stage: Stage) -> list[str]:
 
 
 def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
-    """Run a stage to completion. Returns its wall and CPU seconds, and the peak memory of any stage of this process."""
+    """Run a stage to completion. Returns its wall-clock and CPU seconds, and the peak memory use of any stage run by this process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    # Chosen for each stage, because the load of the machine varies
+    # Chosen separately for each stage, because the load on the machine varies
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.openmp_threads.thread_environment()}
-    # One GPU, if there are any: the Trainer would split its batches among all that it sees
+    # At most one GPU: the Trainer would split its batches across all GPUs that it sees
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     # A stage that outlives this process keeps the folder's lock
     done = subprocess.run(stage.command(run), env=environment, pass_fds=[held])
@@ -166,7 +166,7 @@ def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
 
 @contextmanager
 def lock(run: Path) -> Iterator[int]:
-    """Wait until no other process, including a stage it left behind, uses this folder."""
+    """Wait until no other process is using this folder, including stages that a killed run has left behind; then lock the folder."""
     (run / RECORDS).mkdir(parents=True, exist_ok=True)
     with (run / RECORDS / "lock").open("w") as file:
         try:

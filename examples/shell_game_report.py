@@ -1,5 +1,6 @@
 """
-Write the report of a quickstart run: a table in the terminal, report.md with plots, report.json.
+Write the report of a quickstart run: a table in the terminal, report.md with plots, and report.json. As a script, print the table of a
+finished run.
 
 python examples/shell_game_report.py runs/quickstart
 """
@@ -16,10 +17,10 @@ from cloud_hf.evaluation.formatting import Table, show
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):
     """
-    Combine the results of all stages into one report. `usage` holds `wall_s`, `cpu_s` and `peak_gb` of each stage; `stages` lists
-    each arm's stages after the shared base.
+    Combine the results of all stages into one report. `usage` contains `wall_s`, `cpu_s` and `peak_gb` for each stage; `stages` lists
+    each arm's stages after the shared base model.
     """
-    # Imports torch, which takes seconds, and is not needed for `--help`
+    # Imported here, because this imports torch, which takes seconds and is not needed for `--help`
     from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
 
     accuracy = by_arm(json.loads((run / "evaluation/report.json").read_text())["results"])
@@ -60,13 +61,13 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return what, besides the seed, affects the last digits of the results."""
+    """Return everything besides the seed that affects the last digits of the results."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None`: chosen for each stage, by the machine's load
+        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None`: chosen for each stage from the machine's load
         **{name: version(name) for name in ("torch", "transformers", "trl")},
     }
 
@@ -76,7 +77,7 @@ def by_arm(results: list[dict]) -> dict[str, dict]:
 
 
 def stage_flops(run: Path, stage: str) -> float:
-    """Read the FLOPs of a stage: 6 per weight and token in training (counted by the trainer), 2 in generation."""
+    """Return the FLOPs of a stage: 6 per weight and token in training (as counted by the trainer), and 2 in generation."""
     if stage == "self_critiques":
         return json.loads((run / "self-critiques" / "generation.json").read_text())["flops"]
     folder = run / stage.replace("_", "-")
@@ -106,7 +107,7 @@ def with_int_keys(result: dict) -> dict:
 
 
 def results_table(arms: dict[str, dict]) -> str:
-    """Return the table of the results, in Markdown, with a column for each arm."""
+    """Return the results as a Markdown table with one column per arm."""
     swaps = sorted({k for arm in arms.values() for k in arm["by_difficulty"]})
     sizes = sorted(next(iter(arms.values()))["best_of_n"], key=int)
     cells = {
@@ -130,7 +131,7 @@ def stage_table(usage: dict[str, dict]) -> str:
 
 
 def three_critiques(run: Path, scores: list[dict]) -> str:
-    """Format held-out critiques of right and wrong answers to the problems with most swaps, with their rewards."""
+    """Format held-out critiques, with their rewards, of right and wrong answers to the problems with the most swaps."""
     from datasets import load_from_disk
 
     pairs = load_from_disk(str(run / "data" / "pairs"))["test"]
@@ -146,9 +147,9 @@ def three_critiques(run: Path, scores: list[dict]) -> str:
     return "\n\n---\n\n".join(blocks)
 
 
-NOTES = """¹ Of the arm's stages after the base model, which all arms share: 6 per weight and token in training, 2 in generation
+NOTES = """¹ FLOPs of the arm's stages after the shared base model: 6 per weight and token in training, 2 in generation
 and for a reference model.
-² CPU seconds of the commands of these stages, including imports, loading and encoding."""
+² CPU seconds of the commands that ran these stages, including imports, loading and encoding."""
 
 STAGE_4 = """ The arm "outcome" is the CLoud model after
 stage 4, which rewards critiques that lead to the right preference; it has more training FLOPs."""
@@ -163,7 +164,7 @@ of swaps in this test occurs in any training set, and no pair or problem occurs 
 {table}
 
 ![accuracy by number of swaps](accuracy.png)
-Error bars are 95% intervals (Wilson).
+Error bars are 95% Wilson intervals.
 
 ![rewards of chosen and rejected responses](rewards.png)
 
@@ -182,7 +183,7 @@ Error bars are one standard error over problems.
 
 First `source .venv/bin/activate`.
 
-- Ask the model something: `python -c "from cloud_hf.loading import load_reward_model as load; model, tok = load('{run}/cloud'); print(model.score(['The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?'], ['The answer is B.'], tok)[0])"`
+- Score a response: `python -c "from cloud_hf.loading import load_reward_model as load; model, tok = load('{run}/cloud'); print(model.score(['The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?'], ['The answer is B.'], tok)[0])"`
 - Change λ: `lm_loss_weight` in `examples/configs/shell-game/cloud.yaml`.
 - Several critiques per response: `python examples/evaluate_rewards.py --config examples/configs/shell-game/scoring.yaml --models {run}/cloud --dataset_name {run}/data/pairs --output_dir {run}/sampled --num_critiques 4 --temperature 1.0`
 - Your own data: see "Train your own" in the README.

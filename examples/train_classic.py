@@ -1,12 +1,12 @@
 """
-Train a classic reward model, which scores the response directly: the same model class and trainer, without a critique.
+Train a classic reward model, which scores responses directly: the same model class and trainer, but without critiques.
 
 Rows have the columns prompt, chosen, rejected.
 
 torchrun --nproc_per_node 8 examples/train_classic.py --config examples/configs/llama3-8b/classic.yaml \
     --dataset_name pairs.jsonl --deepspeed ds_configs/zero2.json
 
-ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and says which one to use.
+ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and explains which to use.
 `--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:

@@ -1,5 +1,5 @@
 """
-Stage 3: train a CLoud reward model on the Bradley-Terry loss plus λ times the critique LM loss.
+Stage 3: train a CLoud reward model with the Bradley-Terry loss plus λ times the critique LM loss.
 
 Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback. As in the paper, the stage 1 model writes the critiques
 (build_self_critiques.py), and this stage starts from that model.
@@ -7,7 +7,7 @@ Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedba
 torchrun --nproc_per_node 8 examples/train_cloud.py --config examples/configs/llama3-8b/cloud.yaml \
     --dataset_name self-critiques --deepspeed ds_configs/zero2.json
 
-ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and says which one to use.
+ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and explains which to use.
 `--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:

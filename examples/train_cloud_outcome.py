@@ -1,13 +1,13 @@
 """
-Stage 4: improve the critiques of a CLoud model, by rewarding those that lead its reward head to the right preference.
+Stage 4: improve a CLoud model's critiques by rewarding those that lead its reward head to the right preference.
 
-Rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback); the model comes from stage 3.
-Each step writes `num_generations` new critiques of both responses of each pair.
+The rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback), and the model comes from stage 3.
+Each step writes `num_generations` new critiques of each response in a pair.
 
 torchrun --nproc_per_node 8 examples/train_cloud_outcome.py --config examples/configs/llama3-8b/outcome.yaml \
     --dataset_name self-critiques --deepspeed ds_configs/zero2.json
 
-`--policy_weight 0` trains the reward on critiques that are rewritten in each step; with `--num_generations 0` this is
+`--policy_weight 0` trains only the reward, on critiques that are rewritten in each step; with `--num_generations 0`, this equals
 train_cloud.py. `--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:

@@ -1,13 +1,13 @@
 """
-Stage 1: teach a language model to write critiques, by supervised fine-tuning on oracle critiques.
+Stage 1: teach a language model to write critiques by supervised fine-tuning on oracle critiques.
 
-Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback; the model learns the
-critiques of both responses. Only the critiques and their end of turn carry loss.
+Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback; the model learns the critiques of
+both responses. The loss covers only critique tokens and the end-of-turn token.
 
 torchrun --nproc_per_node 8 examples/train_critique_sft.py --config examples/configs/llama3-8b/critique_sft.yaml \
     --dataset_name pairs.jsonl --deepspeed ds_configs/zero2.json
 
-ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and says which one to use.
+ds_configs/README.md has the commands for DDP, FSDP2, several nodes and Slurm, and explains which to use.
 `--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:

@@ -164,7 +164,7 @@ def test_a_scalar_reward_model_gives_its_body(tmp_path, model_type, tied):
         torch.testing.assert_close(loaded.trunk(input_ids=ids).last_hidden_state, expected, atol=1e-5, rtol=0)
     if not tied:
         with pytest.raises(
-            ValueError, match=r"without an LM head, so it cannot write critiques. Make a classic model"
+            ValueError, match=r"without an LM head, so it cannot write critiques. Create a classic model"
         ):
             make_model(tmp_path / "scalar")
 

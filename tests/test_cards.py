@@ -93,7 +93,7 @@ def test_each_card_names_what_it_was_made_from(run):
 def test_the_example_is_a_training_row_with_the_models_output(run, step):
     """The hostile first row, too, stays code."""
     text = ModelCard.load(run / step / "README.md").text
-    assert "The example is a row of the training data." in text and repr(HOSTILE)[:20] in text
+    assert "The example is a row from the training data." in text and repr(HOSTILE)[:20] in text
     assert "<script>" not in _outside_code(text) and "# owned" not in re.findall(
         r"^#+ .*$", _outside_code(text), re.MULTILINE
     )

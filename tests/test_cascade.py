@@ -110,11 +110,11 @@ def test_every_critique_is_shifted_alike():
 def test_the_fit_is_saved(tmp_path):
     FIT.save(tmp_path / "cascade.json")
     assert CascadeFit.load(tmp_path / "cascade.json") == FIT
-    with pytest.raises(ValueError, match=r"There is no file .*none\.json with a cascade's fit"):
+    with pytest.raises(ValueError, match=r"There is no cascade fit at .*none\.json"):
         CascadeFit.load(tmp_path / "none.json")
     for text in ("{}", "[", '{"version": 2}'):
         (tmp_path / "cascade.json").write_text(text)
-        with pytest.raises(ValueError, match="is not a cascade's fit"):
+        with pytest.raises(ValueError, match="is not a cascade fit"):
             CascadeFit.load(tmp_path / "cascade.json")
 
 

@@ -202,7 +202,7 @@ def test_what_cannot_be_parsed_is_refused():
 )
 def test_turns_that_are_not_read_completely_are_refused(text, prompt):
     chats = RenderedChats(make_tokenizer("mistral_v3"))
-    with pytest.raises(ValueError, match="is left over when the turns are read with the chat template"):
+    with pytest.raises(ValueError, match="is left over when the turns are parsed with the chat template"):
         chats.parse(text, prompt)
     assert chats.parse("<s>[INST] Hi[/INST] Say <|end|> twice.</s>")[-1]["content"].strip() == "Say <|end|> twice."
 

@@ -99,7 +99,7 @@ def test_the_scale_of_rewards_is_kept(tmp_path):
     ("options", "changes", "says"),
     [
         ({"critique": True}, {}, "needs a critique, which a sequence classifier does not write"),
-        ({"reward_head": "mlp"}, {}, "a reward head of two layers.*`--reward_head linear`"),
+        ({"reward_head": "mlp"}, {}, "a two-layer reward head.*`--reward_head linear`"),
         ({"keep_thinking": True}, {}, "`keep_thinking`, which no chat template"),
         ({}, {"reward_mean": 0.5}, "subtracts `reward_mean` 0.5"),
     ],
@@ -130,7 +130,7 @@ def test_other_classifiers_that_a_classic_model_cannot_be_are_refused(base_folde
         check_import(str(tmp_path / "qwen"))
     save_scalar(tmp_path / "two", num_labels=2)
     for name in (base_folder, tmp_path / "two"):
-        with pytest.raises(ValueError, match="not one of transformers' sequence classifiers with one label"):
+        with pytest.raises(ValueError, match="not a transformers sequence classifier with one label"):
             check_import(str(name))
     with pytest.raises(ValueError, match="`revision` is for the published layout"):
         convert(["a", str(tmp_path / "new"), "--to", "cloud", "--revision", "main"])

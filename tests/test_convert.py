@@ -182,7 +182,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(tmp_path, base_folder
         plan(str(published))
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial/model-00001-of-00002.safetensors").write_text("")
-    with pytest.raises(ValueError, match="holds an unfinished conversion; remove it"):
+    with pytest.raises(ValueError, match="contains an unfinished conversion; remove it"):
         check_empty(tmp_path / "partial")
 
 

@@ -229,7 +229,7 @@ def check_disguises(family, normalizer):
         try:
             critique_format = CritiqueFormat(tokenizer, critique_role=CRITIQUE_ROLE.get(family, "user"))
         except ValueError as error:
-            assert "only next to some texts" in str(error)
+            assert "only next to certain text" in str(error)
             continue
         expected = added_tokens(critique_format, critique_format.encode("x", "x", "x").input_ids)
         for token in sorted(token.content for token in tokenizer.added_tokens_decoder.values()):
@@ -269,7 +269,7 @@ def test_template_tokens_that_are_single_words_are_refused():
     tokenizer = copy.deepcopy(make_tokenizer("deepseek_r1"))
     tokenizer.add_tokens([AddedToken("|Q|", single_word=True)])
     tokenizer.chat_template = DEEPSEEK_R1.replace("'<|User|>'", "'<|User|>|Q|'")
-    with pytest.raises(ValueError, match="only next to some texts"):
+    with pytest.raises(ValueError, match="only next to certain text"):
         CritiqueFormat(tokenizer, critique_role="assistant")
 
 
@@ -455,11 +455,11 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
         ("p", None, "c", "`response` is NoneType"),
         ("p", "a", None, "needs a critique"),
         ([{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], "a", "c", "ends on a 'assistant'"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "a", "c", "holds the content part"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a", "c", "contains the content part"),
         ([{"role": "user", "content": " "}], "a", "c", "message 0 .user. is empty"),
         ([{"role": "user"}], "a", "c", "no text `content`"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "a", "c", "holds the content part"),
-        ([{"role": "user", "content": ["hi"]}], "a", "c", "holds the content part 'hi'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "a", "c", "contains the content part"),
+        ([{"role": "user", "content": ["hi"]}], "a", "c", "contains the content part 'hi'"),
         ([{"role": 5, "content": "p"}], "a", "c", "`role` and `content`"),
         (
             [{"role": "sytem", "content": "Be brief."}, {"role": "user", "content": "p"}],

@@ -115,7 +115,7 @@ def test_from_base_refuses_what_is_no_language_model(tmp_path, base_folder, mode
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="already a CLoud model"):
         CLoudForRewardModeling.from_base(tmp_path)
-    with pytest.raises(ValueError, match="make a reward model from it with"):
+    with pytest.raises(ValueError, match="create a reward model from it with"):
         CLoudForRewardModeling.from_pretrained(base_folder, config=CLoudConfig(text_config=model.config.text_config))
 
 

@@ -154,7 +154,10 @@ def test_a_missing_or_misshapen_head_is_named(published):
 def test_another_vocabulary_or_another_base_is_told_apart(published, tmp_path):
     vocabulary = CLoudForRewardModeling.from_pretrained(published).config.text_config.vocab_size
     for change, says in (
-        ({"vocab_size": vocabulary + 5}, f"a vocabulary of {vocabulary} where the architecture has {vocabulary + 5}"),
+        (
+            {"vocab_size": vocabulary + 5},
+            f"a vocabulary of {vocabulary} tokens, where the architecture has {vocabulary + 5}",
+        ),
         ({"num_hidden_layers": 3}, r"lacks 9 weight\(s\)"),
         ({"num_hidden_layers": 1}, r"has 9 weight\(s\) that the architecture lacks"),
         ({"intermediate_size": 128}, "another base model"),
@@ -221,10 +224,10 @@ def test_pickled_weights_of_a_native_folder_are_refused(published, tmp_path):
     [
         ({"feedback_method": "oracle"}, "`feedback_method` 'oracle'; use teacher or vanilla"),
         ({"feedback_method": ["teacher"]}, "`feedback_method` .*use teacher or vanilla"),
-        ({"torch_dtype": "floaty"}, "data type 'floaty', which torch does not have"),
+        ({"torch_dtype": "floaty"}, "data type 'floaty', which torch does not support"),
         ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is not a name"),
-        ({"feedback_method": None}, "no config of a CLoud model .* or of a published checkpoint"),
-        ({"feedback_method": None, "model_type": "cloud"}, "no config of a CLoud model"),
+        ({"feedback_method": None}, "neither that of a CLoud model.* nor that of a published checkpoint"),
+        ({"feedback_method": None, "model_type": "cloud"}, "neither that of a CLoud model"),
         ({"base_model_name_or_path": None}, "has no `base_model_name_or_path`"),
     ],
 )

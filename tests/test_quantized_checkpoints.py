@@ -32,6 +32,6 @@ def test_a_quantised_model_gives_the_rewards_of_its_rounded_weights(base_folder,
 def test_a_quantised_head_is_refused(base_folder, tmp_path, head):
     save_quantized(make_model(base_folder), tmp_path, ignore=[HEADS[head]])
     with pytest.raises(
-        ValueError, match=r"has quantised heads \(.*_packed\), which round rewards\. Quantise it again"
+        ValueError, match=r"has quantised heads \(.*_packed\), which distort rewards\. Quantise it again"
     ):
         CLoudForRewardModeling.from_pretrained(tmp_path)

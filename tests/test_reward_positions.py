@@ -211,9 +211,9 @@ def test_what_is_no_complete_conversation_is_refused(classic_model):
     turns = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is 4, I think."}]
     ids = tokenizer.apply_chat_template(turns, return_dict=False)
     refused = {
-        "does not end with the end of a turn": ids[:-2],  # truncated
-        "ends on a user turn": tokenizer.apply_chat_template(turns[:1], return_dict=False),
-        "not a conversation as the model's tokenizer renders it": tokenizer("Hi<|eot_id|>")["input_ids"],
+        "does not end with the end-of-turn token": ids[:-2],  # truncated
+        "ends with a 'user' turn": tokenizer.apply_chat_template(turns[:1], return_dict=False),
+        "not a conversation in the form that the model's tokenizer renders": tokenizer("Hi<|eot_id|>")["input_ids"],
         "its tokens differ from those": ids[1:],  # no BOS
     }
     for says, sequence in refused.items():

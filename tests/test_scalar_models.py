@@ -151,7 +151,7 @@ def test_models_that_give_no_reward_are_refused(base_folder, tmp_path):
         check_reward_model(name, read_model_config(name))
     tokenizer = deepcopy(make_tokenizer("llama3"))
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="rm has no chat template, so how it reads"):
+    with pytest.raises(ValueError, match="rm has no chat template, so the format of its conversations"):
         ScalarFormat(tokenizer, "rm")
 
 

@@ -225,10 +225,10 @@ def test_bad_messages_are_refused_by_name():
         ({"role": "user", "content": "x"}, "`response` is a message with the role 'user'"),
         ({**ANSWER, "tool_calls": "weather"}, "`response` has the `tool_calls` 'weather'"),
         ({**ANSWER, "tool_calls": [{"function": "weather"}]}, "tool call 0 has the `function` 'weather'"),
-        ({**ANSWER, "when": {1, 2}}, "`when` holds {1, 2}"),
+        ({**ANSWER, "when": {1, 2}}, "`when` contains {1, 2}"),
         ({**ANSWER, "a b": 1}, "the field 'a b', which is not a name"),
         ({"role": "assistant"}, "no text `content`"),
-        ({**ANSWER, "content": [{"type": "text", "text": "x", "cache": True}]}, "holds the content part"),
+        ({**ANSWER, "content": [{"type": "text", "text": "x", "cache": True}]}, "contains the content part"),
     ):
         with pytest.raises(ValueError, match=re.escape(says)):
             critique_format.encode("x", response, "x")

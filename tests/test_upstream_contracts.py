@@ -204,7 +204,7 @@ INSTANCE_ATTRIBUTES = {
 def locate(path: str) -> Any:
     """Import the longest prefix that is a module, and look up the rest; an attribute may be declared by annotation only."""
     parts = path.split(".")
-    for length in range(len(parts) - 1, 0, -1):
+    for length in range(len(parts), 0, -1):
         try:
             member: Any = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:

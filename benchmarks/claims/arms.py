@@ -1,4 +1,4 @@
-"""The arms of the study: how each reward model differs from CLoud on its own critiques."""
+"""The arms of the study, defined by how each reward model differs from a CLoud model trained on its own critiques."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,23 +11,23 @@ class Arm:
 
     Args:
         title (`str`):
-            Its name in the report.
+            Name of the arm in the report.
         start (`str`):
-            What training starts from: `"base"`, `"critic"` (stage 1), or `"cloud"` (stage 3).
+            Model from which training starts: `"base"`, `"critic"` (stage 1), or `"cloud"` (stage 3).
         critiques (`str`, *optional*):
-            Critiques that it trains on: `"self"`, `"oracle"`, `"shuffled"` (from other rows, of the same length) or `"blank"`; `None` is
+            Critiques to train on: `"self"`, `"oracle"`, `"shuffled"` (from other rows, of the same length) or `"blank"`; `None` trains
             a classic model.
         passes (`str`):
-            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 together), or `"compute:ARM"`, as many as
-            cost the same as the complete training of that arm.
+            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 together), or `"compute:ARM"` (as many as cost
+            the same as the complete training of that arm).
         lm_weight (`float`):
-            λ.
+            λ, the weight of the critique loss.
         frozen (`bool`):
             Train only the reward head.
         blank_prompt (`bool`):
-            Control: the prompt is hidden, so that a model must stay at chance.
+            Hide the prompt. In this control, a model must stay at chance.
         member (`int`):
-            Number of the model in an ensemble; changes its seed.
+            Index of the model in an ensemble, which changes the model's seed.
         outcome (`dict[str, Any]`):
             Options of `CLoudOutcomeConfig`, if the arm uses that trainer.
     """

@@ -1,4 +1,4 @@
-"""Finished cells of the study on disk: each is computed once, and a killed run leaves none half-written."""
+"""Finished cells of the study on disk. Each cell is computed once, and a killed run leaves no half-written cell."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ from typing import Any
 
 
 RECORD = "cell.json"
-# Raise it when a change of the code changes what a cell holds
+# Increase this number when a code change affects the contents of cells
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A folder with what was computed, and its record: settings, result, cost and the time when it was finished."""
+    """A folder of computed files, and its record: settings, result, cost and the time at which it was finished."""
 
     folder: Path
     record: dict[str, Any]
@@ -29,9 +29,9 @@ class Cell:
 
 def cell(folder: Path, settings: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Cell:
     """
-    Return the cell in `folder`, computing it unless a finished one has the same settings.
+    Return the cell in `folder`, and compute it first unless it is finished and has the same settings.
 
-    `work` writes its files into the folder it is given, which takes its final name only when everything is written.
+    `work` writes its files into the folder that it receives, which gets its final name only once everything is written.
     """
     settings = json.loads(json.dumps({"version": VERSION, **settings}))
     if (folder / RECORD).is_file():

@@ -1,4 +1,4 @@
-"""The claims that the study tests, and the rule by which each is judged. Both were written before a test problem was scored."""
+"""The claims that the study tests, and the rule by which each is judged. Both were written before any test problem was scored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference of outcomes, one value per problem of a seed; `cells` are the arms that it needs."""
+    """A difference between outcomes, with one value per problem of a seed; `cells` names the arms that it needs."""
 
     title: str
     cells: tuple[str, ...]
@@ -26,12 +26,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and the difference that would show it."""
+    """A claim and the difference that would support it."""
 
     claim: str
     source: str
     comparison: Comparison
-    by_level: bool = False  # whether the report shows it by difficulty
+    by_level: bool = False  # whether the report shows the difference by difficulty
 
 
 def arms(first: str, second: str, measure: str = "outcomes") -> Comparison:

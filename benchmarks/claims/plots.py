@@ -1,4 +1,4 @@
-"""Plots of the study's report."""
+"""Plots for the study's report."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 
 def findings(report: dict[str, Any], path: Path):
-    """Plot the difference behind each finding with its interval, a panel per task."""
+    """Plot the difference behind each finding with its interval, in one panel per task."""
     tasks, found = list(report["arms"]), report["findings"]
     figure, panels = plt.subplots(
         1,
@@ -39,7 +39,7 @@ def findings(report: dict[str, Any], path: Path):
 
 
 def compute(report: dict[str, Any], path: Path):
-    """Plot accuracy by the compute of judging one response."""
+    """Plot accuracy by the compute needed to judge one response."""
     tasks = list(report["arms"])
     figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, layout="constrained")
     for panel, task in zip(panels[0], tasks, strict=True):
@@ -50,7 +50,7 @@ def compute(report: dict[str, Any], path: Path):
         curves = report["self_consistency"][task]
         for name in ("T = 0.5, mean", "T = 1.0, mean"):
             if name in curves:
-                # An upper bound: the prefix is read only once, but critiques are most of the tokens
+                # This is an upper bound, because the prefix is processed only once; but most tokens are critique tokens
                 flops = [count * arms["cloud"]["inference_flops"] for count in map(int, curves[name])]
                 panel.plot(flops, [100 * value for value in curves[name].values()], ".-", lw=1, label=f"cloud, {name}")
         panel.set(title=task, xlabel="FLOPs a response", ylabel="pairs in the right order, %", xscale="log")
@@ -61,7 +61,7 @@ def compute(report: dict[str, Any], path: Path):
 
 
 def rl(found: dict[str, Any], path: Path):
-    """Plot the shares of solved and of favoured answers by step, a panel per task and reward."""
+    """Plot the shares of solved and of favoured problems by step, in one panel per task and reward."""
     shown = [(task, judge, one) for task, judges in found.items() for judge, one in judges.items()]
     figure, panels = plt.subplots(
         1, len(shown), figsize=(3.2 * len(shown) + 0.6, 3.2), sharey=True, squeeze=False, layout="constrained"

@@ -1,5 +1,5 @@
 """
-Compute the figures of the run with a real model from its scores: accuracies and paired differences with 95 % intervals. Takes seconds.
+Compute the metrics of the real-model run from its scores: accuracies and paired differences with 95 % intervals. This takes seconds.
 
 python benchmarks/claims/real_figures.py                       # from the scores recorded last
 python benchmarks/claims/real_figures.py --run runs/smollm2    # first record a finished run of real_model.py
@@ -37,12 +37,12 @@ def write_json(value: Any, path: Path):
 
 
 def outcome(rewards: list[float]) -> float:
-    """Return 1 if the chosen response has the higher reward; a tie counts as wrong, as in every evaluation of pairs."""
+    """Return 1 if the chosen response has the higher reward, otherwise 0. A tie counts as wrong, as in all our evaluations of pairs."""
     return float(rewards[0] > rewards[1])
 
 
 def figures(results: Path) -> dict[str, Any]:
-    """Return everything that the pages show, from the scores and logs in `results`."""
+    """Compute all metrics that the documentation shows, from the scores and logs in `results`."""
     rows, record = read_lines(results / "scores.jsonl"), json.loads((results / "run.json").read_text())
     sets = dict.fromkeys(row["set"] for row in rows)
     by_set = {name: summarize([row for row in rows if row["set"] == name]) for name in sets}
@@ -56,7 +56,7 @@ def figures(results: Path) -> dict[str, Any]:
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the accuracy of each arm, of "the longer response", and the paired difference between the arms."""
+    """Return the accuracy of each arm and of preferring the longer response, and the paired difference between the arms."""
     outcomes = {arm: [outcome(row[arm]) for row in rows] for arm in ARMS}
     gains = [ours - theirs for ours, theirs in zip(outcomes["cloud"], outcomes["classic"], strict=True)]
     return {
@@ -70,7 +70,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ends(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return means over the first and the last quarter of the steps of a trainer's log."""
+    """Return means over the first and over the last quarter of the steps in a trainer's log."""
     steps = [entry for entry in log if "loss" in entry]
     part = max(1, len(steps) // 4)
     names = [
@@ -87,7 +87,7 @@ def ends(log: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collect(run: Path, results: Path):
-    """Copy what a finished run leaves behind, except weights, rows and critiques."""
+    """Copy the outputs of a finished run, except weights, rows and critiques."""
     shutil.rmtree(results, ignore_errors=True)
     counts = json.loads((run / "rows" / "counts.json").read_text())
     records = {path.stem: json.loads(path.read_text()) for path in (run / "stages").glob("*.json")}
@@ -119,7 +119,7 @@ def copy(source: Path, target: Path):
 
 
 def scores_of(run: Path, name: str) -> list[dict[str, Any]]:
-    """Return the rewards of a set's pairs, chosen first, whether its chosen response is longer, and how many of its critiques were cut."""
+    """Return, for each pair of a set, its rewards (chosen first), whether its chosen response is longer, and its truncated critiques."""
     rows = {row["id"]: row for row in read_lines(run / "rows" / f"{name}.jsonl")}
     scored = {arm: read_lines(run / "evaluation" / f"scores_{arm}_{name}.jsonl.jsonl") for arm in ARMS}
     found = []

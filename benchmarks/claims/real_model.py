@@ -1,7 +1,7 @@
 """
-Train SmolLM2-135M on real pairs with critiques, classic against CLoud, and evaluate both on real preference sets: this project's
-commands with the recipes in examples/configs/smollm2-135m, one after another. Finished stages are kept; a killed run resumes with the
-same command. Takes an hour or two on one CPU core.
+Train a classic and a CLoud model from SmolLM2-135M on real pairs with critiques, and evaluate both on real preference datasets. This runs
+the project's commands one after another, with the recipes in examples/configs/smollm2-135m. Finished stages are kept, and the same command
+resumes a killed run. It takes an hour or two on one CPU core.
 
 python benchmarks/claims/real_model.py --base HuggingFaceTB/SmolLM2-135M-Instruct --data ../shared/data --output_dir runs/smollm2
 python benchmarks/claims/real_figures.py      # recompute every number from the recorded scores
@@ -72,8 +72,12 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--base", required=True, help="Hub id or folder of the language model to start from")
     parser.add_argument("--data", default="../shared/data", help="folder with the files that --rows names")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for rows, models and the evaluation")
-    parser.add_argument("--rows", type=Path, default=ROWS, help="YAML file that names files and numbers of rows")
-    parser.add_argument("--recipes", default="smollm2-135m", help="folder of the recipes, from examples/configs")
+    parser.add_argument(
+        "--rows", type=Path, default=ROWS, help="YAML file that lists the data files and the numbers of rows"
+    )
+    parser.add_argument(
+        "--recipes", default="smollm2-135m", help="folder of the recipes, relative to examples/configs"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed for the rows, the new weights and the training")
     args = parser.parse_args(arguments)
     base = str(Path(args.base).resolve()) if Path(args.base).is_dir() else args.base
@@ -92,7 +96,7 @@ def main(arguments: list[str] | None = None):
             parser.error(str(error))
         run_stages(args.output_dir, planned, held, heading)
     heading("Finished")
-    print(f"Record it: python benchmarks/claims/real_figures.py --run {args.output_dir}")
+    print(f"To record this run: python benchmarks/claims/real_figures.py --run {args.output_dir}")
 
 
 if __name__ == "__main__":

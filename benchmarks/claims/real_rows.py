@@ -1,5 +1,5 @@
 """
-Draw training pairs with critiques and evaluation pairs that are short enough for a CPU. Stage 0 of `real_model.py`.
+Sample training pairs with critiques, and evaluation pairs, that are short enough for a CPU. This is stage 0 of `real_model.py`.
 
 python benchmarks/claims/real_rows.py --config benchmarks/claims/real_rows.yaml --base MODEL --data ../shared/data --output_dir rows
 """
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 
 COLUMNS = ("id", "prompt", "chosen", "rejected", "chosen_feedback", "rejected_feedback")
-TEMPLATE_TOKENS = 64  # at least what system turn, role marks and the request for a critique take
+TEMPLATE_TOKENS = 64  # upper bound for the tokens of the system turn, the role markers and the request for a critique
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -31,13 +31,13 @@ def write(rows: Iterable[dict[str, Any]], path: Path):
 
 
 def draw(rows: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return at most `count` rows, in their order."""
+    """Sample at most `count` rows, and keep their order."""
     kept = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
     return [rows[i] for i in kept]
 
 
 class Lengths:
-    """Tokens of a row's longer side."""
+    """Counter for the tokens of a row's longer side."""
 
     def __init__(self, base: str):
         self.tokenizer = AutoTokenizer.from_pretrained(base)
@@ -80,7 +80,9 @@ def main():
         counts[name] = {"rows": len(rows), "fitting": len(fitting), "drawn": len(drawn)}
     (target / "counts.json").write_text(json.dumps(counts, indent=2) + "\n")
     for name, count in counts.items():
-        print(f"{name}: {count['drawn']} of {count['rows']} rows, of which {count['fitting']} fit")
+        print(
+            f"{name}: sampled {count['drawn']} of {count['rows']} rows, {count['fitting']} of which are short enough"
+        )
 
 
 if __name__ == "__main__":

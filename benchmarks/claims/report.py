@@ -1,5 +1,5 @@
 """
-Compute the report of the study from its scores: intervals, findings, tables and plots. Takes seconds, and trains nothing.
+Compute the study's report from its scores: intervals, findings, tables and plots. This takes seconds, and trains nothing.
 
 python benchmarks/claims/report.py
 python benchmarks/claims/report.py --results runs/claims-quick/results
@@ -34,7 +34,7 @@ TITLES = {name: arm.title for name, arm in ARMS.items()} | {
 
 
 def interval_over_seeds(values: list[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean over seeds; `None` for one seed, or if all are equal."""
+    """Return Student's 95 % interval for the mean over seeds, or `None` for a single seed or equal values."""
     if len(values) < 2 or np.ptp(values) == 0:
         return None
     low, high = scipy_stats.ttest_1samp(values, 0).confidence_interval()
@@ -42,7 +42,7 @@ def interval_over_seeds(values: list[float]) -> tuple[float, float] | None:
 
 
 def hierarchical_interval(by_seed: list[np.ndarray]) -> tuple[float, float] | None:
-    """Percentile interval of the mean: seeds are resampled, and problems within each seed."""
+    """Return the percentile interval for the mean when seeds, and problems within each seed, are resampled."""
     if len(by_seed) < 2:
         return None
 
@@ -54,7 +54,7 @@ def hierarchical_interval(by_seed: list[np.ndarray]) -> tuple[float, float] | No
 
 
 def difference(by_seed: list[np.ndarray]) -> dict[str, Any]:
-    """Summarise paired differences of outcomes: per seed, one value per problem."""
+    """Summarise paired differences between outcomes, given as one value per problem for each seed."""
     means = [float(values.mean()) for values in by_seed]
     return {
         "mean": float(np.mean(means)), "seeds": means, "over_seeds": interval_over_seeds(means),
@@ -63,7 +63,7 @@ def difference(by_seed: list[np.ndarray]) -> dict[str, Any]:
 
 
 def compare(scores: Scores, comparison: Comparison) -> dict[str, Any] | None:
-    """Return the difference of two arms on a task, overall and by level; `None` if no seed has both."""
+    """Return the difference between two arms on a task, overall and by level, or `None` if no seed has both arms."""
     seeds = scores.seeds(*comparison.cells)
     if not seeds:
         return None
@@ -108,7 +108,7 @@ def finding(every: list[Scores], of: Finding) -> dict[str, Any]:
 
 
 def arm_summary(scores: Scores, arm: str) -> dict[str, Any]:
-    """Summarise an arm on a task: means over seeds."""
+    """Summarise an arm on a task by means over seeds."""
     seeds = scores.seeds(arm)
     outcomes = [scores.outcomes(seed, arm) for seed in seeds]
     means = [float(values.mean()) for values in outcomes]
@@ -137,7 +137,7 @@ def arm_summary(scores: Scores, arm: str) -> dict[str, Any]:
 
 
 def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, Any]:
-    """Return the share of critiques equal to the oracle's, and the accuracy of pairs by whether both critiques are exact."""
+    """Return the share of critiques that equal the oracle's, and the accuracy on pairs with and without two such critiques."""
     exact = np.concatenate([scores.get(seed, arm, "exact") for seed in seeds])
     right = np.concatenate([np.heaviside(scores.margins(seed, arm), 0.5) for seed in seeds])
     both = exact[:, :1] & exact[:, 1:]
@@ -150,7 +150,7 @@ def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, Any
 
 
 def costs(scores: Scores, arm: str, seeds: list[int]) -> dict[str, float]:
-    """Return the mean cost of training after the shared base, and of judging one response."""
+    """Return the mean costs of training after the shared base and of judging one response."""
     found = [cost_of(scores.cells, f"seed{seed}", arm) for seed in seeds]
     return {key: float(np.mean([cost[key] for cost in found])) for key in found[0]}
 
@@ -175,7 +175,7 @@ def cost_of(cells: dict[str, dict[str, Any]], seed: str, arm: str) -> dict[str, 
 
 
 def consistency(scores: Scores) -> dict[str, Any]:
-    """Return the accuracy of CLoud by number of sampled critiques, temperature and how they are combined."""
+    """Return CLoud's accuracy by the number of sampled critiques, their temperature and how they are combined."""
     seeds = [seed for seed in scores.seeds("cloud") if f"seed{seed}/cloud_samples/rewards_0.5" in scores.arrays]
     if not seeds:
         return {}
@@ -192,7 +192,7 @@ def consistency(scores: Scores) -> dict[str, Any]:
 
 
 def events(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return when models of each task were scored on validation and on held-out problems, with the first settings and the final ones."""
+    """Return when each task's models were scored on validation and on held-out problems, with the first settings and the final ones."""
 
     def read(name: str) -> dict[str, dict[str, Any]]:
         return json.loads((RESULTS / name / "cells.json").read_text())["cells"]
@@ -214,7 +214,7 @@ def events(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def finish_times(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """Return when cells with scores were finished, first to last."""
+    """Return when the first and the last cell with scores were finished."""
     return sorted(cell["finished"] for cell in cells.values() if "accuracy" in cell["result"])
 
 
@@ -242,7 +242,7 @@ def make_report(results: Path) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Round numbers to six digits, on which all machines agree, and turn tuples into lists."""
+    """Round numbers to six digits, on which all machines agree, and convert tuples to lists."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -273,7 +273,7 @@ def findings_table(report: dict[str, Any]) -> str:
 
 
 def spread_of(shares: list[float] | None) -> str:
-    """Return the smallest and the largest share of the seeds."""
+    """Format the smallest and the largest share among the seeds."""
     return "–" if shares is None else f"{100 * min(shares):.0f} to {100 * max(shares):.0f}%"
 
 
@@ -378,7 +378,7 @@ it has stage 1's."""
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of the scores, in which the report is written"
+        "--results", type=Path, default=RESULTS, help="folder that contains the scores and receives the report"
     )
     args = parser.parse_args(arguments)
     report = make_report(args.results)

@@ -1,5 +1,5 @@
 """
-RL check of the study: TRL's GRPO trains a tiny policy on each reward model, and held-out problems show how often it is right, and
+RL check of the study: TRL's GRPO trains a tiny policy on each reward model, and held-out problems show how often the policy is right, and
 how often it only pleases the reward model. Uses the arms of a finished study, or trains them. Finished cells are kept.
 
 python benchmarks/claims/rl_check.py --output_dir runs/claims     # minutes on one core, once the study is done
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 
-# One thread: the models are too small for more, and sums do not depend on the number of cores
+# Use one thread: the models are too small for more, and sums then do not depend on the number of cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -45,19 +45,19 @@ BATCH = 32
 class RLSettings:
     """Settings of the RL check, chosen on validation problems of other seeds."""
 
-    policy_steps: int  # worked examples, 32 a step
+    policy_steps: int  # of worked examples, 32 per step
     policy_lr: float
     steps: int
     lr: float
     beta: float
-    problems: int  # of a step
-    num_generations: int  # of each problem
-    evaluate_every: int  # steps
+    problems: int  # per step
+    num_generations: int  # per problem
+    evaluate_every: int  # in steps
 
 
 @dataclass(frozen=True)
 class RLCheck:
-    """Policies of one task and seed, kept in a folder inside the study's."""
+    """Policies of one task and seed, stored in a folder inside the study's folder."""
 
     study: Study
     settings: RLSettings
@@ -73,7 +73,7 @@ class RLCheck:
         return cell(self.study.root / "rl" / self.study.task / f"seed{self.study.seed}" / name, given, work)
 
     def policy(self) -> Cell:
-        """Teach the base to work step by step, with correct steps, and answers of which half are drawn at random."""
+        """Teach the base to work step by step, on correct steps followed by answers, half of which are sampled at random."""
         base = self.study.base()
         return self.cell("policy", functools.partial(self._train_policy, base), base)
 
@@ -119,7 +119,7 @@ class RLCheck:
         exam = Exam(self, trainer)
         trainer.add_callback(exam)
         result = train(trainer, folder)
-        rewards = np.eye(len(study.held_out[0].choices))[[0] * len(study.held_out)]  # the answer is first
+        rewards = np.eye(len(study.held_out[0].choices))[[0] * len(study.held_out)]  # the right answer comes first
         if arm is not None:
             with np.load(arm.folder / "scores.npz") as scores:
                 rewards = scores["rewards"]
@@ -127,18 +127,18 @@ class RLCheck:
         return {**result, "evaluated": exam.steps}
 
     def reward(self, arm: Cell | None) -> Any:
-        """Make a reward function: the project's, or whether the answer is right."""
+        """Return the project's reward function for an arm or, without an arm, one that rewards right answers."""
         if arm is None:
             return right_answer
         scorer = TransformersScorer(*load_reward_model(str(arm.folder)), batch_size=512)
-        # A completion without an answer gets no reward: reward models are not trained on such texts
+        # A completion without an answer gets no reward, because reward models are not trained on such texts
         return cloud_reward(
             scorer, judged_part=final_answer, max_new_tokens=self.study.max_new_tokens, on_unjudgeable="none"
         )
 
 
 class Exam(TrainerCallback):
-    """Answers held-out problems as training proceeds; an answer is its place among a problem's choices, or -1."""
+    """Callback that answers held-out problems during training. It records an answer's index among the problem's choices, or -1 for none."""
 
     def __init__(self, check: RLCheck, trainer: GRPOTrainer):
         self.problems, self.every = check.study.held_out, check.settings.evaluate_every
@@ -158,7 +158,7 @@ class Exam(TrainerCallback):
 
     @torch.no_grad()
     def take(self, step: int):
-        """Answer all problems with sampled tokens, as training does."""
+        """Answer all problems by sampling, as training does."""
         mode = self.model.training
         draws = torch.get_rng_state()
         torch.manual_seed(0)
@@ -180,19 +180,19 @@ def as_chat(problem: tasks.Problem) -> list[dict[str, str]]:
 
 def final_answer(completion: str) -> str:
     """
-    Extract the answer, the only part that a reward model sees.
+    Extract the answer, which is the only part of a completion that a reward model sees.
 
     Raises:
         `ValueError`: If the completion does not end with an answer.
     """
     match = re.search(r"Answer \w$", completion)
     if match is None:
-        raise ValueError(f"No answer at the end of {completion!r}.")
+        raise ValueError(f"There is no answer at the end of {completion!r}.")
     return match[0]
 
 
 def right_answer(completions, answer, **columns) -> list[float]:
-    """Reward right answers with 1."""
+    """Return a reward of 1 for each right answer, otherwise 0."""
     return [
         float(completion[-1]["content"].endswith(tasks.response(right)))
         for completion, right in zip(completions, answer, strict=True)
@@ -205,7 +205,7 @@ def place_of(completion: str, problem: tasks.Problem) -> int:
 
 
 def collect(root: Path, output: Path):
-    """Gather the answers and records of all finished policies into files small enough to commit."""
+    """Gather the answers and records of all finished policies in files small enough to commit."""
     output.mkdir(parents=True, exist_ok=True)
     records, arrays = {}, {}
     for path in sorted(root.glob("rl/*/seed*/*/cell.json")):
@@ -228,9 +228,11 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--judges", nargs="+", choices=JUDGES, default=list(JUDGES))
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="which problems to answer")
     parser.add_argument("--settings", type=Path, default=HERE / "settings.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a setting of the study")
-    parser.add_argument("--set_rl", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a setting of the check")
-    parser.add_argument("--results", type=Path, help="folder of the answers; defaults to the one that is committed")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the study to replace")
+    parser.add_argument(
+        "--set_rl", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the RL check to replace"
+    )
+    parser.add_argument("--results", type=Path, help="folder for the answers; defaults to the committed one")
     args = parser.parse_args(arguments)
     quiet()
     changes = {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in args.set_rl)}

@@ -1,4 +1,4 @@
-"""What the RL check found, from the answers that it collected: tables and a section of the report."""
+"""Results of the RL check, computed from the answers that it collected: curves, tables and a section of the report."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ policy gains from errors of the reward model."""
 
 
 def summarise(results: Path) -> dict[str, Any]:
-    """Return curves over the steps by task and judge: of each seed, and means; empty if the check was not run."""
+    """Return curves over the training steps by task and judge, for each seed and as means. Empty if the check was not run."""
     if not (results / "rl_check.json").is_file():
         return {}
     cells = json.loads((results / "rl_check.json").read_text())["cells"]
@@ -41,13 +41,13 @@ def summarise(results: Path) -> dict[str, Any]:
 
 def curves_of(answers: np.ndarray, rewards: np.ndarray) -> dict[str, list[float]]:
     """
-    Return shares of the held-out problems at each evaluation.
+    Compute the shares of the held-out problems, and the mean reward, at each evaluation.
 
     Args:
         answers (`np.ndarray` of shape `(evaluations, problems)`):
-            Places of the answers among a problem's choices, the right one first; -1 for none.
+            Indices of the answers among a problem's choices, of which the right one comes first; -1 for no answer.
         rewards (`np.ndarray` of shape `(problems, choices)`):
-            What the reward model says of each choice.
+            Reward of each choice.
     """
     scaled = (rewards - rewards.mean()) / (rewards.std() or 1)
     given = np.take_along_axis(scaled[None], answers.clip(0)[:, :, None].astype(int), axis=2)[:, :, 0]

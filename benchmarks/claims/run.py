@@ -1,10 +1,10 @@
 """
-Measure the claims of the CLoud paper (arXiv 2408.11791), and stage 4, with seeds, controls and cost: arms × tasks × seeds, trained and
-scored by the project's trainers on one core. Finished cells are kept; a killed run resumes with the same command.
+Test the claims of the CLoud paper (arXiv 2408.11791), and stage 4, with several seeds, controls and costs: the project's trainers train and
+score all combinations of arms, tasks and seeds on one core. Finished cells are kept, and the same command resumes a killed run.
 
-python benchmarks/claims/run.py --output_dir runs/claims      # the study; two hours on one core
+python benchmarks/claims/run.py --output_dir runs/claims      # the complete study; two hours on one core
 python benchmarks/claims/run.py --output_dir runs/claims-quick --quick     # one seed, one task, at most 15 minutes
-python benchmarks/claims/report.py                            # recompute the report from the scores that the study collected
+python benchmarks/claims/report.py                            # recompute the report from the collected scores
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 
-# One thread: the models are too small for more, and sums do not depend on the number of cores
+# Use one thread: the models are too small for more, and sums then do not depend on the number of cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import datasets
@@ -38,7 +38,7 @@ logger = logging.getLogger("claims")
 
 
 def plan(studies: list[Study], arms: list[str]) -> Iterator[tuple[Study, str, Any]]:
-    """Yield the cells in order: the core arms of all tasks and seeds, then the others."""
+    """Yield the cells in order: first the core arms of all tasks and seeds, then the other arms."""
     for group in (CORE, OUTCOME, OTHERS):
         for study in studies:
             for name in group:
@@ -53,7 +53,7 @@ def plan(studies: list[Study], arms: list[str]) -> Iterator[tuple[Study, str, An
 
 
 def make_studies(args: argparse.Namespace) -> list[Study]:
-    """Return the studies of all tasks and seeds, with the settings of the command line."""
+    """Return the studies of all tasks and seeds, with the settings from the command line."""
     values = yaml.safe_load(args.settings.read_text())
     changes = {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in args.set)}
     return [
@@ -72,7 +72,7 @@ def quiet():
 
 
 def collect(root: Path, output: Path):
-    """Gather the scores and records of all finished cells into files small enough to commit."""
+    """Gather the scores and records of all finished cells in files small enough to commit."""
     output.mkdir(parents=True, exist_ok=True)
     records: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -106,14 +106,14 @@ def machine() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/claims"), help="folder of the cells")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/claims"), help="folder for the cells")
     parser.add_argument("--tasks", nargs="+", choices=("shell", "clock", "chain"), default=["shell", "clock", "chain"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="which problems to score")
     parser.add_argument("--settings", type=Path, default=HERE / "settings.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a setting of all tasks")
-    parser.add_argument("--results", type=Path, help="folder of the scores; defaults to the one that is committed")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings to replace for all tasks")
+    parser.add_argument("--results", type=Path, help="folder for the scores; defaults to the committed one")
     parser.add_argument("--quick", action="store_true", help="one seed of one task; scores stay in --output_dir")
     args = parser.parse_args(arguments)
     if args.quick:

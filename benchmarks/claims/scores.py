@@ -1,4 +1,4 @@
-"""Scores that the study collected, and the outcomes of an arm on each problem."""
+"""Scores that the study collected, and the outcome of each arm on each problem."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from arms import ARMS, MEMBERS
 
 @dataclass
 class Scores:
-    """Rewards of one task: for each arm and seed, a row per problem, with its answer first."""
+    """Rewards of one task. For each arm and seed, there is one row per problem, with the right answer first."""
 
     task: str
     arrays: dict[str, np.ndarray]
@@ -31,7 +31,7 @@ class Scores:
         return found
 
     def add_ensembles(self):
-        """Add the mean of five classic models, each scaled by the spread of its rewards."""
+        """Add the mean of five classic models, each scaled by the standard deviation of its rewards."""
         for seed in self.seeds("classic"):
             members = [f"seed{seed}/{name}/rewards" for name in ("classic", *(f"classic_{k}" for k in MEMBERS))]
             if all(name in self.arrays for name in members):
@@ -60,22 +60,22 @@ class Scores:
         )
 
     def margins(self, seed: int, arm: str) -> np.ndarray:
-        """Return the reward of the answer minus each of the other choices' rewards."""
+        """Return the reward of the right answer minus the reward of each other choice."""
         rewards = self.get(seed, arm, "rewards").astype(float)
         return rewards[:, :1] - rewards[:, 1:]
 
     def outcomes(self, seed: int, arm: str) -> np.ndarray:
-        """Return the share of a problem's pairs in the right order; a tie counts half."""
+        """Return, for each problem, the share of pairs in the right order; a tie counts half."""
         return np.heaviside(self.margins(seed, arm), 0.5).mean(1)
 
     def best_of_n(self, seed: int, arm: str) -> np.ndarray:
-        """Return the probability that the answer is picked among all choices; ties are broken at random."""
+        """Return, for each problem, the probability that the right answer is picked among all choices; ties are broken at random."""
         rewards = self.get(seed, arm, "rewards")
         best = rewards == rewards.max(1, keepdims=True)
         return best[:, 0] / best.sum(1)
 
     def sampled(self, seed: int, arm: str, temperature: float, count: int, how: str) -> np.ndarray:
-        """Return each problem's outcome for `count` of the sampled critiques, combined by mean, median or vote."""
+        """Return each problem's outcome with `count` of the sampled critiques, combined by mean, median or vote."""
         rewards = self.get(seed, f"{arm}_samples", f"rewards_{temperature}").astype(float)
         # Disjoint draws use every critique once
         draws = rewards.reshape(*rewards.shape[:2], -1, count)

@@ -28,33 +28,33 @@ from cloud_hf.training.outcome_config import CLoudOutcomeConfig
 
 SAMPLES = 16
 TEMPERATURES = (0.5, 1.0)
-CHECKED = 60  # validation problems
+CHECKED = 60  # number of validation problems
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a task, chosen on validation problems."""
+    """Settings for a task, chosen on validation problems."""
 
     levels: tuple[int, ...]  # difficulties
-    width: int  # of the model's hidden states
-    base_steps: int  # of direct answers, 32 problems a step
+    width: int  # hidden size of the model
+    base_steps: int  # training steps on direct answers, 32 problems per step
     base_lr: float
-    pairs: int  # preference pairs, the same rows in every stage
-    critic_passes: int  # stage 1, at most
-    critic_exact: float  # share of exact critiques, on validation problems, that ends stage 1
+    pairs: int  # number of preference pairs; every stage uses the same rows
+    critic_passes: int  # maximum passes in stage 1
+    critic_exact: float  # share of exact critiques on validation problems at which stage 1 ends
     critic_lr: float
     stage3_passes: int
     cloud_lr: float
     classic_lr: float
     outcome_passes: float  # stage 4
     outcome_lr: float
-    held_out: int = 240  # problems
-    sampled: int = 120  # of these, the problems of self-consistency
+    held_out: int = 240  # number of problems
+    sampled: int = 120  # how many of these problems self-consistency uses
 
 
 @dataclass(frozen=True)
 class Study:
-    """Cells of one task and seed; `split` is what is held out."""
+    """Cells of one task and seed; `split` names the held-out split."""
 
     root: Path
     task: str
@@ -84,12 +84,12 @@ class Study:
 
     @property
     def max_new_tokens(self) -> int:
-        """The longest oracle critique, and a few tokens more."""
+        """Length of the longest oracle critique, plus a few tokens."""
         longest = max(self.problems, key=lambda problem: len(problem.critique(problem.answer)))
         return len(longest.critique(longest.answer).split()) + 4
 
     def cell(self, name: str, work, *inputs: Cell, **settings: Any) -> Cell:
-        """Return a cell that depends on the settings, on its arguments, and on the cells that it reads."""
+        """Return a cell that depends on the task, the seed, its settings and the cells that it reads."""
         given = {
             "task": self.task,
             "seed": self.seed,
@@ -101,7 +101,7 @@ class Study:
     # --------------------------------------------------------------------------------------------- stages 0, 1 and 2
 
     def base(self) -> Cell:
-        """Train the base of all arms: a language model that answers directly."""
+        """Train the base that all arms share, a language model that answers directly."""
         settings = self.settings
         keys = ("levels", "width", "base_steps", "base_lr")
         return self.cell("base", self._train_base, **{key: getattr(settings, key) for key in keys})
@@ -184,7 +184,7 @@ class Study:
     # ---------------------------------------------------------------------------------------------------------- arms
 
     def arm(self, name: str) -> Cell:
-        """Train an arm, and score the held-out problems with it."""
+        """Train an arm, and use it to score the held-out problems."""
         arm, settings = ARMS[name], self.settings
         inputs = {"base": self.base, "critic": self.critic, "cloud": lambda: self.arm("cloud")}[arm.start]()
         rows = self.self_critiques() if arm.critiques in ("self", "shuffled") else None
@@ -219,12 +219,12 @@ class Study:
         settings = self.settings
         if arm.critiques is None:
             return settings.classic_lr
-        if arm.start == "base":  # it learns to write, as stage 1 does
+        if arm.start == "base":  # the arm learns to write critiques, as stage 1 does
             return settings.critic_lr
         return settings.outcome_lr if arm.start == "cloud" else settings.cloud_lr
 
     def training_flops(self, name: str) -> float:
-        """Return the training FLOPs of an arm after the base that all arms share."""
+        """Return the training FLOPs of an arm, excluding those of the base that all arms share."""
         arm, flops = ARMS[name], self.arm(name).result["flops"]
         if arm.start == "cloud":
             return flops + self.training_flops("cloud")
@@ -254,7 +254,9 @@ class Study:
         else:
             trainer = CLoudTrainer(model, CLoudTrainingConfig(**options), **given)
         result = train(trainer, folder)
-        if arm.outcome:  # writing costs a forward pass over the trained sequences, and the reference model another
+        if (
+            arm.outcome
+        ):  # writing costs one forward pass over the trained sequences, and the reference model costs another
             result["flops"] *= 1 + (2 if arm.outcome.get("beta", 0.001) else 1) / 3
         return {**result, **self.score_held_out(arm, trainer.model, folder)}
 
@@ -278,7 +280,7 @@ class Study:
     # ------------------------------------------------------------------------------------------------------- scoring
 
     def score_held_out(self, arm: Arm, model: Any, folder: Path) -> dict[str, Any]:
-        """Score all choices of the held-out problems, and save the rewards: a row per problem, its answer first."""
+        """Score all choices of the held-out problems. Saves the rewards with one row per problem, in which the right answer is first."""
         prompts, responses, oracle = self.questions(self.held_out, "?" if arm.blank_prompt else None)
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "batch_size": 512}
         if arm.critiques == "blank":
@@ -297,14 +299,14 @@ class Study:
         return {**shape, **self.inference_tokens(prompts, responses, scores, arm.critiques is not None)}
 
     def inference_tokens(self, prompts, responses, scores, critique: bool) -> dict[str, float]:
-        """Return the mean tokens of a response's prefix and of its critique."""
+        """Return the mean number of tokens in a response's prefix and in its critique."""
         encoder = CritiqueFormat(self.tokenizer, critique=critique, critique_prompt=tasks.CRITIQUE_PROMPT)
         lengths = [len(encoder.encode_prefix(*row).input_ids) for row in zip(prompts, responses, strict=True)]
         written = [len(score.critique.split()) + 1 for score in scores] if critique else [0]
         return {"prefix_tokens": float(np.mean(lengths)), "critique_tokens": float(np.mean(written))}
 
     def questions(self, problems: list[tasks.Problem], prompt: str | None = None):
-        """Return prompts, responses and oracle critiques of all choices."""
+        """Return the prompts, responses and oracle critiques for all choices."""
         asked = [(problem, choice) for problem in problems for choice in problem.ordered_choices]
         return (
             [prompt or problem.prompt for problem, _ in asked],
@@ -320,7 +322,7 @@ class Study:
         return np.array(values, dtype=dtype).reshape(-1, choices, *np.shape(values[0]))
 
     def about_critiques(self, texts: list[str], oracle: list[str]) -> dict[str, np.ndarray]:
-        """Return which critiques equal the oracle's, and which call their response right."""
+        """Return masks of the critiques that equal the oracle's, and of those that call their response right."""
         return {
             "exact": self.by_problem([text == other for text, other in zip(texts, oracle, strict=True)], bool),
             "verdicts": self.by_problem([text.endswith(" right") for text in texts], bool),
@@ -349,7 +351,7 @@ class Study:
         }
 
     def samples(self, name: str) -> Cell:
-        """Sample several critiques of each response with an arm."""
+        """Sample several critiques of each response from an arm."""
         arm = self.arm(name)
         settings = {"sampled": self.settings.sampled, "samples": SAMPLES, "temperatures": TEMPERATURES}
         return self.cell(f"{name}_samples", functools.partial(self._sample, arm), arm, **settings)
@@ -372,17 +374,17 @@ class Study:
 
 
 def accuracy(rewards: np.ndarray) -> float:
-    """Return the share of pairs in the right order; the answer is in the first column, and a tie counts half."""
+    """Return the share of pairs in the right order. The right answer is in the first column, and a tie counts half."""
     return float(np.heaviside(rewards[:, :1] - rewards[:, 1:], 0.5).mean())
 
 
 def blank(critique: str) -> str:
-    """Return as many blank tokens as a critique has."""
+    """Return as many blank tokens as a critique has tokens."""
     return " ".join([tasks.BLANK] * len(critique.split()))
 
 
 def shuffled(texts: list[str], seed: int) -> list[str]:
-    """Permute texts among those with the same number of words, across rows and sides."""
+    """Permute texts across rows and sides, among texts with the same number of words."""
     groups: dict[int, list[int]] = {}
     for place, text in enumerate(texts):
         groups.setdefault(len(text.split()), []).append(place)

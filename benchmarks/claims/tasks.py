@@ -1,8 +1,8 @@
 """
-Three preference tasks whose critiques reason step by step: a ball under cups, the hand of a clock, and look-ups in a table.
+Three preference tasks whose critiques reason step by step: tracking a ball under cups, moving a clock hand, and looking up table entries.
 
-The right and the wrong responses of a problem have the same length and are drawn alike, so only the prompt tells them apart.
-What makes a problem hard (its swaps, moves or table) decides which split it belongs to, whatever the seed.
+The right and the wrong responses to a problem have the same length and the same distribution, so only the prompt tells them apart.
+The part that makes a problem hard (its swaps, moves or table) determines the problem's split, regardless of the seed.
 """
 
 import random
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 )
 BLANK = "."
 NAMES = ("Ball", "Hand", "Map", "Go", "Answer", "right", "wrong")
-TRIES = 500  # draws of a held-out problem until its level counts as used up
+TRIES = 500  # attempts to sample a new held-out problem before its level counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Problem:
     difficulty: int
 
     def critique(self, choice: str) -> str:
-        """Return the oracle's critique of the response that names `choice`: the steps, a verdict on every choice, and its verdict."""
+        """Return the oracle's critique of the response `choice`: the steps, a verdict on every choice, and the verdict on this one."""
         verdicts = " ".join(f"{each} {self.verdict(each)}" for each in self.choices)
         return f"{self.steps} . {verdicts} . {choice} {self.verdict(choice)}"
 
@@ -66,12 +66,12 @@ class Problem:
 
     @property
     def ordered_choices(self) -> list[str]:
-        """The answer, then the other choices."""
+        """The right answer, followed by the other choices."""
         return [self.answer, *(choice for choice in self.choices if choice != self.answer)]
 
 
 def shell(rng: random.Random, level: int, split: str) -> Problem:
-    """`level` swaps move a ball under four cups."""
+    """Sample a problem in which `level` swaps move a ball under four cups."""
     game = shell_game.random_game(rng, level, split)
     swaps = [f"{a}{b}" for a, b in game.swaps]
     steps = [f"{swap} {cup}" for swap, cup in zip(swaps, game.positions, strict=True)]
@@ -79,7 +79,7 @@ def shell(rng: random.Random, level: int, split: str) -> Problem:
 
 
 def clock(rng: random.Random, level: int, split: str) -> Problem:
-    """`level` moves of 1 to 9 hours turn the hand of a clock with four hours."""
+    """Sample a problem in which `level` moves of 1 to 9 hours turn the hand of a clock with four hours."""
     moves = draw_in(split, lambda: [rng.randint(1, 9) for _ in range(level)])
     hand = start = rng.randrange(4)
     steps = []
@@ -90,13 +90,13 @@ def clock(rng: random.Random, level: int, split: str) -> Problem:
 
 
 def chain(rng: random.Random, level: int, split: str) -> Problem:
-    """`level` look-ups in a table that sends each of five letters to another one, or to itself."""
+    """Sample a problem with `level` look-ups in a table that maps each of five letters to a letter, possibly the same one."""
     letters = "ABCDE"
     targets = draw_in(split, lambda: rng.sample(letters, len(letters)))
     place = start = rng.choice(letters)
     steps = []
     for left in range(level, 0, -1):
-        entry = f"{left} {place.lower()}"  # a key and a value are different tokens, as in most tables
+        entry = f"{left} {place.lower()}"  # keys and values are different tokens, as in most tables
         place = targets[letters.index(place)]
         steps.append(f"{entry} {place}")
     table = " ".join(f"{a.lower()} {b}" for a, b in zip(letters, targets, strict=True))
@@ -107,7 +107,7 @@ TASKS: dict[str, Callable[[random.Random, int, str], Problem]] = {"shell": shell
 
 
 def draw_in(split: str, draw: Callable[[], list]) -> list:
-    """Draw until the content belongs to `split`: a fifth of all contents are `test`, a tenth are `validation`."""
+    """Sample until the content belongs to `split`. A fifth of all contents belong to `test`, and a tenth to `validation`."""
     while True:
         content = draw()
         bucket = zlib.crc32(repr(content).encode()) % 10
@@ -117,17 +117,19 @@ def draw_in(split: str, draw: Callable[[], list]) -> list:
 
 def problems(task: str, split: str, levels: Sequence[int], count: int, seed: int | str) -> list[Problem]:
     """
-    Draw problems, cycling through the levels. Held-out ones are distinct; the other levels make up for one that has too few.
+    Sample problems, cycling through the levels. Held-out problems are distinct; if a level has too few, the other levels make up for it.
 
     Raises:
-        `ValueError`: If there are fewer distinct problems.
+        `ValueError`: If there are fewer than `count` distinct problems.
     """
     rng, left = random.Random(f"{task}/{split}/{seed}"), list(levels)
     found: list[Problem] = []
     seen: set[str] = set()
     while len(found) < count:
         if not left:
-            raise ValueError(f"{task}: the {split} split has {len(found)} problems of levels {levels}, not {count}.")
+            raise ValueError(
+                f"{task}: the {split} split has only {len(found)} problems at levels {levels}, but {count} are needed."
+            )
         level = left.pop(0)
         drawn = (TASKS[task](rng, level, split) for _ in range(TRIES))
         problem = next((one for one in drawn if split == "train" or one.prompt not in seen), None)
@@ -143,7 +145,7 @@ def response(choice: str) -> str:
 
 
 def pairs(found: Sequence[Problem], seed: int | str) -> list[dict[str, Any]]:
-    """Make preference pairs with oracle critiques: the right response, and a wrong one drawn uniformly."""
+    """Create preference pairs with oracle critiques, from the right response and a wrong one sampled uniformly."""
     rng = random.Random(f"pairs/{seed}")
     rows = []
     for problem in found:
@@ -155,14 +157,14 @@ def pairs(found: Sequence[Problem], seed: int | str) -> list[dict[str, Any]]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer of all tasks."""
+    """Train the tokenizer shared by all tasks."""
     swaps = [f"{a}{b}" for a, b in permutations("ABCD", 2)]
     words = [*swaps, *"ABCDEabcde0123456789?", BLANK, CRITIQUE_PROMPT, *NAMES]
     return shell_game.word_tokenizer([*words, *(f" {word}" for word in words)], SPECIAL_TOKENS, CHAT_TEMPLATE)
 
 
 def model_config(words: PreTrainedTokenizerFast, width: int) -> LlamaConfig:
-    """Return the configuration of a Llama with two layers."""
+    """Return the configuration of a two-layer Llama model."""
     config = shell_game.build_model_config(words)
     config.hidden_size, config.num_hidden_layers, config.intermediate_size = width, 2, 3 * width
     config.head_dim, config.initializer_range = width // 4, width**-0.5

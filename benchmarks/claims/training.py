@@ -1,4 +1,4 @@
-"""How the study trains: options of all trainers, the cost of a run, and the end of stage 1."""
+"""Training in the study: the options that all trainers share, the cost of a run, and when stage 1 ends."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 
 
-CHECK_EVERY = 16  # steps of stage 1
+CHECK_EVERY = 16  # in steps of stage 1
 
 
 def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> d
 
 
 def train(trainer: Any, folder: Path) -> dict[str, Any]:
-    """Train, save the model and its log, and return the cost: 6 FLOPs per weight and token."""
+    """Train, save the model and its log, and return the cost, which counts 6 FLOPs per weight and token."""
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.model.save_pretrained(folder)
@@ -35,7 +35,7 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
 
 
 class StopWhenExact(TrainerCallback):
-    """Ends training once enough critiques are exact, so that the critics of all seeds can still improve."""
+    """Callback that ends training once enough critiques are exact, so that the critics of all seeds leave room for improvement."""
 
     def __init__(self, measure: Callable[[], float], target: float):
         self.measure, self.target = measure, target

@@ -1,4 +1,4 @@
-"""Choose among candidates with reward models, and measure how good the choices are for each number of candidates."""
+"""Choose among candidates with reward models, and measure the quality of the choices for each number of candidates."""
 
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -29,7 +29,7 @@ from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open
 from ..evaluation.stats import json_safe
 
 
-# Besides the model, scores depend on these; the journal's keys cover the chat and the sampling options
+# Arguments that scores depend on, besides the model; the journal's keys cover the chat and the sampling options
 SETTINGS = ("backend", "dtype", "vllm_options")
 ARENA_HARD = "ArenaHard"
 
@@ -38,20 +38,20 @@ ARENA_HARD = "ArenaHard"
 @dataclass(kw_only=True)
 class BestOfNArguments(ArenaHardArguments, ScoringArguments):
     """
-    Candidates and curves. Extends [`ScoringArguments`] and [`ArenaHardArguments`].
+    Candidates and best-of-N curves. Extends [`ScoringArguments`] and [`ArenaHardArguments`].
 
     Parameters:
         dataset_name (`list[str]`, *optional*):
             Sets of candidates with known quality: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         largest_n (`int`, *optional*, defaults to `16`):
-            Upper limit of N. A set's curves end earlier if one of its problems has fewer candidates.
+            Largest N to measure. A set's curves end earlier if any of its problems has fewer candidates.
         num_seeds (`int`, *optional*, defaults to `1`):
-            Score with this many seeds, starting at `seed`, for a standard error over sampled critiques. Needs a
-            `temperature` above 0. Classic models score once.
+            Number of seeds to score with, starting at `seed`, which gives a standard error over sampled critiques. Needs a
+            `temperature` above 0. Classic models score only once.
         halving (`list[str]`, *optional*):
-            Also choose by successive halving, which writes critiques only for the contenders, and compare it with
-            scoring all candidates. Each value is a model with several critiques, or `CHEAP,MODEL`, where the cheap one
-            drops half of the candidates first. Not on ArenaHard.
+            Also choose by successive halving, which writes further critiques only for the remaining contenders, and compare it
+            with scoring all candidates. Each value is a model that writes several critiques, or `CHEAP,MODEL`, where the cheap model
+            first drops half of the candidates. Not available on ArenaHard.
     """
 
     dataset_name: list[str] = field(default_factory=list)
@@ -116,7 +116,8 @@ def main(args: BestOfNArguments):
     write_report(results, unjudged, counts, args, output_dir, described, halvings)
     if counts.get("failed"):
         print(
-            f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command again to retry them."
+            f"The requests for {counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. "
+            "Run the same command again to retry them."
         )
         raise SystemExit(3)
 
@@ -124,7 +125,7 @@ def main(args: BestOfNArguments):
 def compare_halvings(
     scored: list[ScoredSet], formats: dict[str, CritiqueFormat], args: BestOfNArguments
 ) -> list[HalvingResult]:
-    """Choose by successive halving on each set, and compare it with scoring all candidates."""
+    """Choose by successive halving on each set, and compare the choices with those from scoring all candidates."""
     results = []
     for halving in read_halvings(args.halving, args.models, args.num_critiques):
         for found in scored:
@@ -136,7 +137,7 @@ def compare_halvings(
 def score_all(
     sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, ScoredSet], dict[str, CritiqueFormat]]:
-    """Score all datasets with all models. Returns the scores, and the models' formats by short name."""
+    """Score all datasets with all models. Returns the scored sets by dataset, and the models' formats by short name."""
     shown, titles = short_names(args.models), short_names(args.dataset_name)
     fitted: dict[str, dict[str, FittedRows]] = {}
     scores: dict[str, dict[str, Scores]] = {}
@@ -162,7 +163,7 @@ def score_all(
 def ensemble_scores(
     ensemble: Ensemble, fitted: dict[str, dict[str, FittedRows]], scores: dict[str, dict[str, Scores]]
 ) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
-    """Combine the members' scores of all datasets, seed by seed; a model that scored only once has the same scores for all seeds."""
+    """Combine the members' scores on all datasets, seed by seed. A model that scored only once contributes the same scores to each seed."""
     rows: dict[str, FittedRows] = {}
     combined: dict[str, Scores] = {}
     for key in fitted[ensemble.members[0]]:
@@ -177,7 +178,7 @@ def ensemble_scores(
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
-    """Score all datasets with one model. Return, by dataset, the rows that fit its context and their scores; then its format."""
+    """Score all datasets with one model. Returns, by dataset, the rows that fit its context and their scores, and the model's format."""
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
@@ -206,7 +207,7 @@ def score_with(
 
 
 def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:
-    """Compare the chosen candidates with the baseline's answers."""
+    """Have the judge compare the chosen candidates with the baseline's answers."""
     assert arena.judging is not None  # checked by the caller
     places = places_to_judge(found, args.largest_n, args.judge_all)
     print(f"Judging {sum(map(len, places))} candidates of {len(places)} questions, each in both orders.")
@@ -216,9 +217,9 @@ def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) 
 
 
 def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
-    """Describe the judge's setup and count failed or skipped requests, one sentence each."""
+    """Describe the judge's setup, and count truncated, tied, excluded and failed candidates, in one sentence each."""
     said = {
-        "candidates_cut": f"Candidates cut at {args.gen_max_tokens} tokens",
+        "candidates_cut": f"Candidates truncated at {args.gen_max_tokens} tokens",
         "like_the_baseline": "Candidates identical to the baseline, counted as ties",
         "without_verdict": f"Candidates without a readable verdict in both orders after {args.judge_tries} tries, excluded",
         "failed": "Questions and verdicts excluded because requests failed",
@@ -241,7 +242,7 @@ def write_report(
     sets: list[dict[str, Any]],
     halvings: list[HalvingResult],
 ):
-    """Write the report, its plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
+    """Write the report with its plots and JSON. `unjudged` are notes on datasets without results; `sets` describe the candidates."""
     models = {shown: name for name, shown in short_names(args.models).items()}
     models |= {one.name: one.name for one in read_ensembles(args.ensembles, args.models)}
     sections: list[Section] = []

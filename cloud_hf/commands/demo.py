@@ -11,8 +11,8 @@ APP = Path(__file__).parents[2] / "spaces" / "demo" / "app.py"
 def main(arguments: list[str]):
     if not APP.is_file():
         raise ValueError(
-            "The demo is not part of the installed package: clone the repository, run `pip install -e '.[demo]'` there, and "
-            "repeat the command."
+            "The demo is not part of the installed package: clone the repository, run `pip install -e '.[demo]'` in it, and "
+            "run the command again."
         )
     sys.argv = [str(APP), *arguments]
     sys.path.insert(0, str(APP.parent))

@@ -1,4 +1,4 @@
-"""Evaluate reward models on benchmarks, preference pairs and best-of-N, with analyses of their failures."""
+"""Evaluate reward models on benchmarks, preference pairs and best-of-N, and analyse their failures."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,7 +56,7 @@ def main(args: EvaluationArguments):
         results[name] = found
         write_results(name, found, shown, output_dir)
 
-    # First, because a judge's errors show within seconds, and a model takes minutes to load
+    # Judge first, because a judge's errors appear within seconds, whereas loading a model takes minutes
     judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
@@ -98,11 +98,11 @@ def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, Model
         found = card_results(evaluations, sets, settings, args.dataset_test_split)
         add_results(Path(name), found)
         card = Path(name) / "README.md"
-        print(f"Wrote {len(found)} of {len(evaluations)} headline metrics to {card}; the others lack rows.")
+        print(f"Wrote {len(found)} of {len(evaluations)} headline metrics to {card}; the other sets had too few rows.")
 
 
 def check_file_names(shown: dict[str, str], args: EvaluationArguments):
-    """Raise `ValueError` if the scores of two models on preference sets would go into the same file."""
+    """Raise `ValueError` if the scores of two pairs of model and preference set would be written to the same file."""
     pairs: dict[str, tuple[str, str]] = {}
     for name, dataset in product(args.models, args.dataset_name):
         file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")
@@ -121,7 +121,7 @@ def evaluate(
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
         by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
         journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
-        # Before scoring, so that a row too long for its reference critique fails early
+        # Computed before scoring, so that a row that is too long with its reference critique fails early
         with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
         losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
         row_scores = score_sets(
@@ -134,7 +134,7 @@ def evaluate(
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
             for dataset, part in with_references.items()
         ]
-        # Only these sets have right and wrong responses
+        # Only these sets have chosen and rejected responses
         with_sides = {key: part for key, part in fitted.items() if key[0] in ("benchmark", "pairs")}
         sampled, sampled_costs = {}, {}
         if args.self_consistency and critique_format.critique:

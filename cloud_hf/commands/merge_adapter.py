@@ -27,9 +27,9 @@ class MergeArguments:
         output_dir (`str`):
             Folder for the merged model; must not exist.
         base_model_name_or_path (`str`, *optional*):
-            Location of the base model, if it has moved since training. It is compared with the adapter's record.
+            Location of the base model, if it has moved since training. Its weights are compared with the hash recorded in the adapter.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the merged weights, by default the base's. The reward head stays in float32.
+            Data type of the merged weights; `auto` keeps the data type of the base. The reward head stays in float32.
     """
 
     model_name_or_path: str

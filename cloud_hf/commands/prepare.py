@@ -1,4 +1,4 @@
-"""Turn a public preference set into pairs that training reads."""
+"""Convert a public preference set to pairs in the format that training expects."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from ..data.rows import dataset_label
 
 PAIRS = ("best_worst", "all")
 
-# Rows that belong to one prompt, with their positions
+# The rows of one prompt, with their positions in the dataset
 Group = list[tuple[int, dict[str, Any]]]
 
 
@@ -31,15 +31,15 @@ Group = list[tuple[int, dict[str, Any]]]
 @dataclass(kw_only=True)
 class PrepareArguments(SourceArguments):
     """
-    The public set, and which pairs to make from it.
+    The public set, and which pairs to build from it.
 
     Parameters:
         layout (`str`, *optional*, defaults to `"auto"`):
-            Layout of the rows. `auto` recognises it by the columns; `docs/data.md` lists all.
+            Layout of the rows. `auto` recognises the layout by the columns; `docs/data.md` lists all layouts.
         pairs (`str`, *optional*, defaults to `"best_worst"`):
-            Pairs to make from a prompt with more than two rated responses: `best_worst` or `all`.
+            Pairs to build from a prompt with more than two rated responses: `best_worst` or `all`.
         margins (`bool`, *optional*, defaults to `False`):
-            Write the column `margin`, the difference of the ratings, which training subtracts from the difference of rewards.
+            Write the column `margin`, the difference between the ratings, which training subtracts from the difference between the rewards.
     """
 
     layout: str = "auto"
@@ -68,7 +68,7 @@ def main(args: PrepareArguments):
         raise ValueError(
             f"`margins` needs ratings, which `layout` {name} does not have. These layouts have them: {rated}."
         )
-    print(f"{args.dataset_name}: {len(rows)} rows are read as {layout.title} (`--layout {name}`).")
+    print(f"{args.dataset_name}: reading {len(rows)} rows as {layout.title} (`--layout {name}`).")
     preparation = Preparation(rows, layout, args)
     title = f"Preference pairs from {layout.title}"
     folder = DatasetFolder(args.output_dir, title, settings_of(args, name), [args.dataset_name])
@@ -100,7 +100,7 @@ def settings_of(args: PrepareArguments, layout: str) -> dict[str, Any]:
 
 class Preparation:
     """
-    The pairs of a dataset. Reads the rows once to find bad ones and the types of the columns, and again in [`Preparation.results`].
+    The pairs of a dataset. Reads the rows once to find bad rows and determine the column types, and again in [`Preparation.results`].
 
     Raises `ValueError` if rows are bad and `bad_rows` is "error".
     """
@@ -122,7 +122,7 @@ class Preparation:
         return {"id", "prompt", *SIDES, *self.layout.replaced, *ratings, *margin}
 
     def _check(self, rows: Dataset, name: str, bad_rows: str) -> Dataset:
-        """Return the rows without bad ones."""
+        """Return the usable rows. Raises `ValueError` if there are bad rows and `bad_rows` is "error"."""
         if self.layout.direct:
             rows = read_preferences(rows, name, bad_rows=bad_rows)
         bad = BadRows(name, bad_rows)
@@ -135,7 +135,7 @@ class Preparation:
                         self.text_prompts &= isinstance(pair["prompt"], str)
                         self.text_responses &= all(isinstance(pair[side], str) for side in SIDES)
             except UnicodeEncodeError:
-                bad.add(*group[0], "it holds a lone surrogate, which is not valid text.")
+                bad.add(*group[0], "it contains a lone surrogate, which is not valid text.")
             except ValueError as error:
                 for index, row in group:
                     bad.add(index, row, str(error))
@@ -148,7 +148,7 @@ class Preparation:
             yield list(group)
 
     def _pairs(self, group: Group) -> Iterator[dict[str, Any] | Reject]:
-        """Yield the pairs of a prompt in our columns, and the rejects."""
+        """Yield the pairs of one prompt, in our columns, and its rejects."""
         index, row = group[0]
         name = str(row["id"]) if self.has_ids else str(index)
         rated = self.layout.read([row for _, row in group] if self.layout.group_by else row)
@@ -186,7 +186,7 @@ class Preparation:
         return pair
 
     def features(self) -> Features:
-        """Return the columns of the pairs: text, or messages throughout if one is more than text."""
+        """Return the columns of the pairs. A prompt or response column is text, or messages if any of its values is more than text."""
         text, messages, number = Value("string"), List(Json()), Value("float64")
         sides = dict.fromkeys(SIDES, text if self.text_responses else messages)
         ratings = {"chosen_rating": number, "rejected_rating": number} if self.layout.margin else {}

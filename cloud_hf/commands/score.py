@@ -1,4 +1,4 @@
-"""Score one response given as options, or many from JSON lines."""
+"""Score a single response given on the command line, or many responses from a JSON-lines file."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ class ScoreArguments(AnyModelArguments):
         response (`str`, *optional*):
             The response to score.
         input (`str`, *optional*):
-            JSON-lines file with the keys `prompt` and `response`, in any form that preference sets have; `-` reads standard input.
+            JSON-lines file with the keys `prompt` and `response`, in any form that preference sets may have; `-` reads standard input.
         output (`str`, *optional*, defaults to `"-"`):
             JSON-lines file to write the rows to, with their `reward` and `critique`; `-` writes to standard output.
         num_critiques (`int`, *optional*, defaults to `1`):
@@ -48,11 +48,11 @@ class ScoreArguments(AnyModelArguments):
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Length limit of a critique in tokens.
+            Maximum length of a critique in tokens.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):
-            Also read the reward at every `read_every`-th token of a critique; the output has `partial_rewards`.
+            Also read the reward at every `read_every`-th token of a critique; the output then has `partial_rewards`.
         stop_when_stable (`float`, *optional*):
             End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
     """
@@ -102,7 +102,7 @@ def main(args: ScoreArguments):
 
 def read_rows(path: str, name: str) -> list[dict[str, Any]]:
     """
-    Read JSON lines.
+    Read rows from JSON lines.
 
     Raises:
         `ValueError`: If a line is not a JSON object with a usable `prompt` and `response`. The message names the row,
@@ -134,14 +134,14 @@ def _read_row(line: str, place: str) -> dict[str, Any]:
 
 
 def read_chat(row: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the prompt and the response of a row as [`Scorer`] takes them."""
+    """Return the prompt and the response of a row in the form that [`Scorer`] accepts."""
     kind, prompt = read_column(row["prompt"], "prompt")
     given = prompt_of(row if kind == WITH_TOOLS else {**row, "prompt": prompt})
     return judged_chat(given, response_of(row, "response", allow_empty=True))
 
 
 def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments, sampling: Sampling):
-    """Check model, chats and options with only the config and the tokenizer, which is much faster than loading weights."""
+    """Check the model, chats and options, using only the config and the tokenizer, which is much faster than loading the weights."""
     args.check_models([args.model])
     config = args.read_config(args.model)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model), trust_remote_code=args.trust_remote_code)
@@ -156,7 +156,7 @@ def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments,
 
 
 def summary(score: Score) -> dict[str, Any]:
-    """Return a score in JSON form; only several critiques are listed individually."""
+    """Return a score in JSON form. `rewards` and `critiques` are included only if there are several critiques."""
     found: dict[str, Any] = {"reward": score.reward}
     if score.critiques != ("",):
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}

@@ -1,10 +1,10 @@
-"""Train a classic reward model, which scores the response directly: same model class and trainer, without critiques."""
+"""Train a classic reward model, which scores responses directly: the same model class and trainer, but without critiques."""
 
 from .train_cloud import ARGUMENTS, main
 
 
 __all__ = ["ARGUMENTS", "FIXED_OPTIONS", "main"]
 
-# Appended to the command line: they override other values, and are parsed before the check that refuses options of the
-# critique loss
+# Appended to the command line, so that they override other values and are parsed before the check that rejects options of
+# the critique loss
 FIXED_OPTIONS = ("--critique", "False")

@@ -1,4 +1,4 @@
-"""Stage 1: teach a language model to write critiques, by supervised fine-tuning on oracle critiques."""
+"""Stage 1: teach a language model to write critiques by supervised fine-tuning on oracle critiques."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class CritiqueArguments:
 
     Parameters:
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
+            Text that opens the critique turn. Defaults to the sentence that the published checkpoints use.
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn: user or assistant.
         keep_thinking (`bool`, *optional*, defaults to `False`):
@@ -40,9 +40,9 @@ class CritiqueArguments:
         format (`str`, *optional*, defaults to `"cloud"`):
             Layout of conversations: cloud, or reference for the format of the published checkpoints.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
+            How to handle rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Rows that cannot be used: error, or drop to leave them out and report how many.
+            How to handle rows that cannot be used: error, or drop, which leaves them out and reports their number.
     """
 
     critique_prompt: str | None = None
@@ -55,26 +55,26 @@ class CritiqueArguments:
 
 @dataclass
 class CritiqueSFTConfig(SFTConfig):
-    """[`~trl.SFTConfig`] that first checks the machine, with clearer messages."""
+    """[`~trl.SFTConfig`] that first checks the machine and unsupported options, with clearer error messages."""
 
     def __post_init__(self):
         check_bounds(self, max_length=1)
         check_machine(self)
         if self.packing or self.eval_packing:
             raise ValueError(
-                "`packing` is on, but this stage trains each critique in a separate row. Omit the option; with FlashAttention, "
-                "`--padding_free True` trains without padding."
+                "`packing` is on, but this stage trains on each critique in a separate row. Omit the option. With FlashAttention, "
+                "`--padding_free True` avoids padding."
             )
         if self.padding_free and self.neftune_noise_alpha is not None:
             raise ValueError(
                 "`neftune_noise_alpha` is set, but with `padding_free` its noise would be scaled by the length of the batch "
-                "instead of each sequence's. Omit one of them."
+                "instead of by the length of each sequence. Omit one of the two."
             )
         super().__post_init__()
 
 
 class CritiqueSFTTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] that resumes exactly, logs throughput, writes a card, and stops at a loss that is not finite."""
+    """[`~trl.SFTTrainer`] that resumes exactly, logs throughput, writes a model card, and stops if the loss is not finite."""
 
     kind = CRITIC
 
@@ -115,7 +115,7 @@ def main(
     train_rows, eval_rows = data_args.load(training_args.eval_strategy)
     train_dataset = encode(train_rows, "train")
     eval_dataset = None if eval_rows is None else encode(eval_rows, "eval")
-    # All rows fit by now, and SFTTrainer would silently truncate critiques
+    # All rows fit by now; with a `max_length`, SFTTrainer would silently truncate critiques
     training_args.max_length = None
     training_args.chat_template_path = None
     if caps_attention(language_config(config)) and model_args.attn_implementation in (None, "sdpa"):

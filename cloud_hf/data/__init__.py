@@ -1,1 +1,1 @@
-"""Datasets: loading, column checks, over-long rows, the shell game."""
+"""Load and check datasets, handle over-long rows, build new datasets, and generate the shell game."""

@@ -1,4 +1,4 @@
-"""Handle rows that cannot be used: count them by kind, then stop the run or leave them out."""
+"""Handle rows that cannot be used: count them by kind of problem, then stop the run or leave the rows out."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 BAD_ROWS = ("error", "drop")
 
-# Number of rows to name for each kind of problem
+# Maximum number of rows to name for each kind of problem
 _NAMED = 3
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
 
@@ -28,7 +28,7 @@ def check_bad_rows(policy: str):
 
 
 def kind_of(problem: str) -> str:
-    """Return the kind of a problem: its message without the quoted parts, which differ from row to row."""
+    """Return the kind of a problem: its message without quoted values and numbers, which differ from row to row."""
     return _VALUES.sub("…", problem)
 
 
@@ -49,20 +49,20 @@ class BadRows:
 
     name: str  # start of the messages; may be empty
     policy: str = "error"  # "error" raises, "drop" leaves the rows out and logs their number
-    # Maps each kind to the names of its rows, in order, and its first message
+    # Maps each kind of problem to the names of the rows that have it, in order, and to the first message
     _kinds: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     _indices: list[int] = field(default_factory=list)
 
     def add(self, index: int, row: Mapping[str, Any], problem: str):
-        """Record a bad row: its position in the dataset, and what is wrong with it."""
+        """Record a bad row with its position in the dataset and what is wrong with it."""
         names, _ = self._kinds.setdefault(kind_of(problem), ([], problem))
         names.append(row_name(index, row))
         self._indices.append(index)
 
     def settle(self, total: int) -> list[int]:
         """
-        Apply the policy to the recorded rows of a dataset with `total` rows, and return their positions. Raises `ValueError` under
-        `"error"`.
+        Apply the policy to the recorded rows of a dataset that has `total` rows, and return the positions of the recorded rows. Raises
+        `ValueError` if there are any and the policy is `"error"`, or if all rows are bad.
         """
         if not self._indices:
             return []
@@ -82,7 +82,7 @@ class BadRows:
 
 
 def without(rows: Dataset, left_out: list[int]) -> Dataset:
-    """Return the rows without those at the given positions."""
+    """Return all rows except those at the given positions."""
     if not left_out:
         return rows
     bad = set(left_out)
@@ -97,8 +97,8 @@ def _named(names: list[str], problem: str) -> str:
 @dataclass
 class OverlongRows:
     """
-    Rows of one dataset that do not fit the context under the policy `"error"`. Also collects the lengths of all rows, so that the error
-    message can say how many rows each limit keeps.
+    Rows of one dataset that do not fit the context, for the policy `"error"`. `lengths` also collects the lengths of the rows that fit, so
+    that the error message can recommend limits.
     """
 
     name: str
@@ -107,7 +107,7 @@ class OverlongRows:
     _number: int = 0
 
     def add(self, index: int, row: Mapping[str, Any], problem: str, length: int):
-        """Record a row that is too long, the message of its [`Overlong`], and its length in tokens."""
+        """Record a row that is too long, with the message of its [`Overlong`] exception and its length in tokens."""
         self._first = self._first or (row_name(index, row), problem)
         self._number += 1
         self.lengths.append(length)
@@ -119,7 +119,7 @@ class OverlongRows:
         named, problem = self._first
         start = f"{self.name}, {named}" if self.name else f"R{named[1:]}"
         lengths = sorted(self.lengths)
-        # The smallest limits within which at least these shares of the rows fall
+        # The smallest limits that keep at least 95%, 99% and 100% of the rows
         limits = [lengths[max(0, math.ceil(share * len(lengths)) - 1)] for share in (0.95, 0.99, 1.0)]
         raise ValueError(
             f"{start}: {problem} {self._number} of {len(lengths)} rows are over-long; the longest needs {lengths[-1]} "

@@ -1,4 +1,4 @@
-"""Run a builder: process every row, journal the answers, and write one dataset in the order of the rows."""
+"""Run a builder: process every row, journal the answers, and write a dataset in the order of the input rows."""
 
 import asyncio
 import json
@@ -22,18 +22,19 @@ from .journal import SAMPLING_DEFAULTS, SERVERS_OWN, Journal, JournalError, key_
 from .rows import Rows
 
 
-# Failed rows allowed before the first answer; more stop the run
+# Number of rows that may fail before the first answer; the run stops when it is reached
 _MOST_FAILURES_AT_FIRST = 100
 
-# Handling of truncated answers: kept or dropped after some longer tries, or retried as long as the context has room
+# Handling of truncated answers: drop or keep them after `longer_tries` retries, or retry for as long as the context has room
 TRUNCATED = ("drop", "keep", "retry")
-# Longer tries with "retry", for servers without a limit
+# Maximum number of longer tries with "retry", in case the server sets no limit itself
 _MOST_LONGER_TRIES = 16
 
 
 class Dropped(Exception):
     """
-    A row skipped by design, such as a tie. Raise it to skip the input row; return it in the list to skip one output row.
+    A row that is skipped by design, such as a tie. Raise the exception to skip the input row, or return it in the list of output rows to
+    skip only one of them.
 
     Args:
         reason (`str`):
@@ -41,7 +42,7 @@ class Dropped(Exception):
         id (`str`, *optional*):
             Id of the output row; defaults to the input row's id.
         details (`dict[str, Any]`, *optional*):
-            Content of the skipped row, as JSON.
+            Content of the skipped row, as JSON values.
     """
 
     def __init__(self, reason: str, id: Any = None, details: dict[str, Any] | None = None):
@@ -51,28 +52,31 @@ class Dropped(Exception):
 
 
 class RowRefused(Exception):
-    """A row that cannot be used. The message is the reason."""
+    """A row that cannot be used. The exception's message is the reason."""
 
 
 class JournaledClient:
     """
-    A client that sends no request twice: if the journal has the answer, it is read from there. `role`, such as `"judge"`, distinguishes
-    the clients that share a journal.
+    Client that never sends a request twice: if the journal already contains the answer, the client reads it from there. `role`, such as
+    `"judge"`, distinguishes the clients that share a journal.
     """
 
     def __init__(self, client: CompletionClient, journal: Journal, role: str):
         self.client = client
         self.journal = journal
         self.role = role
-        # For counts: all answers by key, without their contents, and the keys of truncated ones that were kept nevertheless.
-        # By key, because each row's work runs twice
+        # For the counts: all answers without their contents, and the keys of the truncated answers that were kept nevertheless. Both are
+        # indexed by key, because each row's work runs twice
         self.answers: dict[str, Answer] = {}
         self.kept_cut: set[str] = set()
-        self._warned = False  # of answers from another model
+        self._warned = False  # whether a warning about answers from another model has been printed
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
-        """Return the answer of [`CompletionClient.chat`]. `key` (such as row id and sample number) tells equal requests apart."""
-        # The key contains everything that defines the request, so that a changed prompt or option causes a new one
+        """
+        Return the answer of [`CompletionClient.chat`], or the journaled one. `key` (such as row id and sample number) distinguishes
+        requests that are otherwise equal.
+        """
+        # The journal key contains everything that defines the request, so a changed prompt or option causes a new request
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
@@ -81,11 +85,12 @@ class JournaledClient:
         truncated: str = "drop", **sampling,
     ) -> Answer:  # fmt: skip
         """
-        Return the answer of [`JournaledClient.chat`]. While it is truncated, retry with twice the tokens, up to `longer_tries` times.
+        Return the answer of [`JournaledClient.chat`]. As long as the answer is truncated, retry with twice the tokens, up to `longer_tries`
+        times.
 
-        Returns the first complete answer, or else the last one: with `finish_reason` `"length"` if it is truncated, or with `"no room"`
-        and an empty text if the model's context has no room for more tokens. `truncated="retry"` retries as long as the context has room;
-        `truncated="keep"` returns the last truncated answer as complete, unless it has no text.
+        Returns the first complete answer. If there is none, returns the last answer, whose `finish_reason` is `"length"` if it is
+        truncated, or `"no room"`, with an empty text, if the model's context has no room for more tokens. `truncated="retry"` retries for
+        as long as the context has room. `truncated="keep"` returns the last truncated answer as if it were complete, unless it has no text.
         """
         cut = Answer("", "length")
         for doublings in range(most_longer_tries(truncated, longer_tries) + 1):
@@ -95,7 +100,7 @@ class JournaledClient:
             except RequestFailed as error:
                 if doublings == 0 or not error.exceeds_context:
                     raise
-                # Journal it, so that a resumed run does not repeat a request that would be rejected again
+                # Journal the rejection, so that a resumed run does not repeat a request that would be rejected again
                 answer = Answer("", "no room")
                 self._keep(self._key(key, messages, asked), answer)
             if answer.finish_reason != "length":
@@ -107,7 +112,7 @@ class JournaledClient:
         return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
-        """Return the answer of [`CompletionClient.complete`], through the journal."""
+        """Return the answer of [`CompletionClient.complete`], or the journaled one."""
         asked = self._key(key, list(prompt_ids), sampling)
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 
@@ -120,8 +125,8 @@ class JournaledClient:
         if answer.model not in (None, self.client.model) and not self._warned:
             self._warned = True
             print(
-                f"The server says that {answer.model!r} answered a request to {self.client.model!r} ({self.role}). The card counts such "
-                "answers. If this is another model, not a version of the requested one, check the server.",
+                f"The server reports that {answer.model!r} answered a request to {self.client.model!r} ({self.role}). The card counts such "
+                "answers. If this is a different model rather than a version of the requested one, check the server.",
                 file=sys.stderr,
             )
         return answer
@@ -133,7 +138,7 @@ class JournaledClient:
         if key not in self.journal:
             return None
         value = self.journal[key]
-        # Version 0.1 journaled answers that the server had aborted
+        # Ignore answers that the server had aborted; version 0.1 still journaled them
         if value["finish_reason"] not in (*FINISH_REASONS, "no room"):
             return None
         ids = value.get("token_ids")
@@ -149,7 +154,7 @@ class JournaledClient:
 
 
 def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
-    """Return the reason for `rejects.jsonl` if an answer of [`JournaledClient.chat_until_complete`] is not complete."""
+    """Return why an answer of [`JournaledClient.chat_until_complete`] is incomplete, for `rejects.jsonl`; `None` if it is complete."""
     if answer.finish_reason == "stop":
         return None
     if answer.finish_reason == "content_filter":
@@ -160,18 +165,18 @@ def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
 
 
 def most_longer_tries(truncated: str, longer_tries: int) -> int:
-    """Return the maximum number of longer tries of a truncated answer. The context may have room for fewer."""
+    """Return the maximum number of longer tries for a truncated answer. The context may have room for fewer of them."""
     return _MOST_LONGER_TRIES if truncated == "retry" else longer_tries
 
 
 def check_truncated(value: str):
-    """Raise `ValueError` unless `truncated` is one of its choices."""
+    """Raise `ValueError` unless the value is one of the choices for `truncated`."""
     if value not in TRUNCATED:
         raise ValueError(f"`truncated` is {value!r}; use drop, keep or retry.")
 
 
 def seed_of(seed: int, *parts: Any) -> int:
-    """Return a seed in [0, 2^31) for one request. Servers return the same text for the same prompt and seed."""
+    """Return a seed in [0, 2^31) for one request. Each request needs its own, because equal prompts with equal seeds get the same text."""
     return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
@@ -181,30 +186,32 @@ Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
 @dataclass
 class Run:
     """
-    Rows, the work to do on each, and the reasons for failures by row position.
+    The rows, the work to do for each row, and the reasons for failures by row position.
 
-    `work` is a coroutine function from an input row to its output rows, with a [`Dropped`] in place of each skipped row. It may
-    depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It raises [`Dropped`] or
-    [`RowRefused`] to skip the input row. While the journal is empty, many failures stop the run.
+    `work` is a coroutine function that maps an input row to its output rows, with a [`Dropped`] in place of each skipped output row. To
+    skip the input row, `work` raises [`Dropped`] or [`RowRefused`]. It may depend only on the row and on answers from
+    [`JournaledClient`]s, because it runs again when the dataset is written. If many rows fail while the journal is still empty, the run
+    stops.
     """
 
     rows: Rows
     work: Work
     clients: Sequence[CompletionClient]  # for their counts
-    max_concurrency: int  # rows in progress at once
+    max_concurrency: int  # maximum number of rows in progress
     failures: dict[int, str] = field(default_factory=dict)
     journal: Journal | None = None
-    dropped: int = 0  # while asking, for the progress bar
+    dropped: int = 0  # rows dropped so far, for the progress bar
 
     async def ask(self):
         """
-        Work on all rows until every answer is in the journal. The first Ctrl-C stops sending requests, and raises `KeyboardInterrupt` once
-        those in flight are answered. Raises `ServerUnusable` if no row can succeed; the journal keeps all answers received so far.
+        Work on all rows until every answer is in the journal. After the first Ctrl-C, no more requests are sent, and `KeyboardInterrupt` is
+        raised once the requests in flight have been answered. Raises `ServerUnusable` if no row can succeed. In both cases, the journal
+        keeps all answers received so far.
         """
-        # `call_soon_threadsafe`, because a signal handler does not wake the loop
+        # Use `call_soon_threadsafe`, because a signal handler does not wake the event loop
         stop = partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop)
         indices = iter(range(len(self.rows)))
-        # `miniters` of 0: a row may take many requests, and each answer may refresh the bar
+        # `miniters` is 0 because a row may need many requests, and each answer may refresh the bar
         shown = {"smoothing": 0.05, "file": sys.stderr, "mininterval": 1.0, "miniters": 0}
         with tqdm(total=len(self.rows), unit=" rows", **shown) as progress, deferred_interrupts(stop):
             for client in self.clients:
@@ -213,7 +220,7 @@ class Run:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.max_concurrency, len(self.rows))):
                         group.create_task(self._work_through(indices, progress))
-            # Not `except*`: Python 3.11.2 (Debian 12) wraps an exception that is raised there in a group again
+            # Do not use `except*`: if such a block raises an exception, Python 3.11.2 (Debian 12) wraps it in a group again
             except ExceptionGroup as errors:
                 if errors.split((ServerUnusable, OSError))[1] is not None:
                     raise
@@ -237,7 +244,7 @@ class Run:
             self._show(progress, rows=1)
 
     def _show(self, progress: tqdm, rows: int = 0):
-        """Count finished rows and, within unfinished ones, answers."""
+        """Advance the progress bar by the finished rows, and show the number of answers, which also grows within unfinished rows."""
         answers, retries = (
             sum(getattr(client.counts, name) for client in self.clients) for name in ("answered", "retried")
         )
@@ -251,7 +258,7 @@ class Run:
             raise ServerUnusable(f"The first {len(self.failures)} rows failed. The last error: {last}")
 
     async def results(self) -> AsyncIterator[dict[str, Any] | Reject]:
-        """Yield output rows and rejects in the order of the input rows, from the journal alone."""
+        """Yield output rows and rejects in the order of the input rows, using only the journal."""
         for index, row in enumerate(self.rows):
             if index in self.failures:
                 yield Reject(index, row["id"], "failed", self.failures[index])
@@ -270,10 +277,11 @@ class Run:
 
 def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str = "error") -> list[int]:
     """
-    Check all rows before anything expensive starts, and return the positions of those to leave out under the policy `"drop"`. `check` may
+    Check all rows before anything expensive starts. Return the positions of the rows to leave out if the policy is `"drop"`. `check` may
     return the number of tokens that a row needs.
 
-    Raises a `ValueError` that counts, by kind, the rows that `check` rejects with a `ValueError` or whose text is not valid Unicode.
+    A row is bad if `check` raises `ValueError` for it or if its text is not valid Unicode. Raises a `ValueError` that counts the bad rows
+    by kind of problem, unless the policy is `"drop"`.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
     for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):
@@ -287,7 +295,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
         except UnicodeDecodeError as error:
             bad.add(index, row, f"it is not UTF-8 ({error}). Save the file as UTF-8.")
         except UnicodeEncodeError:
-            bad.add(index, row, "it holds a lone surrogate, which is not valid text.")
+            bad.add(index, row, "it contains a lone surrogate, which is not valid text.")
         except Overlong as error:
             overlong.add(index, row, str(error), error.needed)
         except ValueError as error:
@@ -298,8 +306,8 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
-    """Wait for all results and return them in order. If several fail, raises a failure rather than a [`Dropped`]."""
-    # Without `return_exceptions`, the first failure would discard answers already paid for
+    """Wait for all results and return them in order. If several raise exceptions, prefer to raise one that is not [`Dropped`]."""
+    # Without `return_exceptions`, the first failure would discard answers that have already been paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
@@ -317,7 +325,7 @@ async def build_dataset(
     chats: bool = True,
 ) -> dict[str, Any]:
     """
-    Build a dataset from the answers of servers, or resume building it.
+    Build a dataset from the answers of servers, or resume an interrupted build.
 
     Args:
         folder ([`DatasetFolder`]):
@@ -327,11 +335,11 @@ async def build_dataset(
         features (`Features`):
             Columns of the output rows.
         clients (`dict[str, CompletionClient]`):
-            Models by role, such as `"judge"`.
+            Clients by role, such as `"judge"`, each for one model.
         make_work (`Callable`):
-            Takes a [`JournaledClient`] per role, as keyword arguments, and returns the work of [`Run`].
+            Receives a [`JournaledClient`] for each role, as keyword arguments, and returns the `work` for [`Run`].
         statistics ([`Statistics`], *optional*):
-            Collects statistics of rows and rejects for the counts.
+            Collects statistics about the rows and rejects; they become part of the counts.
         chats (`bool`, *optional*, defaults to `True`):
             Whether requests are chats, whose sampling may depend on the server's defaults. The settings then record these defaults.
 
@@ -339,7 +347,7 @@ async def build_dataset(
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
 
     Raises:
-        `ServerUnusable`, `JournalError`, `ValueError`, `OSError`: The journal keeps all answers so far.
+        `ServerUnusable`, `JournalError`, `ValueError`, `OSError`: If the build had to stop. The journal keeps all answers received so far.
     """
     async with AsyncExitStack() as stack:
         for role, client in clients.items():
@@ -356,7 +364,7 @@ async def build_dataset(
             rows,
             work,
             list(clients.values()),
-            # Not the sum: a row sends several requests at once, so fewer rows keep every client busy
+            # The sum is not needed: a row sends several requests concurrently, so fewer rows keep every client busy
             max(client.max_concurrency for client in clients.values()),
             journal=journal,
         )
@@ -374,12 +382,12 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """Count tokens, truncated answers and answers from other models, by the clients' roles."""
+    """Count tokens, truncated answers and answers from other models, for each client's role."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         answers = client.answers.values()
         counts[f"{role}_answers_cut"] = sum(answer.finish_reason == "length" for answer in answers)
-        # Not all servers count tokens, and earlier releases journaled only the sum of prompt and completion
+        # Not all servers count tokens, and earlier releases journaled only the sum of prompt and completion tokens
         counted = [answer for answer in answers if answer.tokens is not None]
         if counted:
             counts[f"{role}_tokens"] = sum(answer.tokens or 0 for answer in counted)
@@ -387,13 +395,14 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
             counts[f"{role}_completion_tokens"] = sum(answer.completion_tokens or 0 for answer in counted)
         if client.kept_cut:
             counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
-        # A server may pass requests to a model other than the one it lists
+        # A server may forward requests to a model other than the one that it lists
         if others := Counter(answer.model for answer in answers if answer.model not in (None, client.client.model)):
             counts[f"{role}_answers_of_other_models"] = dict(others)
     return counts
 
 
-# Blocking work is a function: under `asyncio.run`, Ctrl-C cancels a coroutine at its next `await`, which may be hours away
+# A build whose work blocks is a function, because Ctrl-C under `asyncio.run` cancels a coroutine only at its next `await`, which may be
+# hours away
 Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 
@@ -417,11 +426,11 @@ def run_builder(build: Build, folder: DatasetFolder, following: str | None = Non
 
     Args:
         build (`Coroutine` or `Callable`):
-            Returns the counts, as [`build_dataset`] does. Pass a function if its work blocks.
+            Builds the dataset and returns the counts, as [`build_dataset`] does. Pass a function, not a coroutine, if the work blocks.
         folder ([`DatasetFolder`]):
             Output folder.
         following (`str`, *optional*):
-            Command that reads the dataset, with `{}` for its path.
+            Command to run next, with `{}` in place of the dataset's path.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
 
@@ -461,5 +470,5 @@ def _resume_hint(folder: DatasetFolder) -> str:
     if not journal.exists():
         return ""
     with journal.open("rb") as lines:
-        kept = sum(1 for _ in lines) - 1  # a header
-    return f"{journal} keeps {kept} answers so far; run the same command to resume."
+        kept = sum(1 for _ in lines) - 1  # minus the header line
+    return f"{journal} contains {kept} answers so far; run the same command to resume."

@@ -1,4 +1,4 @@
-"""Cards of datasets: columns, a row, sources with their licences, settings and counts."""
+"""Dataset cards, which show the columns, a row, the sources with their licences, the settings and the counts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ def dataset_card(
     title: str, folder: Path, settings: Mapping[str, Any], counts: Mapping[str, Any], sources: Sequence[str] = ()
 ) -> DatasetCard:
     """
-    Describe a `save_to_disk` dataset: columns, its first row, sources (Hub ids or paths) with their licences, settings, and counts, of which
-    `statistics` get their own section.
+    Build the card of a `save_to_disk` dataset. It shows the columns, the first row, the sources (Hub ids or paths) with their licences, the
+    settings and the counts. The `statistics` among the counts get their own section.
     """
     loaded = load_from_disk(str(folder))
     splits = (
@@ -67,7 +67,7 @@ def dataset_card(
 
 
 def _metadata(of_sources: Mapping[str, Mapping[str, Any]], total: int, has_pairs: bool) -> DatasetCardData:
-    """Return the card's metadata. Licence, languages and sources come from the cards of the sources."""
+    """Return the card's metadata. The licence, the languages and the original sources are copied from the cards of the sources."""
     on_hub = [
         found
         for name, of in of_sources.items()

@@ -1,9 +1,9 @@
 """
-Read a dataset column as text or as chat messages, recognised by its shape.
+Read values of a dataset column as text or as chat messages, depending on their form.
 
-A column holds text (for a response, also a list with one text), chat messages (`role` and `content`, also as a single message, with text
-parts, or with the empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic transcript
-(`"\\n\\nHuman: …"`).
+A value can be text (or, for a response, a list with a single text), chat messages with `role` and `content`, ShareGPT turns with `from`
+and `value`, messages or turns encoded as JSON, or an Anthropic transcript (`"\\n\\nHuman: …"`). Chat messages may also be a single
+message, have a list of text parts as content, or have the empty fields that OpenAI's objects are dumped with.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 from ..prompts import part_text
 
 
-# Columns of a pair that hold responses
+# Columns of a pair that contain its responses
 SIDES = ("chosen", "rejected")
 
-# Kinds of a column
+# Kinds of column values
 TEXT, MESSAGES, SHAREGPT, TRANSCRIPT, ABSENT = "text", "messages", "ShareGPT turns", "transcripts", "absent"
 WITH_TOOLS = "messages with tools"
 JSON_MESSAGES, JSON_SHAREGPT = "JSON of messages", "JSON of ShareGPT turns"
@@ -42,7 +42,7 @@ def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]
         and value.keys() & {"role", "from"}
         and all(isinstance(v, list) for v in value.values())
     ):
-        # How `datasets` stores a `Sequence` of messages
+        # `datasets` stores a `Sequence` of messages as a dict of lists
         turns = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
         return MESSAGE_COLUMNS, _read_turns(turns, column)[1]
     turns = [value] if isinstance(value, dict) else value
@@ -53,7 +53,7 @@ def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]
         return (ONE_MESSAGE if column == "prompt" and kind == MESSAGES and turns is not value else kind), messages
     if column in SIDES and isinstance(value, list) and all(isinstance(text, str) for text in value) and value:
         if len(value) > 1:
-            raise ValueError(f"`{column}` holds {len(value)} texts; put each pair into its own row.")
+            raise ValueError(f"`{column}` contains {len(value)} texts; put each pair into its own row.")
         kind, text = _read_text(value[0], column)
         return (ONE_TEXT if kind == TEXT else kind), text
     raise ValueError(f"`{column}` is {value!r:.60}; give a string or a list of chat messages.")
@@ -76,14 +76,14 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
 
 
 def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the kind and the messages of a text that holds them as JSON, even if encoded twice; `None` for other texts."""
+    """Return the kind and the messages of a text that is JSON of messages, even if it was encoded twice; return `None` for other texts."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
         if not _LOOKS_LIKE_MESSAGES.match(value):
             return None
         raise ValueError(
-            f"`{column}` could be text, or chat messages that are not JSON ({error}). Write messages with `json.dumps`."
+            f"`{column}` could be text, or chat messages that are not valid JSON ({error}). Write messages with `json.dumps`."
         ) from error
     if isinstance(found, str):
         return _read_json(found, column)
@@ -105,7 +105,7 @@ def _is_turn(value: Any) -> bool:
 
 
 def _transcript(value: str, column: str) -> list[dict[str, Any]]:
-    """Split a transcript into messages. Drop an empty last assistant turn, a placeholder for the response."""
+    """Split a transcript into messages. An empty assistant turn at the end is a placeholder for the response and is dropped."""
     parts = TURN.split("\n\n" + value.lstrip())[1:]
     turns = [
         {"role": "user" if speaker == "Human" else "assistant", "content": text.strip()}
@@ -120,7 +120,7 @@ def _transcript(value: str, column: str) -> list[dict[str, Any]]:
 
 def _read_turns(turns: list[dict[str, Any]], column: str) -> tuple[str, list[dict[str, Any]]]:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"`{column}` holds {turns!r:.60}; give a list of chat messages.")
+        raise ValueError(f"`{column}` contains {turns!r:.60}; give a list of chat messages.")
     kinds = {MESSAGES if turn.get("role") is not None else SHAREGPT for turn in turns}
     if len(kinds) > 1:
         raise ValueError(f"`{column}` mixes messages with `role` and turns with `from`.")
@@ -131,7 +131,7 @@ def _read_turns(turns: list[dict[str, Any]], column: str) -> tuple[str, list[dic
 
 
 def message(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
-    """Return a message without null and empty fields, and with its text parts joined. Raises `ValueError` if it is not one."""
+    """Return a message without null and empty fields, with its text parts joined. Raises `ValueError` if it is not a valid message."""
     if not isinstance(turn.get("role"), str) or ("content" not in turn and not turn.get("tool_calls")):
         raise ValueError(f"`{column}` message {place} is {dict(turn)!r:.60}; give a dict with `role` and `content`.")
     role = turn["role"]

@@ -19,29 +19,29 @@ from ..printable import printable
 from ..serving.http_answers import are_token_ids, describe_redirect, is_unicode, read_body, read_json
 
 
-# Finish reasons of complete, truncated and filtered answers; answers with any other reason, or none, are retried
+# Finish reasons of complete, truncated and filtered answers. A request is retried if the answer has any other reason, or none
 FINISH_REASONS = ("stop", "length", "content_filter")
 # Seconds before the first retry, doubled for each further retry up to the maximum
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
-# Maximum bytes of a decompressed answer: 60 for each of 128k tokens
+# Maximum size of a decompressed answer: 64 bytes for each of 128k tokens
 _LONGEST_ANSWER = 2**23
 # Upper limit of `Retry-After` in seconds
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
-# vLLM would take fields that a chat request omits from the model's generation_config.json
+# For fields that a chat request omits, vLLM would use the values in the model's generation_config.json
 _NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-# Statuses and messages with which servers reject a request that exceeds the model's context
+# Status codes and wording with which servers reject a request that exceeds the model's context
 _TOO_LARGE = (400, 413, 422)
 _SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens", re.IGNORECASE)
 
 
 class RequestFailed(Exception):
     """
-    A request that failed permanently; others may succeed. `exceeds_context`: the server rejected it because it exceeds the model's
-    context.
+    A request that failed permanently, although other requests may succeed. `exceeds_context` is true if the server rejected the request
+    because it exceeds the model's context.
     """
 
     def __init__(self, reason: str, exceeds_context: bool = False):
@@ -54,11 +54,11 @@ class ServerUnusable(Exception):
 
 
 class Stopped(Exception):
-    """A request that was not sent, because of [`CompletionClient.stop`]."""
+    """A request that was not sent, because [`CompletionClient.stop`] was called."""
 
 
 class _BadAnswer(Exception):
-    """An HTTP 200 response without a usable completion; worth a retry."""
+    """An HTTP 200 response without a usable completion. The request is retried."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Answer:
     """
     A completion.
 
-    `finish_reason` is `"stop"` if it is complete, `"length"` if it was truncated, `"content_filter"` if the server withheld some or all of it.
-    `token_ids` is set if the request asked for token ids. `model` is the name that the server reports,
-    `tokens` its count of prompt and completion tokens, and `completion_tokens` its count of completion tokens only.
+    `finish_reason` is `"stop"` if the text is complete, `"length"` if it was truncated, and `"content_filter"` if the server withheld some
+    or all of it. `token_ids` is set if the request asked for token ids. `model`, `tokens` and `completion_tokens` are the server's model
+    name, its count of prompt and completion tokens together, and its count of completion tokens alone.
     """
 
     text: str
@@ -81,7 +81,7 @@ class Answer:
 
 @dataclass
 class RequestCounts:
-    """Counts of request outcomes of one client."""
+    """Numbers of answered requests and of retries, for one client."""
 
     answered: int = 0
     retried: int = 0
@@ -105,9 +105,9 @@ class CompletionClient:
     """
     Client for one model on one or more OpenAI-compatible servers.
 
-    Timeouts, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content (unless at temperature 0) are
-    retried on the least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after
-    `Retry-After` (at most five minutes). Other statuses fail at once.
+    A request is retried after a timeout, a lost connection, a status of 408, 409, 425, 429 or 5xx, or an answer without content (unless the
+    temperature is 0). Retries go to the least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to
+    half) or after the time in `Retry-After` (at most five minutes). Any other error status makes the request fail immediately.
 
     Args:
         base_urls (`Sequence[str]`):
@@ -115,9 +115,9 @@ class CompletionClient:
         model (`str`, *optional*):
             Name of the model on the servers. Optional if they serve only one.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the API key. The key never appears in messages, journals or cards.
+            Environment variable that contains the API key. The key never appears in messages, journals or cards.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Maximum number of requests in flight, over all servers.
+            Maximum number of requests in flight across all servers.
         max_retries (`int`, *optional*, defaults to `8`):
             Retries per request; 8 retries wait about 1.5 minutes in total.
         request_timeout (`float`, *optional*, defaults to `600.0`):
@@ -158,7 +158,7 @@ class CompletionClient:
         self.max_concurrency = max_concurrency
         self.max_retries = max_retries
         self.counts = RequestCounts()
-        # Sampling fields of every chat request, unless it has others; known after `check`
+        # Sampling fields of chat requests that do not set them; determined by `check`
         self.sampling_defaults: dict[str, Any] = {}
         self.on_answer: Callable[[], None] = lambda: None
         self._key = os.environ.get(api_key_env, "").strip() or None
@@ -202,7 +202,7 @@ class CompletionClient:
             await server.client.close()
 
     def stop(self):
-        """Stop sending requests: those in flight still finish, others raise `Stopped`."""
+        """Stop sending requests. Requests in flight still finish; all others raise `Stopped`."""
         self._stopping.set()
 
     # ------------------------------------------------------------------------------------------------------ requests
@@ -215,10 +215,10 @@ class CompletionClient:
             messages (`list[dict[str, str]]`):
                 Chat messages.
             **sampling:
-                Fields of the request: `max_tokens`, `temperature`, `seed`, ….
+                Fields of the request, such as `max_tokens`, `temperature` and `seed`.
 
         Returns:
-            [`Answer`]: Empty only if it was truncated or filtered before its first token.
+            [`Answer`]: The completion. Its text is empty only if it was truncated or filtered before its first token.
 
         Raises:
             `RequestFailed`: If the request is rejected, or fails after all retries.
@@ -228,16 +228,16 @@ class CompletionClient:
 
     async def complete(self, prompt_ids: Sequence[int], **sampling) -> Answer:
         """
-        Request a completion of token ids.
+        Request a completion of a prompt that is given as token ids.
 
         Args:
             prompt_ids (`Sequence[int]`):
-                Ids, including the begin-of-sequence token if the model has one; the server adds none.
+                Token ids of the prompt. They must include the begin-of-sequence token if the model has one, because the server adds none.
             **sampling:
-                Fields of the request. With `return_token_ids=True`, vLLM also returns ids.
+                Fields of the request. With `return_token_ids=True`, vLLM also returns the completion's token ids.
 
         Returns:
-            [`Answer`]: Empty if the model stopped immediately.
+            [`Answer`]: The completion. Its text is empty if the model stopped immediately.
 
         Raises:
             `RequestFailed`, `ServerUnusable`: As for [`CompletionClient.chat`].
@@ -246,8 +246,8 @@ class CompletionClient:
 
     async def check(self):
         """
-        Check every server before the first request, and set `model` if it was not given. If all run vLLM, chat requests set every
-        sampling field, because the defaults would come from the model's `generation_config.json`.
+        Check every server before the first request, and set `model` if it was not given. If all servers run vLLM, chat requests will set
+        every sampling field, because vLLM would otherwise use defaults from the model's `generation_config.json`.
 
         Raises:
             `ServerUnusable`: If a server does not answer, rejects the key, or does not serve the model.
@@ -290,7 +290,7 @@ class CompletionClient:
                 f"{server.url} does not answer ({self._show(_cause(error))}). Is it running?"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ServerUnusable(f"{server.url} does not answer like an OpenAI-compatible server.") from None
+            raise ServerUnusable(f"{server.url} does not respond like an OpenAI-compatible server.") from None
 
     # --------------------------------------------------------------------------------------------------- one request
 
@@ -329,7 +329,7 @@ class CompletionClient:
         return server
 
     async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> Answer:
-        # Connection timeouts never fire for a server that sends an occasional byte
+        # The HTTP client's timeouts never expire while a server sends an occasional byte, so limit the total time as well
         async with asyncio.timeout(self._request_timeout):
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
         try:
@@ -375,15 +375,15 @@ class CompletionClient:
             raise _BadAnswer(f"an answer whose token ids are {ids!r:.60}")
 
     def _stop_if_final(self, server: _Server, error: Any) -> str:
-        """Raise if a retry is useless, otherwise describe the error."""
+        """Raise an exception if a retry cannot help; otherwise return a description of the error."""
         if isinstance(error, APIStatusError):
             what = self._describe(error)
             if error.status_code in _REFUSED_KEY:
                 raise self._key_refused(server, error)
             if error.status_code == 404:
-                raise ServerUnusable(f"{server.url} answers {what}. Check `model`, which is {self.model!r}.")
+                raise ServerUnusable(f"{server.url} returned {what}. Check `model`, which is {self.model!r}.")
             if error.response.has_redirect_location:
-                raise ServerUnusable(f"{server.url} answers {what}.")
+                raise ServerUnusable(f"{server.url} returned {what}.")
             if error.status_code not in _TRANSIENT and error.status_code < 500:
                 too_large = error.status_code in _TOO_LARGE and _SPEAKS_OF_LENGTH.search(what) is not None
                 raise RequestFailed(what, exceeds_context=too_large)
@@ -395,7 +395,7 @@ class CompletionClient:
     async def _back_off(self, server: _Server, error: Any, failures: int):
         seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if isinstance(error, APIStatusError) and (asked := _retry_after(error.response)) is not None:
-            # Applies to all requests to this server; a short random wait spreads their retries
+            # The pause applies to all requests to this server. A short random wait afterwards keeps their retries from arriving together
             if asked > _LONGEST_WAIT:
                 print(f"{server.url} requested a pause of {asked:.0f} s.", flush=True)
             server.not_before = max(server.not_before, time.monotonic() + asked)
@@ -411,7 +411,7 @@ class CompletionClient:
             raise Stopped
 
     async def _stop_if_all_are_down(self):
-        """Raise `ServerUnusable` if no server works; a failure on a working server concerns only its row."""
+        """Raise `ServerUnusable` if no server works. If one does, the failed request concerns only its own row."""
         problems = []
         for server in self._servers:
             try:
@@ -424,7 +424,7 @@ class CompletionClient:
     # ------------------------------------------------------------------------------------------------------ messages
 
     def _key_refused(self, server: _Server, error: APIStatusError) -> ServerUnusable:
-        key = "is not set" if self._key is None else "holds a key that the server rejects"
+        key = "is not set" if self._key is None else "contains a key that the server rejects"
         return ServerUnusable(
             f"{server.url} returned {self._describe(error)}. The environment variable {self._key_name} {key}."
         )
@@ -442,7 +442,7 @@ class CompletionClient:
 
 
 def _error_message(answer: Any) -> str | None:
-    """Return the message of an error object. Some servers and proxies send error objects with status 200."""
+    """Return the message of an error object, or `None`. Some servers and proxies send error objects with status 200."""
     if not isinstance(answer, dict) or answer.get("choices"):
         return None
     error = answer.get("error") or answer
@@ -456,7 +456,7 @@ def _cause(error: Exception) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds to wait if the server gives a number or a date, at most `_LONGEST_RETRY_AFTER`."""
+    """Return the seconds to wait, at most `_LONGEST_RETRY_AFTER`, or `None` if `Retry-After` gives neither a number nor a date."""
     value = response.headers.get("retry-after")
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Prompts that ask a strong model for a critique of one response."""
+"""Prompts that ask a strong model for a critique of a response."""
 
 import json
 import re
@@ -35,22 +35,23 @@ def messages_for_critic(
     prompt: Any, response: str | dict[str, Any], template: str = CRITIC_PROMPT
 ) -> list[dict[str, str]]:
     """
-    Build the chat that requests a critique: one user message, from a template that contains `{conversation}` and `{response}` once.
+    Build the chat that requests a critique: a single user message, built from a template that contains `{conversation}` and `{response}`
+    once each.
 
-    Inserted text cannot end the turn, unless the server's tokenizer parses spelled-out control tokens.
+    The inserted text cannot end the turn, unless the server's tokenizer parses control tokens that are spelled out in it.
     """
     text = response if isinstance(response, str) else _turn_text(response)
     return [{"role": "user", "content": fill(template, conversation=conversation_text(prompt), response=text)}]
 
 
 def fill(template: str, **texts: str) -> str:
-    """Replace the placeholders of a template. Placeholders inside replacement text are left alone."""
+    """Replace the placeholders in a template. Placeholders inside the inserted texts are left as they are."""
     marks = "|".join(re.escape(f"{{{name}}}") for name in texts)
     return re.sub(marks, lambda mark: texts[mark[0][1:-1]], template)
 
 
 def conversation_text(prompt: Any) -> str:
-    """Return a prompt as text: a single user message unchanged, otherwise turn by turn."""
+    """Return a prompt as text: a single user message is returned unchanged, and any other conversation turn by turn."""
     conversation = read_prompt(prompt)
     if conversation.tools is None and [message["role"] for message in conversation.messages] == ["user"]:
         return conversation.messages[0]["content"]
@@ -60,7 +61,7 @@ def conversation_text(prompt: Any) -> str:
 
 
 def _turn_text(message: dict[str, Any]) -> str:
-    """Return the full contents of a message: its text, and its other fields as JSON."""
+    """Return the complete contents of a message: its text, followed by its other fields as JSON."""
     others = {key: value for key, value in message.items() if key not in ("role", "content") and value}
     if set(others) == {"tool_calls"}:
         others = others["tool_calls"]
@@ -71,7 +72,7 @@ def _turn_text(message: dict[str, Any]) -> str:
 
 def read_template(path: str | None, default: str, placeholders: tuple[str, ...]) -> str:
     """
-    Read the user's template, or return the default if there is no `path`.
+    Read the user's template, or return the default if `path` is `None`.
 
     Raises `ValueError` unless each placeholder occurs exactly once.
     """
@@ -84,7 +85,7 @@ def read_template(path: str | None, default: str, placeholders: tuple[str, ...])
 
 
 def check_placeholders(path: str, template: str, placeholders: tuple[str, ...]):
-    """Raise `ValueError` naming the file unless each placeholder occurs exactly once."""
+    """Raise a `ValueError` that names the file unless each placeholder occurs exactly once."""
     for placeholder in placeholders:
         if template.count(placeholder) != 1:
             raise ValueError(

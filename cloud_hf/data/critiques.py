@@ -1,4 +1,4 @@
-"""Generate critiques of both responses of a pair: options, retries of truncated critiques, and output rows."""
+"""Generate critiques of both responses in a pair: options, retries of truncated critiques, and output rows."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ class CritiqueOptions:
 
     Parameters:
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; with several, the columns contain lists.
+            Critiques per response. If there are several, the critique columns contain lists.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -62,8 +62,8 @@ class CritiqueOptions:
         longer_tries (`int`, *optional*, defaults to `2`):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with critiques that remain truncated: drop them (and the row, if it has no other critiques), keep them, or retry with
-            twice the tokens for as long as the context has room, regardless of `longer_tries`, and then drop them.
+            What to do with critiques that remain truncated: drop them (and the row, if it has no other critiques), keep them, or keep
+            retrying with twice the tokens for as long as they fit in the context, regardless of `longer_tries`, and then drop them.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Handling of rows that do not fit the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
@@ -90,13 +90,13 @@ class CritiqueOptions:
 
     @property
     def most_longer_tries(self) -> int:
-        """Maximum number of retries of a truncated critique. The context may have room for fewer."""
+        """Maximum number of retries of a truncated critique. The context may have room for fewer of them."""
         return most_longer_tries(self.truncated, self.longer_tries)
 
 
 @dataclass(frozen=True)
 class CritiqueTask:
-    """A row that fits the context, possibly with a shortened prompt. Responses and prefixes are keyed by side."""
+    """A row that fits the context, possibly with a shortened prompt. `responses` and `prefixes` are keyed by side."""
 
     row: dict[str, Any]
     prompt: Any
@@ -106,7 +106,7 @@ class CritiqueTask:
 
 
 class Ask(Protocol):
-    """Critique source. Returns critique `number` of the response on `side`, with at most `max_new_tokens` tokens."""
+    """Source of critiques. It returns critique `number` of the response on `side`, with at most `max_new_tokens` tokens."""
 
     def __call__(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Awaitable[Critique]: ...
 
@@ -114,8 +114,8 @@ class Ask(Protocol):
 @dataclass
 class CritiqueBuilder:
     """
-    Adds critiques to rows. `context` is the context length of the model in tokens, critique included; `bad_rows` `"drop"` leaves out rows
-    that the critique format refuses.
+    Adds critiques to rows. `context` is the model's context length in tokens, which must include the critique. With `bad_rows="drop"`, rows
+    that the critique format rejects are left out.
     """
 
     critique_format: "CritiqueFormat"
@@ -126,10 +126,10 @@ class CritiqueBuilder:
 
     def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
-        Encode a row, shortening its prompt if the policy says so.
+        Encode a row. If the row is too long and the policy is `"truncate_prompt"`, shorten its prompt.
 
-        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`. Under another
-        policy, a row that is too long raises [`Dropped`].
+        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`. With any other policy, raises
+        [`Dropped`] if the row is, or remains, too long.
         """
         try:
             return self._fit(row)
@@ -141,7 +141,7 @@ class CritiqueBuilder:
             raise Dropped(str(error)) from error
 
     def _fit(self, row: dict[str, Any]) -> CritiqueTask:
-        # Empty responses are an error here, because training would refuse them only after all critiques are written
+        # Empty responses are an error here, because otherwise training would reject them only after all critiques had been written
         responses = {side: response_of(row, side) for side in SIDES}
         needed = 0
 
@@ -161,25 +161,28 @@ class CritiqueBuilder:
         return CritiqueTask(row, prompt, prompt is not given, responses, prefixes)
 
     def lengths(self, row: dict[str, Any]) -> tuple[int, ...] | None:
-        """Count the tokens before the critique on each side; `None` if the row is too long. Raises `ValueError` as [`fit`] does."""
+        """
+        Count the tokens before the critique on each side. Returns `None` if the row is dropped, for example because it is too long. Raises
+        `ValueError` as [`fit`] does.
+        """
         try:
             return tuple(len(prefix.input_ids) for prefix in self.fit(row).prefixes.values())
         except Dropped:
             return None
 
     def needed(self, lengths: tuple[int, ...] | None) -> int | None:
-        """Return the number of tokens that a row needs with its critique, given its [`lengths`]."""
+        """Return the number of tokens that a row needs, including its critique, given the row's [`lengths`]."""
         return None if lengths is None else max(lengths) + self.options.max_new_tokens + 1
 
     def has_room(self, prefix_length: int, max_new_tokens: int) -> bool:
-        """Return whether the context has room for a critique of `max_new_tokens` tokens."""
+        """Return whether the context has room for a critique of `max_new_tokens` tokens after a prefix of `prefix_length` tokens."""
         return self.context is None or prefix_length + max_new_tokens + 1 <= self.context
 
     async def build(self, row: dict[str, Any], ask: Ask) -> list[dict[str, Any]]:
         """
-        Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` of both sides to a row.
+        Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` for both sides to a row.
 
-        Raises [`Dropped`] if the row is too long, or a critique is still truncated after all tries.
+        Raises [`Dropped`] if the row is too long, or if all critiques of a response are still truncated after all tries.
         """
         task = self.fit(row)
         counts = _Counts(
@@ -194,7 +197,7 @@ class CritiqueBuilder:
             written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
             kept = self._keep(written, counts)
         finally:
-            # By id, because a row is built twice: with answers from the server, and again from the journal
+            # Keyed by id, because each row is built twice: first with answers from the server, and then again from the journal
             self._tallies[row["id"]] = tuple(vars(counts).values())
         new = {**row, "prompt": prompt_column(task.prompt, row)}
         several = self.options.num_critiques > 1
@@ -208,18 +211,18 @@ class CritiqueBuilder:
         return [new]
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of critiques and tokens, including truncated ones, over all rows built so far."""
+        """Return the numbers of critiques and tokens, including truncated critiques, over all rows built so far."""
         totals = map(sum, zip(*self._tallies.values(), strict=True))
         return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
-        """Request a critique, and retry with twice the tokens while it is truncated and the context has room."""
+        """Request a critique, and retry with twice the tokens as long as it is truncated and the context has room."""
         prefix_length = len(task.prefixes[side].input_ids)
         max_new_tokens = self.options.max_new_tokens
         for tries in range(self.options.most_longer_tries + 1):
             critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
-            counts.critique_tokens += len(critique.ids) + 1  # its end, too
+            counts.critique_tokens += len(critique.ids) + 1  # including the end token
             counts.critiques_written_longer += tries == 1
             if critique.finish_reason != "length" or not self.has_room(prefix_length, 2 * max_new_tokens):
                 break
@@ -227,14 +230,17 @@ class CritiqueBuilder:
         return critique
 
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:
-        """Select the critiques for the dataset: the same number of complete ones for both sides, or all if truncated ones are kept."""
+        """
+        Select the critiques for the dataset: all of them if truncated critiques are kept, and otherwise an equal number of complete
+        critiques for each side.
+        """
         kept = written
         if self.options.truncated != "keep":
             complete = {
                 side: [critique for critique in critiques if critique.finish_reason != "length"]
                 for side, critiques in written.items()
             }
-            number = min(map(len, complete.values()))  # training pairs the critiques of both sides
+            number = min(map(len, complete.values()))  # training pairs the critiques of the two sides
             kept = {side: critiques[:number] for side, critiques in complete.items()}
             cut = sum(critique.finish_reason == "length" for critiques in written.values() for critique in critiques)
             counts.critiques_dropped_as_cut += cut
@@ -249,7 +255,7 @@ class CritiqueBuilder:
 
 @dataclass
 class _Counts:
-    """Counts of one row."""
+    """Counts for one row."""
 
     critiques: int = 0
     critiques_cut: int = 0
@@ -262,7 +268,7 @@ class _Counts:
 
 
 def features_with_critiques(features: Features, num_critiques: int) -> Features:
-    """Return the columns of rows with critiques."""
+    """Return the columns that rows have once critiques have been added."""
     kinds = {"feedback": Value("string"), "feedback_ids": List(Value("int64")), "finish_reason": Value("string")}
     several = num_critiques > 1
     new = {
@@ -281,8 +287,8 @@ def write_rows(
     failures: dict[int, str] | None = None,
 ) -> dict[str, Any]:
     """
-    Write the dataset from a journal that holds all critiques, and return the counts. `kept` is the number of entries from earlier runs,
-    `failures` the reasons for failed rows by position.
+    Write the dataset from a journal that contains all critiques, and return the counts. `kept` is the number of entries from earlier
+    runs, and `failures` maps the positions of failed rows to the reasons.
     """
     run = Run(rows, lambda row: builder.build(row, ask), [], 1, failures or {})
     counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
@@ -295,8 +301,8 @@ def write_rows(
 
 class ScorerCritic:
     """
-    Critic that runs a [`Scorer`] on chunks of responses. Each response's critiques form one journal entry, so a killed run loses at
-    most the chunk in progress. Chunk boundaries do not change critiques, because samples depend only on seed and text.
+    Critic that runs a [`Scorer`] on chunks of responses. Each response's critiques form one journal entry, so a killed run loses at most
+    the chunk in progress. Chunk boundaries do not affect the critiques, because sampling depends only on the seed and the text.
     """
 
     def __init__(self, builder: CritiqueBuilder, journal: Journal):
@@ -305,19 +311,19 @@ class ScorerCritic:
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Read a critique from the journal; see [`Ask`]."""
-        # The token limit is part of the key, so the longer try of a truncated critique is another entry
+        # The token limit is part of the key, so a longer try of a truncated critique is a separate entry
         ids, finish_reason = self.journal[key_of(task.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
     def write_all(self, scorer: "Scorer", rows: Rows, chunk_size: int, longest_first: bool):
         """
-        Write all critiques that are missing from the journal, then retry truncated ones with more tokens.
+        Write all critiques that are missing from the journal, then retry truncated critiques with more tokens.
 
-        A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so batches need little padding.
-        Otherwise both responses to a prompt stay together, so a prefix cache can serve the second one.
+        A chunk is the set of responses passed to one scorer call. `longest_first` sorts responses by length, so that batches need little
+        padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
-        The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Before computing anything, raises a
-        `ValueError` that counts the rows that cannot be used, if there are any.
+        After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised. If rows cannot be used, raises a
+        `ValueError` that counts them before anything is computed.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -343,7 +349,7 @@ class ScorerCritic:
                     progress.update(len(chunk))
 
     def _jobs(self, rows: Rows) -> list["_Job"]:
-        """Return a job for each response of the rows that fit."""
+        """Return a job for each response in the rows that fit the context."""
         measured: list[tuple[Any, tuple[int, ...] | None]] = []
 
         def measure(row: dict[str, Any]) -> int | None:
@@ -384,7 +390,7 @@ class ScorerCritic:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A response to critique: position and id of its row, its side, and the tokens before its critique."""
+    """A response to critique: the position and id of its row, its side, and the number of tokens before its critique."""
 
     index: int
     id: Any
@@ -394,7 +400,7 @@ class _Job:
 
 @contextmanager
 def _without_scoring_warnings():
-    """Silence the scorer's warnings per chunk; [`CritiqueBuilder.counts`] reports the totals."""
+    """Silence the warnings that the scorer logs for each chunk, because [`CritiqueBuilder.counts`] reports the totals."""
     logger = logging.getLogger("cloud_hf.scoring")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -409,9 +415,9 @@ def _without_scoring_warnings():
 
 class ServedCritic:
     """
-    Critic on vLLM's OpenAI-compatible server: a language model that gets one request per critique.
+    Critic on vLLM's OpenAI-compatible server: a language model that receives one request per critique.
 
-    Prompts are sent as token ids, so the server adds nothing, and does not parse spelled-out control tokens.
+    Prompts are sent as token ids, so the server adds no tokens and does not parse control tokens that are spelled out in a text.
     """
 
     def __init__(
@@ -425,13 +431,13 @@ class ServedCritic:
         self.repetition_penalty = critique_format.repetition_penalty
         self.stop_ids = (critique_format.end_token_id, *critique_format.stop_ids(config))
         self.banned_ids = critique_format.banned_ids(config)
-        self.vocab_size = config.text_config.vocab_size  # padding rows included
+        self.vocab_size = config.text_config.vocab_size  # including padding rows
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Request a critique; see [`Ask`]."""
         prefix_ids = task.prefixes[side].input_ids
         sampling = self._sampling(number, prefix_ids)
-        # One extra token, so that a critique of full length can still end
+        # Allow one extra token, so that a critique of maximum length can still end
         answer = await self.client.complete(
             [task.row["id"], side, number], prefix_ids, max_tokens=max_new_tokens + 1, **sampling
         )
@@ -442,7 +448,7 @@ class ServedCritic:
 
         sampling: dict[str, Any] = {
             "temperature": self.options.temperature,
-            # Set, because the server would otherwise take them from the model's generation_config.json
+            # Set explicitly, because the server would otherwise use the values in the model's generation_config.json
             "top_p": 1.0,
             "top_k": 0,
             "min_p": 0.0,

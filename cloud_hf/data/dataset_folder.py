@@ -1,4 +1,4 @@
-"""Write the output folder of a builder: dataset, card, rejected rows with reasons, and the record of settings and counts."""
+"""Write a builder's output folder: the dataset, its card, the rejected rows with reasons, and the record of settings and counts."""
 
 import asyncio
 import json
@@ -27,10 +27,10 @@ VERSION = 1
 @dataclass(frozen=True)
 class Reject:
     """
-    A row that is not in the dataset. `index` is its position among the input rows.
+    A row that was left out of the dataset. `index` is the row's position among the input rows.
 
-    `kind` is `"dropped"` for a row skipped by design, such as a tie, and `"failed"` for one that could not be processed. `details` holds
-    the row's content or a description of its problem, as JSON.
+    `kind` is `"dropped"` for a row that was skipped by design, such as a tie, and `"failed"` for a row that could not be processed.
+    `details` contains the row's content or a description of its problem, as JSON values.
     """
 
     index: int
@@ -41,13 +41,13 @@ class Reject:
 
 
 class Statistics(Protocol):
-    """Statistics of a dataset, collected row by row."""
+    """Statistics about a dataset, collected row by row."""
 
     def add(self, result: dict[str, Any] | Reject):
         """Add the next row or reject."""
 
     def report(self) -> dict[str, Any]:
-        """Return the statistics by name, as JSON."""
+        """Return the statistics by name, as JSON values."""
         ...
 
 
@@ -55,7 +55,7 @@ class DatasetFolder:
     """
     Output folder of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
 
-    Rows are streamed to a staging folder, so the dataset can be larger than memory, and appears only once it is complete.
+    Rows are streamed to a staging folder, so that the dataset can be larger than memory and appears only once it is complete.
 
     Args:
         output_dir (`str`):
@@ -63,9 +63,9 @@ class DatasetFolder:
         title (`str`):
             Heading of the card.
         settings (`dict[str, Any]`):
-            Everything the rows depend on, as JSON: sources, models, prompts, sampling.
+            Everything that affects the rows, as JSON values: sources, models, prompts and sampling.
         sources (`Sequence[str]`, *optional*):
-            Hub ids or paths of the datasets that the rows are made from. The card names them with their licences.
+            Hub ids or paths of the datasets from which the rows are built. The card lists them with their licences.
     """
 
     def __init__(self, output_dir: str, title: str, settings: dict[str, Any], sources: Sequence[str] = ()):
@@ -79,7 +79,7 @@ class DatasetFolder:
         Open the folder's journal, which also locks the folder.
 
         Raises:
-            `JournalError`: As for [`Journal`]; also if the folder has content but no journal.
+            `JournalError`: As for [`Journal`], and also if the folder contains files but no journal.
         """
         journal = self.path / JOURNAL
         if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
@@ -88,7 +88,10 @@ class DatasetFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the journal, which refuses a second writer and other settings. Journal and file errors end the command."""
+        """
+        Keep the journal open, which locks out a second writer and rejects different settings. Journal and file errors end the command with
+        their message.
+        """
         try:
             with self.open_journal():
                 yield
@@ -107,13 +110,13 @@ class DatasetFolder:
 
         Args:
             results (`AsyncIterator[dict | Reject]`):
-                Rows and rejects, in the order in which they are written.
+                Rows and rejects, in the order in which to write them.
             features (`Features`):
                 Columns of the rows.
             counts (`dict[str, Any]`):
-                Other counts of the run.
+                Other counts from the run.
             statistics ([`Statistics`], *optional*):
-                Collects statistics of the rows and rejects.
+                Collects statistics about the rows and rejects.
 
         Returns:
             `dict[str, Any]`: `counts` with `rows`, `dropped`, `failed`, `reasons` and any `statistics` added.
@@ -123,7 +126,7 @@ class DatasetFolder:
         staging.mkdir(parents=True)
         try:
             counts = {**counts, **await self._stream(results, features, staging, statistics)}
-            # A folder without a record counts as unfinished, whatever else it contains
+            # A folder without a record counts as unfinished, regardless of what else it contains
             (self.path / RECORD).unlink(missing_ok=True)
             self._move_in(staging)
             (staging / REJECTS).replace(self.path / REJECTS)
@@ -141,7 +144,7 @@ class DatasetFolder:
         unfinished.replace(self.path / RECORD)
 
     def push(self, repo_id: str):
-        """Upload dataset and card to the Hub."""
+        """Upload the dataset and its card to the Hub."""
         load_from_disk(str(self.path)).push_to_hub(repo_id)
         card = DatasetCard.load(repo_id)  # its metadata lists the data files that were just pushed
         own = DatasetCard((self.path / "README.md").read_text(encoding="utf-8"))
@@ -161,7 +164,7 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
-                await asyncio.sleep(0)  # lets Ctrl-C cancel the task, because reading from a journal never waits
+                await asyncio.sleep(0)  # lets Ctrl-C cancel the task; reading from a journal never waits
                 if statistics is not None:
                     statistics.add(result)
                 if isinstance(result, Reject):
@@ -174,7 +177,7 @@ class DatasetFolder:
             writer.finalize()
         if rows:
             Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
-        else:  # an empty shard: by default `datasets` writes a folder that it cannot read
+        else:  # an empty shard, for which `datasets` would by default write a folder that it cannot load
             empty = Dataset.from_dict({name: [] for name in features}, features)
             empty.save_to_disk(str(staging / "dataset"), num_shards=1)
         return {
@@ -186,7 +189,10 @@ class DatasetFolder:
         }
 
     def _move_in(self, staging: Path):
-        """Replace the dataset. Remove the files that mark a folder as a dataset first and write them last, so that no kill leaves a mix."""
+        """
+        Replace the dataset. The files that mark a folder as a dataset are removed first and written last, so that a killed run never leaves
+        a mix of two datasets that can be loaded.
+        """
         marks = ("state.json", "dataset_info.json")
         for name in marks:
             (self.path / name).unlink(missing_ok=True)
@@ -197,7 +203,7 @@ class DatasetFolder:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or its version differs."""
+    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or if it has another version."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not finished.")

@@ -12,10 +12,11 @@ from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 
-# Chinese and Japanese are written without spaces, so each of their characters counts as a word. Thai, Lao, Khmer and Burmese would need a
-# dictionary: text between two spaces counts as one word, because 13 of their characters already form common phrases.
+# Chinese and Japanese are written without spaces, so each of their characters counts as a word. Thai, Lao, Khmer and Burmese have no spaces
+# either, but splitting them into words would need a dictionary, and single characters would not do: 13 of them already form common
+# phrases. In these scripts, text between two spaces therefore counts as one word.
 _CJK = r"\u3040-\u30ff\p{Han}"
-# Vowel signs and accents that do not compose are marks (\p{M}). They continue a word, which `re` would split there.
+# Vowel signs and accents without a precomposed character are marks (\p{M}). A mark continues a word, but `re` would split the word there.
 _LETTER = r"\p{L}\p{N}_"
 _WORD = rf"[[{_CJK}]&&[{_LETTER}]]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{{M}}]--[{_CJK}]]*"
 _WORDS = regex.compile(_WORD, regex.V1)
@@ -24,15 +25,15 @@ _NUMBER_WORDS = (
     "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|"
     "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|once|twice|double|triple|half|third|quarter"
 )
-# Numbers (but not those in names, such as gpt4) and mathematical signs decide the answer to a problem
+# Numbers (except those in names, such as gpt4) and mathematical signs determine the answer to a problem
 _LEFT, _RIGHT = r"(?<=(?:[\d)]|(?<!\p{L})\p{L})\s*)", r"(?=\s*(?:[\d(]|\p{L}(?!\p{L})))"
 _QUANTITIES = regex.compile(
     rf"\b(?:{_NUMBER_WORDS})\b|(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%|[\p{{Sc}}--$]|°\s*[cf]\b",
     regex.V1,
 )
-# NFKC would make the exponent of x² part of a name
+# Exponents are separated before normalization, because NFKC would turn x² into x2, which looks like a name
 _EXPONENTS = regex.compile(r"[²³¹⁰⁴-⁹]+")
-# Soft hyphens, zero-width characters and similar are invisible, so they must not make two texts differ
+# Soft hyphens, zero-width characters and the like are invisible, so they must not make two texts differ
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 
 
@@ -56,8 +57,8 @@ def words(text: str) -> list[str]:
 
 def words_and_marks(text: str) -> list[str]:
     """
-    Split a text into words and symbols, ignoring case and punctuation after a word: "3 + 4" and "3 - 4" differ, "why?" and
-    "Why" do not.
+    Split a text into words and symbols, ignoring case and punctuation after a word. "3 + 4" and "3 - 4" therefore differ, but "why?"
+    and "Why" do not.
 
     Examples:
 
@@ -71,8 +72,8 @@ def words_and_marks(text: str) -> list[str]:
 
 def quantities(text: str) -> tuple[str, ...]:
     """
-    Return the numbers and mathematical signs of a text, in order. Texts that differ in them are different problems, however similar their
-    wording.
+    Return the numbers and mathematical signs of a text, in order. Texts whose numbers or signs differ are different problems, however
+    similar their wording is.
 
     Examples:
 
@@ -87,7 +88,7 @@ def quantities(text: str) -> tuple[str, ...]:
 
 def ngrams(tokens: list[str], n: int) -> list[str]:
     """
-    Return all runs of n tokens, joined by spaces. Fewer than n tokens form one run; an empty list has none.
+    Return all runs of n consecutive tokens, joined by spaces. A list of fewer than n tokens gives a single run, and an empty list none.
 
     Examples:
 
@@ -103,17 +104,17 @@ def ngrams(tokens: list[str], n: int) -> list[str]:
 
 NGRAM = 5
 NUM_PERMUTATIONS = 128
-# Probability of finding a pair at the threshold
+# Probability of finding a pair whose similarity is exactly the threshold
 RECALL = 0.75
 # An estimate from 128 permutations may be this much below the true similarity
 ESTIMATE_ERROR = 0.05
-# Prompts of one task share much wording; comparing every pair would take days
+# Most candidates to compare exactly per text. Prompts of the same task share much of their wording, so comparing every pair would take days
 MOST_COMPARED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Position of the earlier text, which is kept, and the Jaccard similarity; 1.0 for exact duplicates."""
+    """Position of the earlier text (`of`), which is kept, and the Jaccard similarity of the two texts (1.0 for exact duplicates)."""
 
     of: int
     similarity: float
@@ -137,12 +138,12 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Map the position of each text that nearly duplicates an earlier one of its group to that earlier text.
-    Earlier texts that are themselves duplicates are not compared, nor are texts with different numbers or signs.
+    Map the position of each text that nearly duplicates an earlier text in its group to that earlier text. Earlier texts that are
+    duplicates themselves are not compared, nor are texts with different numbers or signs.
 
-    MinHash LSH proposes candidates, and the most similar by estimate are compared exactly. Every reported pair therefore
-    reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the
-    threshold. The result is deterministic. Memory use is about 4 kB per text in addition to the texts.
+    MinHash LSH proposes candidates, and those with the highest estimated similarity are compared exactly. Every reported pair therefore
+    reaches the threshold, which is a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, but nearly all of these are
+    close to the threshold. The result is deterministic. Besides the texts themselves, each text needs about 4 kB of memory.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity must be above 0 and at most 1.")
@@ -170,7 +171,7 @@ def find_near_duplicates(
 def _likeliest(
     found: Iterable[int], sketches: np.ndarray, position: int, threshold: float, group: np.ndarray
 ) -> list[int]:
-    """Return up to `MOST_COMPARED` candidates of the group that may reach the threshold, the most similar first."""
+    """Return up to `MOST_COMPARED` candidates from the same group that may reach the threshold, the most similar first."""
     candidates = np.array(sorted(found), dtype=np.int64)
     candidates = candidates[group[candidates] == group[position]]
     estimates = (sketches[candidates] == sketches[position]).mean(axis=1)
@@ -182,8 +183,8 @@ def _likeliest(
 def bands_and_rows(threshold: float) -> tuple[int, int]:
     """
     Return the number of bands, and of permutations per band, for the most selective LSH index that still finds a pair at the
-    threshold with probability `RECALL`. Prompts of one task share much of their wording, and a less selective index would
-    propose all of them.
+    threshold with probability `RECALL`. Prompts of the same task share much of their wording, and a less selective index would
+    propose all of them as candidates.
     """
     found = (
         rows
@@ -195,12 +196,12 @@ def bands_and_rows(threshold: float) -> tuple[int, int]:
 
 
 def shingles(text: str) -> set[str]:
-    """Return the word 5-grams of a text, ignoring case; a shorter text is a single n-gram. The set is never empty."""
+    """Return the word 5-grams of a text, ignoring case. A text of fewer than five words is a single n-gram, so the set is never empty."""
     return set(ngrams(words_and_marks(text) or [text], NGRAM))
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
-    """Return the Jaccard similarity of two sets that are not both empty."""
+    """Return the Jaccard similarity of two sets, at least one of which must not be empty."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)
 
@@ -209,15 +210,15 @@ def _short(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=8).digest()
 
 
-# Copied for each text, because constructing a new one would draw the permutations again
+# Copied for each text, because constructing a new `MinHash` would sample the permutations again
 _EMPTY = MinHash(NUM_PERMUTATIONS)
 
 
 class EvaluationNGrams:
     """
-    Word n-grams of evaluation sets.
+    Word n-grams of evaluation sets, for finding texts that overlap with them.
 
-    Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with a text that has exactly the same
+    Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with texts that consist of exactly the same
     words. A text without words overlaps with nothing.
 
     Examples:
@@ -248,7 +249,7 @@ class EvaluationNGrams:
                     self._sets[ngram] = (*names, name)
 
     def find(self, text: str) -> dict[str, str]:
-        """Return the first n-gram that a text shares with each set, by the set's name; empty if there are none."""
+        """Map the name of each evaluation set that overlaps with a text to the first n-gram they share."""
         found: dict[str, str] = {}
         for ngram in ngrams(words(text), self.n):
             for name in self._sets.get(ngram, ()):

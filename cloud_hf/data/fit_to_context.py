@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
-# "truncate_end" cuts critiques, like the reference implementation, and is only for its format
+# "truncate_end" truncates critiques, as the reference implementation does, and is available only with the reference format
 TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
 
-# A cut changes how the rest of the text splits into tokens and may remove too few, so each attempt cuts more
+# Removing text changes how the rest is tokenized, so an attempt may save fewer tokens than planned. Each attempt removes more than the last
 _ATTEMPTS = 8
 
 
 class Overlong(ValueError):
-    """A row needs more tokens than fit, and the policy is `"error"`."""
+    """A row needs more tokens than the limit allows, and the policy is `"error"`."""
 
     def __init__(self, needed: int, limit: int):
         super().__init__(
@@ -38,11 +38,11 @@ def fit_to_context(
     critique_format: "CritiqueFormat",
 ) -> tuple[Any, Any]:  # fmt: skip
     """
-    Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if it needs more than `limit` tokens.
+    Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if the row needs more than `limit` tokens.
 
-    `encode` encodes the row with the prompt it is given, and `length` counts the tokens that an encoded row needs. Returns the prompt,
-    which is the same object unless it was shortened, and the encoded row; `(None, None)` for a dropped row. Raises [`Overlong`] if the
-    row is too long and the policy is `"error"`.
+    `encode` encodes the row with the prompt that it receives, and `length` counts the tokens that an encoded row needs. Returns the prompt
+    (the same object unless it was shortened) and the encoded row, or `(None, None)` if the row is dropped. Raises [`Overlong`] if the row
+    is too long and the policy is `"error"`.
     """
     encoded = encode(prompt)
     needed = length(encoded)

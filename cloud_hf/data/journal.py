@@ -1,4 +1,4 @@
-"""Append-only journal of finished work, so that a killed run resumes without repeating any of it."""
+"""Append-only journal of finished work, so that a killed run can resume without repeating any finished work."""
 
 import fcntl
 import hashlib
@@ -14,21 +14,21 @@ from ..safe_paths import check_links
 
 FORMAT = "cloud_hf.journal"
 VERSION = 2
-# For these settings, version 1 hashed less of a model folder
+# Settings for which version 1 hashed less of a model folder
 _MODEL_SETTINGS = {"model", "model_version"}
-# Settings that version 1 lacks
+# Settings that do not exist in version 1
 _NEW_SETTINGS = {"contents_of_all_shards", "truncated"}
-# Suffix of the setting that records where unset sampling fields get their values; in version 1, always from the server
+# Suffix of the setting that records where unset sampling fields get their values. In version 1, they always came from the server
 SAMPLING_DEFAULTS = "_sampling_defaults"
 SERVERS_OWN = "the server's own"
-# Start of the first line; distinguishes a torn journal from another file
+# Start of the first line, which distinguishes an incomplete journal from other files
 _HEADER = b'{"format":"cloud_hf.journal"'
 
 
 class JournalError(RuntimeError):
     """
-    The journal cannot be used: different settings, another writer, or a damaged line. `changed` names the settings that differ, if they are
-    the only problem.
+    A journal cannot be used because it was started with different settings, another process is writing to it, or a line is damaged. If
+    different settings are the only problem, `changed` names them.
     """
 
     def __init__(self, message: str, changed: Sequence[str] = ()):
@@ -40,19 +40,19 @@ class Journal:
     """
     Append-only file with one JSON line per finished entry.
 
-    [`Journal.add`] returns once the entry is in the file, so a killed process loses none. If a crash leaves a torn last line, reopening
-    the journal removes it and prints a message. Only keys and offsets are kept in memory, about 150 bytes per entry.
+    [`Journal.add`] returns once the entry is in the file, so a killed process loses no entries. If a crash leaves an incomplete last line,
+    reopening the journal removes that line and prints a message. Only keys and offsets are kept in memory, about 150 bytes per entry.
 
     Args:
         path (`str` or `Path`):
-            The file; created if missing.
+            Path of the file, which is created if it does not exist.
         settings (`dict[str, Any]`):
-            All settings that affect the entries, as JSON. A journal with different settings is rejected.
+            All settings that affect the entries, as JSON values. A journal with different settings is rejected.
         may_restart (`bool`, *optional*, defaults to `True`):
-            Accept different settings while there are no entries.
+            Accept different settings as long as the journal has no entries.
 
     Raises:
-        `JournalError`: If another process writes to the file, its settings differ, or a line before the last is damaged.
+        `JournalError`: If another process is writing to the file, its settings differ, or a line before the last one is damaged.
 
     Examples:
 
@@ -111,7 +111,7 @@ class Journal:
 
     def close(self):
         """Flush the entries to disk and release the lock."""
-        # Only here: entries that the kernel has buffered survive a killed process, and a sync for each would be slow
+        # Sync only here: entries in the kernel's buffers survive when the process is killed, and a sync for each entry would be slow
         if self._file >= 0:
             os.fsync(self._file)
             os.close(self._file)
@@ -121,7 +121,7 @@ class Journal:
 
     def _lock(self):
         try:
-            # Released by the kernel if the process dies, unlike a lock file
+            # Unlike a lock file, this lock is released by the kernel if the process dies
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalError(
@@ -130,7 +130,7 @@ class Journal:
 
     def _open(self, settings: dict[str, Any], may_restart: bool):
         self._size = os.fstat(self._file).st_size
-        # Read through a duplicate: closing the reader would close this descriptor, and with it release the lock
+        # Read through a duplicate descriptor: closing the reader would otherwise close this descriptor and thereby release the lock
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             number, end, version, before = 0, 0, VERSION, settings
@@ -153,7 +153,7 @@ class Journal:
             before = {name: value for name, value in settings.items() if name in _NEW_SETTINGS} | before
             before |= {name: SERVERS_OWN for name in settings if name.endswith(SAMPLING_DEFAULTS)}
         if before != settings:
-            # A run that stopped before its first answer, perhaps over a wrong setting, left no entries that depend on its settings
+            # A run that stopped before its first answer, perhaps because a setting was wrong, left no entries that depend on its settings
             if self._offsets or not may_restart:
                 raise self._other_settings(before, settings, version)
             self._cut(0)
@@ -169,7 +169,7 @@ class Journal:
                 "the file away to start over."
             )
         print(
-            f"{self.path}: line {number}, torn when an earlier run ended, was removed ({self._size - end} bytes).",
+            f"{self.path}: line {number}, which an earlier run left incomplete, was removed ({self._size - end} bytes).",
             flush=True,
         )
         self._cut(end)
@@ -179,7 +179,7 @@ class Journal:
             raise self._foreign()
         if missing := [name for name in ("version", "settings") if name not in header]:
             raise JournalError(
-                f"{self.path} is damaged: the first line lacks `{missing[0]}`. Move the file away to start over."
+                f"{self.path} is damaged: its first line lacks `{missing[0]}`. Move the file away to start over."
             )
         version = header["version"]
         if version not in (1, VERSION):
@@ -199,7 +199,7 @@ class Journal:
     def _other_settings(self, before: dict[str, Any], settings: dict[str, Any], version: int) -> JournalError:
         changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
         differences = "; ".join(
-            f"`{name}` was {_short(before.get(name))} and is {_short(settings.get(name))}" for name in changed
+            f"`{name}` was {_short(before.get(name))} and is now {_short(settings.get(name))}" for name in changed
         )
         hint = ""
         if version == 1 and not _MODEL_SETTINGS.isdisjoint(changed):
@@ -222,7 +222,7 @@ class Journal:
             while rest:  # a write may be short
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
-            # A partial line would damage the entries after it
+            # Remove the partial line, which would damage the next entry
             self._cut(self._size)
             raise
         self._size += len(line)
@@ -232,14 +232,14 @@ class Journal:
         self._size = size
 
     def _read_line(self, offset: int) -> bytes:
-        size = 4096  # holds most entries
+        size = 4096  # enough for most entries
         while (end := (piece := os.pread(self._file, size, offset)).find(b"\n")) < 0:
             size *= 4
         return piece[:end]
 
 
 def key_of(*parts: Any) -> str:
-    """Return the key of a piece of work: 32 hexadecimal digits, a hash of the JSON values that define it."""
+    """Return the key of a piece of work: a hash, in 32 hexadecimal digits, of the JSON values that define the work."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

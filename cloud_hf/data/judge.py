@@ -1,4 +1,4 @@
-"""Judge responses with a strong model, which compares two in both orders or rates a single one."""
+"""Judge responses with a strong model, which compares two responses in both orders or rates a single response."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -58,7 +58,7 @@ Give your reasons before you decide:
 
 PLACEHOLDERS = ("{conversation}", "{response_a}", "{response_b}")
 
-# Retries sample, because a greedy judge would repeat its answer
+# Minimum sampling temperature of retries, because a greedy judge would repeat its answer
 RETRY_TEMPERATURE = 0.5
 
 
@@ -66,7 +66,7 @@ def read_judge_prompt(path: str | None) -> str:
     """
     Read the user's instructions for the judge, or return the default.
 
-    Raises `ValueError` unless the file contains `{conversation}`, `{response_a}` and `{response_b}` once each, and names the verdicts.
+    Raises `ValueError` unless the file contains `{conversation}`, `{response_a}` and `{response_b}` once each and mentions the verdicts.
     """
     template = read_template(path, JUDGE_PROMPT, PLACEHOLDERS)
     check_verdicts(template, path)
@@ -74,11 +74,11 @@ def read_judge_prompt(path: str | None) -> str:
 
 
 def check_verdicts(text: str, path: str | None):
-    """Raise `ValueError` naming the file if the instructions do not name the verdicts."""
+    """Raise a `ValueError` that names the file if the instructions do not mention the verdicts."""
     for verdict in ("[[A>B]]", "[[B>A]]"):
         if verdict not in text:
             raise ValueError(
-                f"{path} does not mention the verdict {verdict}, so no verdict could be read from the answers."
+                f"{path} does not mention the verdict {verdict}, so no verdict could be extracted from the answers."
             )
 
 
@@ -86,7 +86,7 @@ def messages_for_judge(
     prompt: Any, response_a: str, response_b: str, template: str = JUDGE_PROMPT, system: str | None = None
 ) -> list[dict[str, str]]:
     """
-    Return the chat that asks for a verdict: the system message, if given, and one user message, from a template with
+    Return the chat that asks for a verdict: the system message, if given, and a user message, which is built from a template that contains
     `{conversation}`, `{response_a}` and `{response_b}` once each.
     """
     texts = {"conversation": conversation_text(prompt), "response_a": response_a, "response_b": response_b}
@@ -96,7 +96,10 @@ def messages_for_judge(
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judge's last complete answer about two responses in one order, and its verdict; `None` if no try produced a verdict."""
+    """
+    The judge's last answer about two responses in one order (or about a single response), and the verdict (or rating) in it. `verdict` is
+    `None` if no try produced one.
+    """
 
     verdict: str | None
     text: str
@@ -108,13 +111,13 @@ class Judge:
     """
     A judge and its sampling options.
 
-    Answers without a verdict are retried. So are truncated and filtered answers, because their last verdict may be one that the
-    judge only considered. Retries sample at 0.5 or the given temperature, whichever is higher. After a truncated answer, they get
-    twice the tokens.
+    The judge is asked again if an answer contains no verdict. It is also asked again if an answer was truncated or filtered, because the
+    last verdict in such an answer may be one that the judge only considered. Retries sample at a temperature of 0.5 or at the given
+    temperature, whichever is higher. After a truncated answer, the token limit of retries is twice as high.
 
     Args:
         client ([`~cloud_hf.data.build_run.JournaledClient`]):
-            Client of the judge's model.
+            Client for the judge's model.
         template (`str`):
             Instructions, as for [`messages_for_judge`].
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -122,13 +125,13 @@ class Judge:
         max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a judgement.
         tries (`int`, *optional*, defaults to `3`):
-            Maximum tries per verdict.
+            Maximum number of tries per verdict.
         seed (`int`, *optional*):
             Seed from which the seed of each request is derived.
         system (`str`, *optional*):
             System message.
         read (`Callable`, *optional*, defaults to [`read_verdict`]):
-            Reads the verdict, or the rating, from an answer; `None` if there is none.
+            Function that extracts the verdict, or the rating, from an answer, or returns `None` if there is none.
     """
 
     client: JournaledClient
@@ -141,7 +144,7 @@ class Judge:
     read: Callable[[str], str | None] = read_verdict
 
     async def rate(self, key: list, prompt: Any, response: str | dict[str, Any]) -> list[Judgement]:
-        """Rate the response that `key` identifies. Returns a list with a single judgement."""
+        """Rate a response, which `key` identifies. Returns a list with a single judgement."""
         return [await self._judge(key, messages_for_critic(prompt, response, self.template))]
 
     async def compare(self, key: list, prompt: Any, response_1: str, response_2: str) -> list[Judgement]:
@@ -150,18 +153,18 @@ class Judge:
 
         Args:
             key (`list`):
-                Identifies the comparison: the row's id and the responses' numbers.
+                Key that identifies the comparison: the row's id and the numbers of the responses.
             prompt (`str` or `list[dict]` or `dict`):
-                Prompt.
+                Prompt that both responses answer.
             response_1 (`str`):
                 Response shown first in the first game.
             response_2 (`str`):
                 Response shown first in the second game.
 
         Returns:
-            `list[Judgement]`: Judgements of the first and the second game.
+            `list[Judgement]`: Judgements from the first and the second game.
         """
-        # In both orders, because judges have a position bias
+        # Compare in both orders, because judges have a position bias
         instructions = (self.template, self.system)
         return await all_of(
             self._judge([*key, 0], messages_for_judge(prompt, response_1, response_2, *instructions)),
@@ -187,8 +190,8 @@ class Judge:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Two responses to a prompt and their judgements: first from the game that shows response 1 first, then from the other game. Identical
-    responses have no judgements.
+    Two responses to a prompt, and the judgements about them. The first judgement is from the game in which response 1 is shown first, and
+    the second from the other game. Identical responses have no judgements.
 
     Examples:
 
@@ -205,17 +208,17 @@ class Comparison:
 
     @property
     def points(self) -> int:
-        """Lead of response 1, from -4 to 4: 1 for each slight verdict, 2 for each strong one."""
+        """Lead of response 1, from -4 to 4: a slight verdict counts as 1 point and a strong one as 2."""
         return points(*(judgement.verdict for judgement in self.judgements)) if self.judgements else 0
 
     @property
     def margin(self) -> float:
-        """Lead of the winner: mean strength of the two verdicts, from 0.0 to 2.0."""
+        """Lead of the winner, averaged over the two games: from 0.0 to 2.0."""
         return abs(self.points) / 2
 
     @property
     def undecided(self) -> str | None:
-        """Reason for the lack of a winner, or `None` if there is one."""
+        """Reason why there is no winner, or `None` if there is one."""
         if not self.judgements:
             return "identical responses"
         if any(judgement.verdict is None for judgement in self.judgements):
@@ -224,8 +227,8 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """
-        Return the responses as `chosen` and `rejected`, or as `response_1` and `response_2` if there is no winner; and `judgements`, each
-        with the name of the response shown `first`, `verdict`, `text` and `tries`.
+        Return the responses and their `judgements`. The responses are named `chosen` and `rejected`, or `response_1` and `response_2` if
+        there is no winner. Each judgement contains `first` (the name of the response that was shown first), `verdict`, `text` and `tries`.
         """
         names = ("chosen", "rejected") if self.points > 0 else ("rejected", "chosen")
         if self.undecided is not None:
@@ -239,18 +242,18 @@ class Comparison:
 
 class PreferenceStatistics:
     """
-    Length bias and position bias of a judge. Needs only rows and rejects with the keys of [`Comparison.record`], so it can
-    be computed again from a dataset.
+    Length bias and position bias of a judge. The statistics need only rows and rejects with the keys of [`Comparison.record`], so they can
+    be recomputed from a dataset.
 
     Over the pairs with a verdict in both orders:
-    - `pairs_judged`, `ties`, `tie_share`;
-    - `orders_agree`: share of pairs in which both orders prefer the same response, or neither;
-    - `first_shown_wins`: share of decided verdicts for the response shown first; 0.5 means no position bias;
-    - `verdicts`: number of each verdict, A shown first;
-    - `asked_again`: retries, including those of pairs without a verdict.
+    - `pairs_judged`, `ties` and `tie_share`;
+    - `orders_agree`: share of pairs for which both orders give the same preference, or a tie;
+    - `first_shown_wins`: share of the verdicts other than ties that prefer the response shown first; 0.5 means no position bias;
+    - `verdicts`: how often each verdict was given, where A is the response shown first;
+    - `asked_again`: number of retries, including those for pairs without a verdict.
 
-    Over the rows: `chosen_longer`, the share whose chosen response has more characters than the rejected one, and
-    `mean_chosen_characters`, `mean_rejected_characters`. An undefined share is `None`.
+    Over the rows: `chosen_longer`, the share of rows whose chosen response has more characters than the rejected one,
+    `mean_chosen_characters` and `mean_rejected_characters`. An undefined share is `None`.
     """
 
     def __init__(self):
@@ -274,7 +277,8 @@ class PreferenceStatistics:
         if not verdicts or None in verdicts:
             return
         self._verdicts.update(verdicts)
-        # 1: the response shown first wins the game. The second game swaps the places, so the orders agree if the signs are opposite
+        # A sign of 1 means that the response shown first wins the game. The second game swaps the responses, so the orders agree if the
+        # signs are opposite
         signs = [_sign(points(verdict, None)) for verdict in verdicts]
         self._counts.update(
             {

@@ -1,8 +1,8 @@
 """
-Read preference rows of any common form as a prompt and two responses.
+Read preference rows in any common form as a prompt and two responses.
 
-Each column is recognised by its shape (see `column_forms.py`). Responses may be complete chats, with or without a column `prompt`. All
-rows of a dataset must have the same form, and a row that can be read in two ways is refused.
+The form of each column is recognised from its values (see `column_forms.py`). Responses may be complete chats, with or without a column
+`prompt`. All rows of a dataset must have the same form, and a row that can be read in two ways is rejected.
 """
 
 import logging
@@ -24,10 +24,12 @@ logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("prompt", *SIDES)
 
-# Text, or messages if the response is more than text; the last message is judged. `Any`, because most code takes only text
+# Text, or a list of messages, the last of which is judged, if the response is more than a single text. The type is `Any` because most code
+# accepts only text
 Response = Any
 
-# Columns that hold the prompt in some sets; without `prompt`, texts would be split at their common beginning instead
+# Columns that contain the prompt in some datasets. They are reported if there is no `prompt`, because otherwise the two texts would be
+# split at the end of their common beginning
 _LIKE_PROMPT = (
     "input", "query", "question", "instruction", "problem", "post", "context", "history", "messages", "conversation",
 )  # fmt: skip
@@ -39,7 +41,7 @@ _RENDERED = re.compile(r"\s*(<\||<s>|\[INST\]|<start_of_turn>|<bos>)")
 
 
 class Form(NamedTuple):
-    """The form of a row: of its prompt and of its responses, and whether the responses are complete chats."""
+    """Form of a row: the form of its prompt, the form of its responses, and whether the responses are complete chats (`whole`)."""
 
     prompt: str
     responses: str
@@ -56,7 +58,7 @@ class Form(NamedTuple):
         return f"prompt as {self.prompt}, {responses}"
 
 
-# Forms that the other modules read unchanged
+# Forms that the other modules can use without conversion
 _OURS = {Form(prompt, responses) for prompt in (TEXT, MESSAGES, WITH_TOOLS) for responses in (TEXT, MESSAGES)}
 
 
@@ -64,7 +66,7 @@ class Preference(NamedTuple):
     """
     A preference row in our columns.
 
-    `prompt` is text or a list of messages. A response is text or a list of messages of which the last is judged.
+    `prompt` is text or a list of messages. A response is text or a list of messages, the last of which is judged.
     """
 
     form: Form
@@ -86,22 +88,22 @@ def read_preferences(
 ) -> Dataset:
     """
     Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if a response is
-    more than text). Other columns stay.
+    more than a single text). Other columns are kept.
 
     Args:
         rows (`Dataset`):
-            Rows of any form that the module describes.
+            Rows in any of the forms that this module reads.
         name (`str`):
-            Start of the messages, such as `"The train dataset"`.
+            Name with which messages start, such as `"The train dataset"`.
         required (`tuple[str, ...]`, *optional*):
             Further columns that the rows must have.
         bad_rows (`str`, *optional*, defaults to `"error"`):
             `"error"` or `"drop"`; see [`BadRows`].
         check (`Callable`, *optional*):
-            Called with each row in our columns; raises `ValueError` for one that cannot be used.
+            Called with each row in our columns; raises `ValueError` if the row cannot be used.
 
     Raises:
-        `ValueError`: If a column is missing, rows cannot be used, or the dataset mixes forms; the message names every kind of problem.
+        `ValueError`: If a column is missing, rows cannot be used, or rows have different forms. The message names every kind of problem.
     """
     check_columns(rows.column_names, (*SIDES, *required), name)
     rows = rows.with_format(None)
@@ -127,7 +129,7 @@ def read_preferences(
 
 
 def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
-    """Convert the column `prompt` of a dataset without responses to text or messages, as [`read_preferences`] does."""
+    """Convert the column `prompt` of a dataset without responses to text or messages, just as [`read_preferences`] does."""
     check_columns(rows.column_names, ("prompt",), name)
     rows = rows.with_format(None)
     found = _Scan(name, bad_rows)
@@ -142,7 +144,7 @@ def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
 
 
 class _Scan:
-    """Counts the forms of rows, and collects those that cannot be read."""
+    """Counts the forms of rows, and collects the rows that cannot be read."""
 
     def __init__(self, name: str, bad_rows: str):
         self.name, self.bad = name, BadRows(name, bad_rows)
@@ -152,19 +154,19 @@ class _Scan:
 
     @contextmanager
     def row(self, index: int, row: Mapping[str, Any]) -> Iterator[None]:
-        """Record the row as bad if the body raises `ValueError`."""
+        """Record the row as bad if the body of the `with` statement raises `ValueError`."""
         try:
             yield
         except ValueError as error:
             self.bad.add(index, row, str(error))
 
     def add(self, index: int, form: Any):
-        """Count a row of this form."""
+        """Count a row that has this form."""
         self.forms[form] += 1
         self.examples.setdefault(form, index)
 
     def note(self, row: Mapping[str, Any], read: Preference):
-        """Count what [`_Scan.report_notes`] reports."""
+        """Update the counts that [`_Scan.report_notes`] reports."""
         self.same += read.chosen == read.rejected
         self.with_system += bool(row.get("system"))
         self.rendered += isinstance(read.prompt, str) and bool(_RENDERED_PROMPT.match(read.prompt))
@@ -175,7 +177,7 @@ class _Scan:
             logger.warning("%s: chosen and rejected are the same in %d of %d rows.", self.name, self.same, count)
         if self.with_system:
             logger.warning(
-                "%s: the column `system` is not read, but %d rows have one. Make it the prompt's first message, as "
+                "%s: the column `system` is ignored, but %d rows have a value there. Make it the prompt's first message, as "
                 "`cloud-hf prepare --layout system` does.",
                 self.name,
                 self.with_system,
@@ -187,13 +189,13 @@ class _Scan:
             )
 
     def settle(self, rows: Dataset) -> tuple[Dataset, Any]:
-        """Return the rows without bad ones, and their form. Raises `ValueError` if rows are bad, or forms are mixed."""
+        """Return the rows without the bad ones, and their form. Raises `ValueError` if bad rows are an error, or if forms are mixed."""
         if len(self.forms) > 1:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()
             )
             raise ValueError(
-                f"{self.name} mixes forms of rows: {found}. Convert all to one form, or split the dataset."
+                f"{self.name} mixes rows of different forms: {found}. Convert all rows to one form, or split the dataset."
             )
         rows = without(rows, self.bad.settle(len(rows)))
         [form] = self.forms or [None]
@@ -203,18 +205,21 @@ class _Scan:
 
 
 def iterate_rows(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield positions and rows, read in batches for speed. A row with invalid text becomes a `_NotText`, which raises when it is read."""
+    """
+    Yield positions and rows, which are read in batches for speed. A row with invalid text becomes a `_NotText`, which raises `ValueError`
+    when a column is accessed.
+    """
     columns = rows.with_format("arrow")
     plain = not any(map(_holds_json, rows.features.values()))
     for start in range(0, len(rows), 1000):
         stop = min(start + 1000, len(rows))
-        if plain:  # Arrow would return values of JSON columns undecoded
+        if plain:  # not for JSON columns, whose values Arrow would return undecoded
             try:
                 table: Any = columns[start:stop]
                 yield from enumerate(table.to_pylist(), start)
                 continue
             except UnicodeDecodeError:
-                pass  # in one of the rows; find it below
+                pass  # one of the rows is invalid; read them one by one to find it
         for index in range(start, stop):
             try:
                 yield index, rows[index]
@@ -234,14 +239,14 @@ class _NotText(dict):
 
 
 def _holds_json(feature: Any) -> bool:
-    """Return whether a column holds values that `datasets` decodes from JSON."""
+    """Return whether a column contains values that `datasets` decodes from JSON."""
     if isinstance(feature, dict):
         return any(map(_holds_json, feature.values()))
     return isinstance(feature, Json) or (isinstance(feature, List | LargeList) and _holds_json(feature.feature))
 
 
 def _convert(rows: Dataset, kinds: dict[str, Any], convert: Callable, **options: Any) -> Dataset:
-    """Replace columns with the ones in `kinds`."""
+    """Replace the columns in `kinds` with converted columns of these types."""
     kept = {name: feature for name, feature in rows.features.items() if name not in kinds}
     old = [name for name in kinds if name in rows.column_names]
     features = Features({**kept, **kinds})
@@ -270,7 +275,7 @@ def _read_batch(batch: dict[str, list], plain: bool) -> dict[str, list]:
 
 def read_preference(row: Mapping[str, Any]) -> Preference:
     """
-    Read one row. Raises `ValueError`, naming the field, if it cannot be read, or can be read in two ways.
+    Read one row. Raises a `ValueError` that names the field if the row cannot be read, or can be read in two ways.
 
     Examples:
 
@@ -281,12 +286,12 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     """
     if row.get("chat_template_kwargs"):
         raise ValueError(
-            "`chat_template_kwargs` differ by row, but a reward model has the same in all chats. Remove the column."
+            "`chat_template_kwargs` are set per row, but a reward model uses the same ones for all chats. Remove the column."
         )
     (kind, chosen), (other, rejected) = (read_column(row[side], side) for side in SIDES)
     if kind != other:
-        raise ValueError(f"`chosen` reads as {kind} but `rejected` as {other}; give both in the same form.")
-    # Complete chats need no prompt, so an empty one counts as missing
+        raise ValueError(f"`chosen` was read as {kind} but `rejected` as {other}; give both in the same form.")
+    # Complete chats need no prompt, so an empty prompt counts as missing
     has_prompt = "prompt" in row and (row["prompt"] not in (None, "", []) or _is_response(chosen))
     prompt_kind, prompt = read_column(row["prompt"], "prompt") if has_prompt else (ABSENT, [])
     if isinstance(chosen, str) or isinstance(rejected, str):
@@ -320,13 +325,13 @@ def _with_texts(prompt_kind: str, prompt: Any, kind: str, chosen: str, rejected:
     if prompt_kind == ABSENT:
         return Preference(form, *_common_beginning(chosen, rejected))
     if prompt_kind == TRANSCRIPT:
-        # The space after "Assistant:"
+        # Remove the space after "Assistant:"
         chosen, rejected = chosen.strip(), rejected.strip()
     return Preference(form, prompt, chosen, rejected)
 
 
 def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split two texts at the last white space of their common beginning, TRL's implicit prompt."""
+    """Split two texts at the last white space of their common beginning, which TRL calls the implicit prompt."""
     if _RENDERED.match(chosen):
         raise ValueError(
             "`chosen` looks like a chat rendered by a template, and there is no `prompt`; give chat messages."
@@ -349,10 +354,10 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _split(
     kind: str, prompt: Any, chosen: list[dict], rejected: list[dict]
 ) -> tuple[list[dict], list[dict], list[dict]]:
-    """Split two complete chats into their common turns and the rest of each, and check them against the prompt."""
+    """Split two complete chats into their common turns and the remaining turns of each, and check the common turns against the prompt."""
     most = min(len(chosen), len(rejected)) - 1
     shared = next((place for place in range(most) if chosen[place] != rejected[place]), most)
-    # The prompt ends where an answer is due
+    # The prompt must end with a turn that asks for a response
     while shared and chosen[shared - 1]["role"] not in ("user", "tool"):
         shared -= 1
     if not shared:
@@ -367,7 +372,7 @@ def _split(
             )
     elif kind == WITH_TOOLS:
         raise ValueError(
-            "`prompt` holds messages and tools; with complete chats, give the tools as the column `tools`."
+            "`prompt` contains messages and tools; with complete chats, give the tools in the column `tools`."
         )
     elif kind != ABSENT and prompt != common[: len(prompt)]:
         raise ValueError("`chosen` and `rejected` are complete chats that do not begin with the turns of `prompt`.")
@@ -375,10 +380,10 @@ def _split(
 
 
 def check_response(turns: list[dict[str, Any]], column: str, allow_empty: bool = False) -> Response:
-    """Check the turns of a response, and return a single turn that is only text as a string."""
+    """Check the turns of a response. Return its text if it is a single turn with nothing but text, otherwise the turns."""
     last = turns[-1]
     if last["role"] != "assistant":
-        raise ValueError(f"`{column}` ends on a {last['role']!r} turn; its last message must be the assistant's.")
+        raise ValueError(f"`{column}` ends with a {last['role']!r} turn; its last message must be the assistant's.")
     if not allow_empty and not last.get("content", "").strip() and not last.keys() - {"role", "content"}:
         raise ValueError(f"`{column}` is empty.")
     return last["content"] if len(turns) == 1 and last.keys() == {"role", "content"} else turns

@@ -1,7 +1,7 @@
 """
-Layouts of public preference sets: the columns that identify each, and how to read rated responses from its rows.
+Layouts of public preference datasets: the columns that identify each layout, and how to read rated responses from its rows.
 
-Imports nothing from the package, so the check of columns can name the layout that it finds.
+This module imports nothing from the package, so that the column check in `rows.py` can import it and name the layout of a dataset.
 """
 
 import json
@@ -19,15 +19,15 @@ Row = Mapping[str, Any]
 
 # Names of columns that may hold responses
 _RESPONSE = re.compile("response|answer|completion|output|winner|loser|accepted|preferred", re.IGNORECASE)
-# HelpSteer 2 and 3 mark the turns of a prompt like this
+# Marks the turns in the prompts of HelpSteer 2 and 3
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 @dataclass(frozen=True)
 class Rated:
     """
-    Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if the
-    responses are complete chats; `tie` is the reason for leaving out equally rated responses.
+    Responses to one prompt with their ratings. A higher rating is better, and `None` means not rated. `given` contains the column `prompt`,
+    or is empty if the responses are complete chats. `tie` is the reason to report when equally rated responses are left out.
     """
 
     given: dict[str, Any]
@@ -38,24 +38,27 @@ class Rated:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a public set. `read` takes one row, or with `group_by` all consecutive rows with the same value in that column."""
+    """
+    Layout of a public dataset. `read` is called with one row or, if `group_by` names a column, with all consecutive rows that have the same
+    value in that column.
+    """
 
     title: str
-    columns: tuple[str, ...]  # that identify it
+    columns: tuple[str, ...]  # columns that identify the layout
     read: Callable[[Any], Rated]
     replaced: tuple[str, ...] = ()  # columns that the pairs replace; all others are kept
-    margin: str = ""  # meaning of the margins; empty without ratings
-    direct: bool = False  # training reads the rows unchanged
+    margin: str = ""  # meaning of the margins; empty if there are no ratings
+    direct: bool = False  # whether training can read the rows unchanged
     group_by: str | None = None
-    shape: Callable[[Row], bool] | None = None  # tells the set from others with the same columns by its first row
-    auto: bool = True  # the columns alone select it
+    shape: Callable[[Row], bool] | None = None  # recognizes the first row, if other datasets have the same columns
+    auto: bool = True  # whether the layout is selected automatically
 
 
 # ----------------------------------------------------------------------------------------------- values of a row
 
 
 def _listed(value: Any, column: str) -> Any:
-    """Return a list; CSV files hold lists as JSON."""
+    """Return a list, decoding it from JSON first if it comes from a CSV file."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -79,7 +82,7 @@ def _number(value: Any, column: str) -> float | None:
 
 def _field(item: Any, name: str, column: str) -> Any:
     if not isinstance(item, dict) or name not in item:
-        raise ValueError(f"`{column}` holds {item!r:.60}; each item needs `{name}`.")
+        raise ValueError(f"`{column}` contains {item!r:.60}; each item needs `{name}`.")
     return item[name]
 
 
@@ -91,13 +94,13 @@ def _winner(first: bool, second: bool) -> list[float | None]:
 
 
 def _pair(row: Row) -> Rated:
-    """Read a pair that training uses unchanged."""
+    """Read a pair that training can use unchanged."""
     given = {"prompt": row["prompt"]} if "prompt" in row else {}
     return Rated(given, (row["chosen"], row["rejected"]), _winner(True, False))
 
 
 def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of the ratings") -> Layout:
-    """Return a layout of pairs that training reads unchanged, with their ratings in two columns."""
+    """Return a layout of pairs that training can read unchanged and whose ratings are in two columns."""
 
     def read(row: Row) -> Rated:
         ratings = [_number(row[column], column) for column in (chosen, rejected)]
@@ -113,7 +116,7 @@ def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of 
 def _ultrafeedback(row: Row) -> Rated:
     completions = _listed(row["completions"], "completions")
     ratings = [_mean_rating(completion) for completion in completions]
-    # A last resort: some completions have a wrong `overall_score`
+    # Use `overall_score` only as a last resort, because some completions have a wrong one
     # (https://huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences)
     if not any(rating is not None for rating in ratings):
         ratings = [_number(completion.get("overall_score"), "overall_score") for completion in completions]
@@ -122,7 +125,7 @@ def _ultrafeedback(row: Row) -> Rated:
 
 
 def _mean_rating(completion: Any) -> float | None:
-    """Return the mean of a completion's ratings of helpfulness, honesty, instruction following and truthfulness."""
+    """Return the mean of a completion's ratings for helpfulness, honesty, instruction following and truthfulness."""
     _field(completion, "response", "completions")
     score = _number(completion.get("fine-grained_score"), "fine-grained_score")
     if score is not None:
@@ -139,7 +142,7 @@ def _helpsteer2(rows: Sequence[Row]) -> Rated:
 
 
 def _helpsteer_prompt(prompt: Any) -> Any:
-    """Turn a prompt of several turns into messages."""
+    """Convert a prompt with several turns into messages."""
     if not isinstance(prompt, str) or not _HELPSTEER_TURN.search(prompt):
         return prompt
     first, *rest = _HELPSTEER_TURN.split(prompt)
@@ -149,7 +152,7 @@ def _helpsteer_prompt(prompt: Any) -> Any:
 
 
 def _strength(title: str, prompt: str, first: str, second: str, strength: str) -> Layout:
-    """Return a layout with a preference from -3 (the first response is much better) to 3."""
+    """Return a layout with a preference from -3 (the first response is much better) to 3 (the second one is)."""
 
     def read(row: Row) -> Rated:
         number = _number(row[strength], strength)
@@ -181,7 +184,7 @@ def _arena(row: Row) -> Rated:
     winner = row["winner"]
     if winner not in ("model_a", "model_b") and not (isinstance(winner, str) and ("tie" in winner or "bad" in winner)):
         raise ValueError(f"`winner` is {winner!r:.60}; it must be model_a, model_b or a tie.")
-    # MT-bench's votes on the first turn come with the complete conversation
+    # In MT-bench, votes on the first turn come with the complete conversation
     end = 2 * row["turn"] if isinstance(row.get("turn"), int) else None
     chats = [_listed(row[column], column)[:end] for column in ("conversation_a", "conversation_b")]
     return Rated({}, chats, _winner(winner == "model_a", winner == "model_b"), winner)
@@ -191,7 +194,7 @@ def _arena_55k(row: Row) -> Rated:
     votes = [_number(row[column], column) for column in ("winner_model_a", "winner_model_b")]
     prompts, *sides = (_listed(row[column], column) for column in ("prompt", "response_a", "response_b"))
     if {len(side) for side in sides} != {len(prompts)}:
-        raise ValueError("`prompt`, `response_a` and `response_b` hold different numbers of turns.")
+        raise ValueError("`prompt`, `response_a` and `response_b` have different numbers of turns.")
     if not all(isinstance(text, str) for texts in (prompts, *sides) for text in texts):
         raise ValueError("`prompt`, `response_a` and `response_b` must be lists of texts.")
     chats = [
@@ -212,7 +215,7 @@ def _sharegpt(row: Row) -> Rated:
 
 def _alpaca(row: Row) -> Rated:
     if row.get("history"):
-        raise ValueError("`history` holds earlier turns, which this layout does not read; give `conversations`.")
+        raise ValueError("`history` contains earlier turns, which this layout does not read; give `conversations`.")
     parts = [part for part in (row["instruction"], row.get("input")) if part]
     if not all(isinstance(part, str) for part in parts):
         raise ValueError("`instruction` and `input` must be texts.")
@@ -221,7 +224,7 @@ def _alpaca(row: Row) -> Rated:
 
 
 def _named(prompt: str, chosen: str = "chosen", rejected: str = "rejected") -> Callable[[Row], Rated]:
-    """Return a reader of pairs in columns with these names, and optionally `system`."""
+    """Return a function that reads pairs from columns with these names, and from the column `system` if there is one."""
 
     def read(row: Row) -> Rated:
         given = {"prompt": _with_system(row, row[prompt])}
@@ -235,7 +238,7 @@ def _orca_distilabel(row: Row) -> Rated:
 
 
 def _scored(title: str, prompt: str, responses: Sequence[str], scores: Sequence[str], margin: str = "") -> Layout:
-    """Return a layout of two responses, each with its score in another column. WebGPT's prompts are dicts."""
+    """Return a layout of two responses, with a column for each response's score. A prompt may be a dict, as in WebGPT."""
 
     def read(row: Row) -> Rated:
         question = row[prompt]
@@ -262,17 +265,17 @@ def _ms_swift(row: Row) -> Rated:
 
 
 def _with_system(row: Row, prompt: Any) -> Any:
-    """Put the column `system` before a prompt of text, messages or ShareGPT turns."""
+    """Prepend the column `system` to a prompt that is text, messages or ShareGPT turns."""
     if not row.get("system") or not prompt:
         return prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(turns, list):
-        raise ValueError(f"the prompt is {prompt!r:.60}; with the column `system` give text or a list of messages.")
+        raise ValueError(f"the prompt is {prompt!r:.60}; with the column `system`, give text or a list of messages.")
     first = turns[0] if isinstance(turns[0], dict) else {}
     role, text = ("from", "value") if "from" in first else ("role", "content")
     system = {role: "system", text: row["system"]}
     if first.get(role) == "system" and first != system:
-        raise ValueError("the column `system` and the first turn of the prompt differ; keep one.")
+        raise ValueError("the column `system` differs from the system message in the prompt; keep only one of them.")
     return turns if first == system else [system, *turns]
 
 
@@ -284,7 +287,7 @@ _PKU = ("prompt", "response_0", "response_1")
 _OPENAI = ("input", "preferred_output", "non_preferred_output")
 _PAIRED = ("question", "response_j", "response_k")
 
-# To add a layout, add a line here and, unless a function above fits, one that reads its rows
+# To add a layout, add an entry here and, unless one of the functions above fits, a function that reads its rows
 LAYOUTS = {
     "ultrafeedback": Layout(
         "UltraFeedback", ("instruction", "completions"), _ultrafeedback, ("instruction", "completions"),
@@ -355,7 +358,10 @@ LAYOUTS = {
 
 
 def matching(columns: Sequence[str], first: Row | None = None) -> list[str]:
-    """Return the most specific layouts that fit the columns, and the first row if given; several if these are ambiguous."""
+    """
+    Return the most specific layouts that fit the columns and, if given, the first row. Several layouts are returned if the columns and the
+    row are ambiguous.
+    """
     found = [
         (name, layout)
         for name, layout in LAYOUTS.items()
@@ -373,10 +379,10 @@ def _beats(other: Layout, layout: Layout) -> bool:
 
 def find_layout(name: str, columns: Sequence[str], first: Row, source: tuple[str, str, str | None]) -> str:
     """
-    Return the layout of a dataset: `name`, or for `"auto"` the one that its columns and first row fit. `source` is the dataset's name,
-    split and configuration.
+    Return the layout of a dataset: `name` or, if `name` is `"auto"`, the layout that the columns and the first row fit. `source` is the
+    dataset's name, split and configuration.
 
-    Raises `ValueError` if there is none, or several.
+    Raises `ValueError` if the columns do not fit the named layout, or if no layout or several layouts fit.
     """
     found = matching(columns, first)
     fits = " and ".join(f"`{each}` ({LAYOUTS[each].title})" for each in found) or "no layout"
@@ -397,12 +403,12 @@ def find_layout(name: str, columns: Sequence[str], first: Row, source: tuple[str
 
 
 def to_convert(columns: Sequence[str]) -> list[str]:
-    """Return the layouts that fit the columns, without those that training reads unchanged."""
+    """Return the layouts that fit the columns, except those that training can read unchanged."""
     return [name for name in matching(columns) if not LAYOUTS[name].direct]
 
 
 def conversion_hint(columns: Sequence[str], name: str, split: str, config: str | None) -> str:
-    """Return a hint with the command that turns a dataset with these columns into pairs, or an empty string."""
+    """Return a hint with the command that converts a dataset with these columns into pairs, or an empty string."""
     options = ["--dataset_name", name, *(["--dataset_config", config] if config else [])]
     source = shlex.join(options + (["--dataset_split", split] if split != "train" else []))
     stem = re.sub(r"[^\w-]+", "-", Path(name).resolve().name.split(".")[0]).strip("-") or "dataset"
@@ -418,12 +424,14 @@ def conversion_hint(columns: Sequence[str], name: str, split: str, config: str |
         return renamed
     if chats := [column for column in ("messages", "conversations", "conversation") if column in columns]:
         return (
-            f" It has chats, but no pairs. Take their prompts: cloud-hf build-prompts {source} --prompt_column {chats[0]} "
-            f"--drop_last_answer True {output}-prompts, then make pairs of them with cloud-hf build-preferences."
+            f" It has chats, but no pairs. Extract their prompts: cloud-hf build-prompts {source} --prompt_column {chats[0]} "
+            f"--drop_last_answer True {output}-prompts, then build pairs from them with cloud-hf build-preferences."
         )
     if "prompt" in columns:
         make = (
-            f"{renamed} Otherwise make pairs of its prompts" if renamed else " It has prompts, but no pairs. Make them"
+            f"{renamed} Otherwise, build pairs from its prompts"
+            if renamed
+            else " It has prompts, but no pairs. Build them"
         )
         return f"{make}: cloud-hf build-preferences {source} {output}-pairs --gen_base_url URL --judge_base_url URL"
     return renamed

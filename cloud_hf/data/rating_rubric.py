@@ -1,4 +1,4 @@
-"""Pointwise judge: a strong model rates one response at a time on a scale. A file can replace its instructions and the scale."""
+"""Rubric of the pointwise judge, a strong model that rates one response at a time. A file can replace its instructions and scale."""
 
 import re
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Rubric:
 
     template: str = RATING_PROMPT  # with `{conversation}` and `{response}`
     pattern: str = r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]"  # its only group is the rating; the last match counts
-    lowest: float = 1  # ratings beyond the ends of the scale count as unreadable
+    lowest: float = 1  # ratings below `lowest` or above `highest` count as unreadable
     highest: float = 10
 
     @property
@@ -57,21 +57,21 @@ class Rubric:
         return (self.lowest + self.highest) / 2
 
     def read(self, text: str) -> str | None:
-        """Return the last rating in an answer; `None` if there is none on the scale."""
+        """Return the last rating in an answer, or `None` if there is no rating or the last one is not on the scale."""
         found = re.findall(self.pattern, text or "")
         try:
             return found[-1] if found and self.lowest <= float(found[-1]) <= self.highest else None
-        except ValueError:  # the user's pattern may match other text
+        except ValueError:  # the user's pattern may match text that is not a number
             return None
 
 
 def read_rubric(path: str | None) -> Rubric:
     """
-    Read the user's rubric, or return the default. The file has the instructions, optionally after a YAML header between lines of `---` that
-    sets any of `pattern`, `lowest` and `highest`.
+    Read the user's rubric, or return the default if `path` is `None`. The file contains the instructions. Before them, it may have a YAML
+    header between two `---` lines that sets any of `pattern`, `lowest` and `highest`.
 
     Raises:
-        `ValueError`: If the file's keys, pattern or scale cannot be used, or a placeholder does not occur exactly once.
+        `ValueError`: If the keys, pattern or scale in the file are invalid, or if a placeholder does not occur exactly once.
     """
     if path is None:
         return Rubric()
@@ -93,7 +93,7 @@ def read_rubric(path: str | None) -> Rubric:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the YAML between the first lines of `---`, and the instructions after it."""
+    """Return the YAML between the first two `---` lines, and the instructions after it."""
     parts = re.split(r"^---[ \t]*$", text, maxsplit=2, flags=re.MULTILINE)
     return (parts[1], parts[2].strip()) if len(parts) == 3 and not parts[0] else ("", text)
 

@@ -1,4 +1,4 @@
-"""The values of one preference row, in the columns that [`~data.preference_rows.read_preferences`] makes."""
+"""Read the values of a preference row whose columns were converted by [`~data.preference_rows.read_preferences`]."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
 
 
 def prompt_of(row: dict[str, Any]):
-    """Return the prompt of a row as [`CritiqueFormat`] takes it, including the column `tools`."""
+    """Return the prompt of a row in a form that [`CritiqueFormat`] accepts, including the tools in the column `tools`."""
     tools = row.get("tools")
     if not tools:
         return row["prompt"]
@@ -26,7 +26,7 @@ def prompt_of(row: dict[str, Any]):
 
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
-    """Turn a prompt of [`prompt_of`], possibly shortened, back into the type of the row's column, without tools."""
+    """Convert a prompt that [`prompt_of`] returned, possibly shortened since, back to the type of the row's column, without tools."""
     if not isinstance(prompt, dict):
         return prompt
     messages = prompt["messages"]
@@ -35,9 +35,9 @@ def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
 
 def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> Response:
     """
-    Return a response: text, or messages if it is more than one text.
+    Return a response: text, or messages if the response is more than a single text.
 
-    Raises `ValueError` if it is neither, or is empty and `allow_empty` is `False`.
+    Raises `ValueError` if the value is neither text nor messages, or if the response is empty and `allow_empty` is `False`.
     """
     value = row[column]
     if not isinstance(value, str):
@@ -50,8 +50,8 @@ def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> 
 
 def judged_chat(prompt: Any, response: Response) -> tuple[Any, Any]:
     """
-    Return the prompt and the response as [`CritiqueFormat`] takes them. If the response has several turns, the last is judged, and the
-    others belong to the prompt.
+    Return the prompt and the response in a form that [`CritiqueFormat`] accepts. If the response has several turns, only the last one is
+    judged, and the others are moved to the prompt.
     """
     if isinstance(response, str):
         return prompt, response
@@ -67,9 +67,9 @@ def judged_chat(prompt: Any, response: Response) -> tuple[Any, Any]:
 
 def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     """
-    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string is one critique.
+    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string counts as one critique.
 
-    Raises `ValueError` if a critique is missing, not text, or empty, or texts and ids differ in number.
+    Raises `ValueError` if a critique is missing, empty or not text, or if there are not as many ids as texts.
     """
     value = listed(row[column])
     texts = [value] if isinstance(value, str) else value
@@ -79,10 +79,10 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     if ids is not None:
         ids = [ids] if isinstance(value, str) else ids
         if len(ids) != len(texts):
-            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` holds {len(ids)}.")
+            raise ValueError(f"`{column}` contains {len(texts)} critique(s) but `{column}_ids` contains {len(ids)}.")
         return ids
     if any(not text.strip() for text in texts):
-        raise ValueError(f"`{column}` holds an empty critique.")
+        raise ValueError(f"`{column}` contains an empty critique.")
     return texts
 
 
@@ -90,13 +90,13 @@ def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Seque
     """Check that both responses have the same number of critiques, because training pairs them."""
     if len(chosen) != len(rejected):
         raise ValueError(
-            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` holds {len(rejected)}; "
-            "give the same number of each."
+            f"`chosen_feedback` contains {len(chosen)} critique(s) but `rejected_feedback` contains {len(rejected)}; "
+            "give both the same number."
         )
 
 
 def listed(value: Any) -> Any:
-    """Return the list that a text holds as JSON, as in CSV files; return other values unchanged."""
+    """Decode a text that is a JSON list, as in CSV files, and return other values unchanged."""
     if not isinstance(value, str) or not value.startswith("["):
         return value
     try:

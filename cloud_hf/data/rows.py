@@ -37,9 +37,9 @@ def check_columns(
     source: tuple[str, str, str | None] = ("DATASET", "train", None),
 ):
     """
-    Raise `ValueError` for missing columns, and name likely misspellings. `purpose`, for example `"Critique SFT"`, starts the
-    message. Where pairs are required, it names the public layout that the columns have, and the command that converts the dataset;
-    `source` is the dataset's name, split and configuration.
+    Raise `ValueError` if columns are missing, and name likely misspellings. The message starts with `purpose`, for example
+    `"Critique SFT"`. If pairs are required and the columns have a known public layout, the message names the layout and the command that
+    converts the dataset, for which `source` gives the dataset's name, split and configuration.
     """
     missing = [name for name in required if name not in columns]
     is_pairs = {"chosen", "rejected"} <= {*required}
@@ -60,14 +60,14 @@ def check_columns(
 
 
 def dataset_label(name: str) -> str:
-    """Return the name of a dataset for records: for a path, its last part, because the folder may differ between machines."""
+    """Return the name under which a dataset is recorded: only the last part of a path, because the folder may differ between machines."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 
 def short_names(names: list[str]) -> dict[str, str]:
     """
-    Shorten paths and Hub ids to their last part, or to as many parts as distinguish them. Names that would give the same file name (`a/x`
-    and `a-x`) get a hash.
+    Shorten paths and Hub ids to their last part, or to as many parts as are needed to distinguish them. A hash is appended to names that
+    would give the same file name, such as `a/x` and `a-x`.
     """
     parts = {name: Path(name).parts for name in names}
     length = {
@@ -87,8 +87,8 @@ def _file_spelling(short_name: str) -> str:
 
 
 def hash_of_rows(rows: Rows) -> str:
-    """Return a hash of the contents of rows, in their order."""
-    # Chain row hashes, because all rows together may not fit into memory
+    """Return a hash of the contents of the rows, which depends on their order."""
+    # Chain the hashes of the rows, because the rows together may not fit in memory
     digest = ""
     for row in rows:
         digest = key_of(digest, row)
@@ -96,16 +96,16 @@ def hash_of_rows(rows: Rows) -> str:
 
 
 def row_name(index: int, row: Mapping[str, Any]) -> str:
-    """Return the name of a row in messages: its position, and its `id` if it has one."""
+    """Return the name by which messages refer to a row: its position, and its `id` if it has one."""
     return f"row {index}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
-# Names of `datasets.load_dataset` for its file readers
+# The file readers of `datasets.load_dataset` by file extension
 READERS = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow",
 }  # fmt: skip
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# pandas would read texts such as "NA" and "None" as missing, and a column of answers such as "4" as numbers
+# Without these options, pandas would treat texts such as "NA" and "None" as missing, and parse a column of answers such as "4" as numbers
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chosen_feedback", "rejected_feedback", "response")
 _CSV_OPTIONS = {
     "keep_default_na": False,
@@ -113,18 +113,19 @@ _CSV_OPTIONS = {
     "converters": dict.fromkeys(_TEXT_COLUMNS, str),
     "index_col": False,
 }
-# The words in file names by which `datasets` recognises splits
+# Words in file names by which `datasets` recognises splits
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
 
 def load_rows(name: str, split: str = "train", config: str | None = None, needs_split: bool = False) -> Dataset:
     """
-    Load one split of a dataset: a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, also compressed), a pattern such as
-    `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
+    Load one split of a dataset. `name` can be a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, possibly compressed), a
+    pattern such as `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
 
-    Files, patterns, and folders whose file names name no split have no splits: `split` is ignored, or refused with `needs_split`.
+    Files and patterns have no splits, nor do folders unless their file names contain the names of splits. Without splits, `split` is
+    ignored or, if `needs_split` is true, causes a `ValueError`.
 
-    Raises `ValueError` if the path does not exist, cannot be read, or the split is absent.
+    Raises `ValueError` if the path does not exist or cannot be read, or if it has no such split.
     """
     path = Path(name)
     if path.is_dir():
@@ -151,10 +152,10 @@ def _read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
         try:
             return load_from_disk(str(path))
         except IndexError as error:  # raised by `datasets` for a folder without data files
-            raise ValueError(f"{path} holds no rows.") from error
+            raise ValueError(f"{path} contains no rows.") from error
     files = sorted(file for file in path.rglob("*") if file.is_file() and reader_of(file))
     if not files:
-        raise ValueError(f"{path} is a folder, but holds no data files and was not written by `save_to_disk`.")
+        raise ValueError(f"{path} is a folder, but contains no data files and was not written by `save_to_disk`.")
     named = [str(file.relative_to(path)).lower() for file in files]
     if not any(map(_SPLIT_NAME.search, named)) and not (path / "README.md").exists():
         return _read_files(str(path), list(map(str, files)))
@@ -165,7 +166,7 @@ def _read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
 
 
 def reader_of(path: str | Path) -> str | None:
-    """Return the extension that selects a data file's reader; `None` for other files."""
+    """Return the extension that selects the reader of a data file, or `None` if the file is not a data file."""
     suffixes = Path(path).suffixes
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -188,7 +189,7 @@ def _read_files(name: str, files: list[str]) -> Dataset:
         options["sep"] = "\t"
     try:
         with warnings.catch_warnings():
-            # Rows with more fields than the header: pandas would shift the columns, or with `index_col` cut the rows
+            # Reject rows with more fields than the header: pandas would shift the columns or, with `index_col`, truncate the rows
             warnings.simplefilter("error", ParserWarning)
             rows = load_dataset(kind, data_files=files, split="train", **options)
     except (DatasetGenerationError, StopIteration, ValueError, OSError, EOFError) as error:
@@ -201,7 +202,10 @@ def _read_files(name: str, files: list[str]) -> Dataset:
 
 
 def _name_surrogates(files: list[str]) -> str:
-    """Name the lines of JSON files that hold half of a surrogate pair, because Arrow counts lines from the start of its block."""
+    """
+    Name the lines of JSON files that contain half of a surrogate pair. The line numbers in Arrow's error are no help, because they count
+    from the start of a block.
+    """
     escapes = re.compile(r"(?<!\\)(?:\\\\)*\\u(d[89ab]..\\ud[c-f]|(d[89a-f]))", re.IGNORECASE)
     lines = []
     for name in files:
@@ -210,8 +214,8 @@ def _name_surrogates(files: list[str]) -> str:
                 if any(match[2] for match in escapes.finditer(line)):
                     lines.append(f"line {number} of {Path(name).name}")
     return (
-        f"{', '.join(lines[:3])}: a text holds a lone surrogate (half of a character, such as \\ud800), which is not valid text. "
-        f"Such lines: {len(lines)}. Repair or remove them."
+        f"{', '.join(lines[:3])}: a text contains a lone surrogate (half of a character, such as \\ud800), which is not valid text. "
+        f"Number of such lines: {len(lines)}. Repair or remove them."
     )
 
 
@@ -229,5 +233,5 @@ def _reason(error: Exception, files: list[str]) -> str:
     if "Length of header" in reason:
         return "it has rows with more fields than the header names."
     if not reason or "corresponds to no data" in reason or "BatchSize must be" in reason:
-        return "it holds no rows." if len(files) == 1 else "one of its files holds no rows; remove it."
+        return "it contains no rows." if len(files) == 1 else "one of its files contains no rows; remove it."
     return reason

@@ -1,4 +1,4 @@
-"""Merge the outputs of a builder's shards into the dataset that one run would have written."""
+"""Merge the outputs of a builder's shards into the dataset that a single run would have written."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ _RECOMPUTED = ("rows", "dropped", "failed", "reasons", "statistics")
 
 @dataclass(frozen=True)
 class Shard:
-    """Folder of one shard, and the content of its `build.json`."""
+    """Folder of one shard, with the contents of its `build.json`."""
 
     path: Path
     index: int
@@ -34,7 +34,7 @@ class Shard:
 
     @classmethod
     def read(cls, folder: str) -> "Shard":
-        """Read a folder. Raises `ValueError` if it is not a shard, or its run has not finished."""
+        """Read a shard from its folder. Raises `ValueError` if the folder is not a shard, or if its run has not finished."""
         record = read_record(folder)
         settings = record["settings"]
         if "shard" not in settings:
@@ -54,7 +54,7 @@ class Shard:
         return cast(Dataset, load_from_disk(str(self.path)))
 
     def rejects(self) -> list[dict[str, Any]]:
-        # Not `splitlines`, which also splits at characters such as U+2028 inside a JSON string
+        # Do not use `splitlines`, which also splits at characters such as U+2028 inside a JSON string
         lines = (self.path / REJECTS).read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
 
@@ -63,7 +63,7 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
     """
     Read the shards of one run and return them in order.
 
-    Raises `ValueError` if they are not shards of one run, one is missing or repeated, or an id is repeated.
+    Raises `ValueError` if the folders are not shards of the same run, if a shard is missing or repeated, or if an id is repeated.
     """
     shards = sorted((Shard.read(folder) for folder in folders), key=lambda shard: shard.index)
     first = shards[0]
@@ -90,11 +90,11 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
 
 async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     """
-    Merge the shards of [`read_shards`] into one folder, with rows and rejects in the order of one run, and return the summed
+    Merge the shards of [`read_shards`] into one folder, with rows and rejects in the same order as in a single run, and return the summed
     counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
-    # The hash of all rows would need the input; the shards' hashes identify it, too
+    # Hashing all rows would require the input dataset, but the shards' hashes identify it just as well
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(
@@ -110,7 +110,7 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
 
 
 def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the counts of several runs, recursively. Values that cannot be added, such as shares, become lists."""
+    """Add up the counts from several runs, recursively. Values that cannot be added up, such as shares, become lists."""
     added = {}
     for name in dict.fromkeys(name for each in counts for name in each):
         values = [each[name] for each in counts if name in each]
@@ -169,7 +169,7 @@ ARGUMENTS = (MergeArguments,)
 def main(args: MergeArguments):
     shards = read_shards(args.shards)
     counts = asyncio.run(merge(shards, args.output_dir))
-    print(f"{counts['rows']} rows of {len(shards)} shards ({counts['dropped']} dropped, {counts['failed']} failed).")
+    print(f"{counts['rows']} rows from {len(shards)} shards ({counts['dropped']} dropped, {counts['failed']} failed).")
     if counts["failed"]:
         failed = [str(shard.path) for shard in shards if shard.counts["failed"]]
         print(

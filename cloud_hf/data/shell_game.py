@@ -1,15 +1,15 @@
-"""The shell game: a procedural preference task whose critiques reason step by step.
+"""The shell game: a procedurally generated preference task whose critiques reason step by step.
 
-A ball lies under one of four cups and k swaps move it. A response names the cup where the ball ends. Following k swaps
-in one forward pass is hard for a small transformer; writing them out one by one is easy, so a critique helps.
+A ball lies under one of four cups, and k swaps of two cups move it. A response names the cup under which the ball ends up. Following k
+swaps in a single forward pass is hard for a small transformer, but writing them out one by one is easy, so a critique helps.
 
-A seed determines everything: rows for the base language model, preference pairs with oracle critiques, best-of-n rows, a
-tokenizer with one token per word of the task, and the configuration of a tiny Llama.
+This module generates rows for the base language model, preference pairs with oracle critiques, best-of-n rows, a tokenizer with one token
+per word of the task, and the configuration of a tiny Llama. All rows are determined by a seed.
 
-Problems are split by their sequence of swaps ("A and B" and "B and A" being one swap): a sequence belongs to exactly one of
-`train`, `validation` and `test`, for every seed and number of rows. All four starts of a sequence are in the same split, so
-every answer is equally likely in each split. Training rows may repeat; a held-out row occurs once. There are few held-out
-problems of one swap (8) and two swaps (112 for `test`), so longer ones take their place once these are used up.
+Problems are split by their sequence of swaps, where "A and B" and "B and A" count as the same swap. Each sequence belongs to exactly one
+of `train`, `validation` and `test`, regardless of the seed and the number of rows. A sequence is in the same split with all four starting
+cups, so every answer is equally likely in each split. Training rows may repeat, but held-out rows are distinct. There are only a few
+held-out problems with one swap (8) or two swaps (112 for `test`); once these are used up, problems with more swaps take their place.
 """
 
 import random
@@ -30,7 +30,7 @@ from ..configuration_cloud import DEFAULT_CRITIQUE_PROMPT
 CUPS = "ABCD"
 NUM_SWAPS = (1, 2, 3, 4)
 SPLITS = ("train", "validation", "test")
-# Puts four of the six single swaps into `train` and one into each other split
+# Chosen so that four of the six single swaps are in `train`, and one in each of the other splits
 _SALT = 310
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -70,7 +70,7 @@ class ShellGame:
 
     @classmethod
     def from_prompt(cls, prompt: str) -> "ShellGame":
-        """Read the problem from its prompt."""
+        """Parse a problem from its prompt."""
         start = re.search(r"under cup (\w)\.", prompt)
         if start is None:
             raise ValueError(f"Not a shell-game prompt: {prompt!r}")
@@ -78,13 +78,13 @@ class ShellGame:
 
     @property
     def prompt(self) -> str:
-        """Prompt of the user."""
+        """Prompt that states the problem."""
         steps = " ".join(f"{i}: {a} and {b}." for i, (a, b) in enumerate(self.swaps, start=1))
         return f"The ball starts under cup {self.start}. Swap cups {steps} Where is the ball now?"
 
     @property
     def positions(self) -> list[str]:
-        """Cup with the ball after each swap."""
+        """Cup that contains the ball after each swap."""
         cup, positions = self.start, []
         for a, b in self.swaps:
             cup = {a: b, b: a}.get(cup, cup)
@@ -93,7 +93,7 @@ class ShellGame:
 
     @property
     def answer(self) -> str:
-        """Cup with the ball at the end."""
+        """Cup that contains the ball after the last swap."""
         return self.positions[-1]
 
     @property
@@ -105,12 +105,12 @@ class ShellGame:
         """
         Return the oracle's critique of `response`: every step, a verdict on each cup, and a verdict on the cup that the response names.
 
-        Because each cup has a verdict, the last one is only a look-up, which a tiny model learns quickly. Learning to compare
-        two cups takes it much longer.
+        Because the critique states a verdict on every cup first, the verdict on the response is only a look-up, which a tiny model learns
+        quickly. Learning to compare two cups would take much longer.
 
         Args:
             response (`str`):
-                Any text. It is wrong if it names no cup as [`response_text`] does.
+                Any text. A text that does not name a cup in the wording of [`response_text`] is wrong.
         """
         steps = " ".join(
             f"{i}: {a} and {b} gives {cup}."
@@ -135,17 +135,17 @@ class ShellGame:
 
 
 def _split_of(swaps: tuple[str, ...]) -> str:
-    """Return the split of a sequence of swaps, each written in alphabetical order."""
+    """Return the split of a sequence of swaps. The two cups of each swap must be in alphabetical order."""
     bucket = zlib.crc32(f"{_SALT} {' '.join(swaps)}".encode()) % 10  # the same in every process, unlike `hash`
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
 @cache
 def count_problems(num_swaps: int, split: str) -> int:
-    """Count the distinct prompts of this length and split."""
+    """Count the distinct prompts with this number of swaps in this split."""
     swaps = ["".join(pair) for pair in combinations(CUPS, 2)]
     sequences = sum(_split_of(sequence) == split for sequence in product(swaps, repeat=num_swaps))
-    return sequences * 2**num_swaps * len(CUPS)  # both orders of each swap, all starts
+    return sequences * 2**num_swaps * len(CUPS)  # both orders of each swap, all starting cups
 
 
 def response_text(cup: str) -> str:
@@ -154,7 +154,7 @@ def response_text(cup: str) -> str:
 
 
 def named_cup(response: str) -> str | None:
-    """Return the cup that `response` names, or `None`."""
+    """Return the cup that `response` names, or `None` if it names none."""
     match = re.search(rf"answer is ([{CUPS}])\b", response)
     return match[1] if match else None
 
@@ -169,7 +169,7 @@ def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> She
         num_swaps (`int`):
             Number of swaps.
         split (`str`, *optional*, defaults to `"train"`):
-            Split that the problem must belong to.
+            Split to which the problem must belong.
     """
     while True:
         start, swaps = rng.choice(CUPS), tuple(rng.sample(CUPS, 2) for _ in range(num_swaps))
@@ -179,7 +179,7 @@ def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> She
 
 
 def wrong_cup(rng: random.Random, game: ShellGame) -> str:
-    """Draw a wrong answer uniformly, so that only the swaps distinguish it from the right one."""
+    """Sample a wrong answer uniformly, so that only the swaps distinguish it from the right one."""
     return rng.choice([cup for cup in CUPS if cup != game.answer])
 
 
@@ -188,17 +188,18 @@ def _rows(
     make: Callable[[ShellGame, random.Random], dict[str, Any]], per_problem: int = 1,
 ) -> list[dict]:  # fmt: skip
     """
-    Make rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, with at most `per_problem` per problem.
+    Generate rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, with at most `per_problem` rows per
+    problem.
 
     Raises:
-        `ValueError`: If there are fewer distinct held-out rows.
+        `ValueError`: If there are fewer than `num_rows` distinct held-out rows.
     """
     rng, held_out = random.Random(f"{seed}/{name}/{split}"), split != "train"
     left = {k: per_problem * count_problems(k, split) for k in num_swaps} if held_out else {}
     if held_out and num_rows > sum(left.values()):
         raise ValueError(
-            f"The {split} split has {sum(left.values())} distinct rows of {' or '.join(map(str, left))} swaps, but {num_rows} "
-            "were requested. Ask for fewer rows, or for more swaps."
+            f"The {split} split has {sum(left.values())} distinct rows with {' or '.join(map(str, left))} swaps, but {num_rows} "
+            "were requested. Request fewer rows, or more swaps."
         )
     rows: list[dict] = []
     seen: set[tuple[str, str | None]] = set()
@@ -221,17 +222,17 @@ def direct_answer_rows(
     num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Make rows for the base language model: direct answers without steps.
+    Generate rows for the base language model: direct answers without intermediate steps.
 
     Args:
         num_rows (`int`):
-            Number of rows. Held-out rows are distinct, and `ValueError` says how many there are.
+            Number of rows. Held-out rows are distinct; requesting more than there are raises a `ValueError` with their number.
         split (`str`, *optional*, defaults to `"train"`):
             One of `"train"`, `"validation"`, `"test"`.
         num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
             Numbers of swaps, used in rotation.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the rows.
+            Random seed.
 
     Returns:
         `list[dict]`: Rows with the columns `id`, `prompt`, `response`, `difficulty`.
@@ -247,7 +248,7 @@ def preference_rows(
     num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Make preference pairs with oracle critiques. The chosen response is right; the rejected one names another cup.
+    Generate preference pairs with oracle critiques. The chosen response is right, and the rejected response names another cup.
 
     Args:
         num_rows, split, num_swaps, seed:
@@ -275,7 +276,7 @@ def best_of_n_rows(
     num_rows: int, split: str = "test", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Make problems with one response per cup, in random order; exactly one is right.
+    Generate problems with one response per cup, in random order. Exactly one response is right.
 
     Args:
         num_rows, split, num_swaps, seed:
@@ -297,7 +298,7 @@ def best_of_n_rows(
 
 
 def _vocabulary_texts(critique_prompt: str) -> list[str]:
-    """Return texts with every word, letter and digit of the task, in each spelling that occurs."""
+    """Return texts that contain every word, letter and digit of the task in each form that occurs, with and without a leading space."""
     game = ShellGame("A", (("A", "B"), ("C", "D")))
     letters_and_digits = [*CUPS, *"0123456789"]
     return [
@@ -313,32 +314,33 @@ def _vocabulary_texts(critique_prompt: str) -> list[str]:
 
 def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTrainedTokenizerFast:
     """
-    Train a byte-level BPE tokenizer with a ChatML template, in which every word of the task is one token.
+    Train a byte-level BPE tokenizer in which every word of the task is a single token. Its chat template is ChatML.
 
     Args:
         critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
-            Text that opens the critique turn; its words become tokens too.
+            Text that opens the critique turn. Its words become single tokens, too.
     """
     return word_tokenizer(_vocabulary_texts(critique_prompt), SPECIAL_TOKENS, CHATML_TEMPLATE)
 
 
 def word_tokenizer(texts: Sequence[str], special_tokens: Sequence[str], chat_template: str) -> PreTrainedTokenizerFast:
     """
-    Train a byte-level BPE tokenizer in which every word of `texts` is one token.
+    Train a byte-level BPE tokenizer in which every word of `texts` is a single token.
 
-    All 256 bytes are in the vocabulary, so any text is encoded without loss. Merging continues until each word is one token, so
-    ties between merges have no effect: the same text gives the same tokenizer.
+    All 256 bytes are in the vocabulary, so any text can be encoded without loss. Merging continues until each word is a single token, so
+    ties between merges have no effect: the same texts always give the same tokenizer.
 
     Args:
         texts (`Sequence[str]`):
-            Texts with every word, in each spelling that occurs (with and without a space before it).
+            Texts that contain every word in each form that occurs (with and without a leading space).
         special_tokens (`Sequence[str]`):
-            Control tokens: an end of text, `<|pad|>`, then those that may occur in a chat, among them `<|im_end|>`, the end of a turn.
+            Control tokens: first an end-of-text token and `<|pad|>`, then the tokens that may occur in a chat. These include `<|im_end|>`,
+            which ends a turn.
         chat_template (`str`):
-            Jinja template that uses them.
+            Jinja template, which may use the control tokens.
     """
     tokenizer = Tokenizer(models.BPE())
-    # As in GPT-2, a word includes the space before it; every digit is a separate token
+    # As in GPT-2, a word includes its leading space. Every digit is a separate token
     words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -348,7 +350,7 @@ def word_tokenizer(texts: Sequence[str], special_tokens: Sequence[str], chat_tem
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000,  # never reached: merging ends when every word is one token
+        vocab_size=10_000,  # never reached: merging ends when every word is a single token
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=list(special_tokens),
@@ -376,8 +378,8 @@ def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        initializer_range=0.08,  # near 1 / sqrt(hidden_size): the default 0.02 starts AdamW on a long plateau
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # sharp positions for texts of about 100 tokens
+        initializer_range=0.08,  # close to 1 / sqrt(hidden_size); with the default of 0.02, AdamW starts on a long plateau
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # for precise positions in about 100 tokens
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,

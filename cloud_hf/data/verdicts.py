@@ -1,13 +1,13 @@
-"""Read a judge's verdict, and decide the winner of two games between which the responses swap places."""
+"""Extract a judge's verdicts, and determine the winner of two games, the second with the responses in swapped order."""
 
 import re
 
 
-# Points for response A. Both games are added, so a strong verdict outweighs a slight one against it.
+# Points for response A. The points of the two games are added up, so a strong verdict outweighs an opposing slight one.
 _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
-# Matches upper-cased text, like ArenaHard 2.0. Single brackets count only in texts without double ones
+# Matched against upper-cased text, as in ArenaHard 2.0. Labels in single brackets count only if there are none in double brackets
 _SPELLINGS = (re.compile(r"\[\[([AB][<>=]+[AB])\]\]"), re.compile(r"\[([AB][<>=]+[AB])\]"))
 # A label in another spelling after a verdict, such as `[[B]]`, `[[B > A]]` or `[[TIE]]`; not a citation or a link
 _OTHER_LABEL = re.compile(r"\[\[[^\[\]\d]{1,20}\]\](?!\()")
@@ -16,11 +16,11 @@ _OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<
 
 def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     """
-    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement. `None` means that there is none and the judge should be asked again.
+    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement. `None` means that there is no verdict and the judge should be asked again.
 
-    `rule` `"last"`: the last verdict, in any spelling of ArenaHard 2.0 (`[[b>a]]`, `[[A<B]]`, `[B>A]`). If the last one has an
-    unknown spelling, there is no verdict. `"agreed"`: like the reference implementation, the only label in the text, even an
-    unknown one (`[[A<B]]`). Two different labels give no verdict.
+    With the `rule` `"last"`, return the last verdict, in any form that ArenaHard 2.0 accepts (`[[b>a]]`, `[[A<B]]`, `[B>A]`). If the last
+    label has an unknown form, there is no verdict. With `"agreed"`, do as the reference implementation does: return the only label in the
+    text, even an unknown one (`[[A<B]]`). If the text contains two different labels, there is no verdict.
 
     Examples:
 
@@ -46,13 +46,13 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
 
 def points(game: str | None, swapped_game: str | None) -> int:
     """
-    Return the lead of response 1, from -4 to 4, after two games: it is A in the first game and B in the second. A slight verdict
-    counts 1, a strong one 2, `None` and unknown labels 0.
+    Return the lead of response 1, from -4 to 4, after two games. Response 1 is A in the first game and B in the second. A slight verdict
+    counts as 1 point, a strong one as 2, and `None` and unknown labels as 0.
     """
     return _POINTS.get(game or "", 0) - _POINTS.get(swapped_game or "", 0)
 
 
 def winner(game: str | None, swapped_game: str | None) -> str:
-    """Return the winner of two games by [`points`]: `"response_1"`, `"response_2"` or `"tie"`."""
+    """Return the winner of two games according to [`points`]: `"response_1"`, `"response_2"` or `"tie"`."""
     ahead = points(game, swapped_game)
     return "tie" if ahead == 0 else "response_1" if ahead > 0 else "response_2"

@@ -1,4 +1,4 @@
-"""Analyse a scored model: uncertainty, self-consistency, rows for probes."""
+"""Analyse a scored model: uncertainty, self-consistency, accuracy against tokens read, and rows for probes."""
 
 import logging
 import math
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 MARGIN, SPREAD = "margin", "spread"
 
-# To add a metric of reward margins, write a module with a `Statistic`, and list it here under its key in report.json, with
-# its title. The calibration table and report.json then show it with its interval.
+# To add a metric of reward margins, write a module with a `Statistic`, and list the metric here under its key in report.json, with
+# its title. The calibration table and report.json then show the metric with its interval.
 METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 
 
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins and, if responses have several critiques, pairs with a
-    large spread of the rewards: the square root of the summed variances of both rewards over critiques.
+    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins or, if responses have several critiques, pairs with
+    a large spread of the rewards. The spread is the square root of the sum of both rewards' variances over critiques.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -80,7 +80,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 class Robustness:
     """Analysis of a model; dictionaries are keyed by set."""
 
-    # For the rewards as scored, then for each mean over sampled critiques; empty for a set without known rows
+    # One entry for the rewards as scored, then one for each mean over sampled critiques; no entries for a set without known rows
     uncertainty: dict[str, list[Uncertainty]]
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
@@ -136,8 +136,9 @@ def assess_self_consistency(
     """
     Compute self-consistency for each set and temperature. Unknown subsets are excluded.
 
-    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of `length_column` in sets
-    that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
+    `sampled` contains the evaluations by temperature, and `fitted` the loaded rows of each evaluation. A row's length is the value of its
+    `length_column` in sets that have this column (raises `ValueError` if the value is not a number), otherwise the mean number of tokens in
+    its critiques.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():
@@ -187,7 +188,7 @@ def assess_anytime(
 
 
 def read_length(row: dict[str, Any], column: str) -> float:
-    """Return a row's reasoning length. Raises `ValueError` if it is not a finite number."""
+    """Return a row's reasoning length from a column. Raises `ValueError` if the value is not a finite number."""
     value = row[column]
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"`{column}` is {value!r:.60}; `length_column` needs numbers.")
@@ -199,7 +200,7 @@ def probe_rows(
 ) -> list[ProbeRow]:
     """
     Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows whose responses are messages
-    cannot be altered; they are left out, and a warning counts them.
+    cannot be altered. They are left out, and a warning reports how many.
     """
     rows = [
         ProbeRow(

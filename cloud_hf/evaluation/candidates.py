@@ -28,7 +28,7 @@ from .metrics.best_of_n import (
 from .stats import Estimate, mean_estimate
 
 
-# Scores of the candidates by seed and problem
+# Scores of all candidates, indexed by seed, problem and candidate
 Scores = list[list[list[Score]]]
 
 
@@ -40,19 +40,19 @@ class ScoredSet:
     title: str
     problems: list[Problem]  # those that fit the context of every model, so all models choose from the same candidates
     scores: dict[str, Scores]
-    left_out: list[str]  # ids of the problems that do not fit some model
-    shortened: dict[str, int]  # problems whose prompt was shortened
+    left_out: list[str]  # ids of the problems that do not fit the context of every model
+    shortened: dict[str, int]  # number of problems whose prompt was shortened
 
     @classmethod
     def of(
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
-        """Keep the problems that fit every model, given rows and scores by model. Raises `ValueError` if no problem is left."""
+        """Keep the problems that fit every model. `fitted` and `scores` are keyed by model. Raises `ValueError` if no problem is left."""
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer models at once.")
-        # Each model scored only the problems that fit it, so a problem's place among the scores differs between models
+        # Each model scored only the problems that fit its context, so the position of a problem's scores differs between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -74,7 +74,9 @@ class ScoredSet:
         return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
 
     def notes(self, largest_n: int) -> list[str]:
-        """Return caveats for readers of the results, as sentences. Curves end at `largest_n`, or earlier if a problem has fewer candidates."""
+        """
+        Return caveats for readers of the results, as sentences. Curves end at `largest_n`, or earlier if a problem has fewer candidates.
+        """
         counts = self.counts()
         fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
         each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"
@@ -119,7 +121,7 @@ class ScoredSet:
                 }
 
     def part(self, title: str, is_in: Callable[[str], bool]) -> "ScoredSet":
-        """Return the problems whose ids are in a part of the set."""
+        """Return a part of the set: the problems for whose ids `is_in` is true."""
         places = [place for place, problem in enumerate(self.problems) if is_in(problem.id)]
         return replace(
             self,
@@ -137,14 +139,14 @@ class SetResult:
     """Best-of-N on one set; dictionaries are keyed by model, except for the baselines."""
 
     scored: ScoredSet
-    quality: str  # meaning of a choice's worth, for example "correctness"
-    is_share: bool  # a share from 0 to 1, shown in percent
+    quality: str  # what the value of a choice measures, for example "correctness"
+    is_share: bool  # whether this value is a share from 0 to 1, which is shown in percent
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
-    win_rates: dict[str, WinRate] = field(default_factory=dict)  # on ArenaHard, of the candidates chosen among all
-    first_candidates: WinRate | None = None  # on ArenaHard, of each question's first candidate
-    # By problem, the worth of the choice among all candidates, as a mean over seeds; not on ArenaHard
+    win_rates: dict[str, WinRate] = field(default_factory=dict)  # ArenaHard only: of the candidates chosen among all
+    first_candidates: WinRate | None = None  # ArenaHard only: of each question's first candidate
+    # The value of each problem's choice among all candidates, as a mean over seeds; empty on ArenaHard
     choices: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -154,14 +156,17 @@ class SetResult:
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
-        """For each pair of models, the mean over problems of the difference in worth (first minus second) of the choice among all candidates."""
+        """
+        For each pair of models, the mean difference (first minus second) over problems between the values of their choices among all
+        candidates.
+        """
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
             for pair in combinations(self.choices, 2)
         }
 
     def summaries(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return one entry for each model, in JSON form. `models` maps the names of the curves to the names on the command line."""
+        """Return one entry for each model, in JSON form. `models` maps curve names to model names on the command line."""
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:
@@ -194,8 +199,10 @@ class SetResult:
 
 
 def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
-    """Return the results of a set whose candidates are already judged; its curves end at `largest_n`, or earlier if a problem
-    has fewer candidates."""
+    """
+    Return the results on a set whose candidates are already judged. The curves end at `largest_n`, or earlier if a problem has fewer
+    candidates.
+    """
     worth = [problem.worth or () for problem in found.problems]
     is_share = all(0 <= value <= 1 for values in worth for value in values)
     quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
@@ -235,8 +242,9 @@ def arena_results(
     found: ScoredSet, questions: Mapping[str, Question], judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
 ) -> tuple[list[SetResult], list[str]]:  # fmt: skip
     """
-    Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result. Returns a result for each
-    category, and notes on categories without one, because the judge gave no verdict on the chosen candidates.
+    Compute the win rates on ArenaHard from the judge's votes. `questions` is keyed by question id, and `notes` are added to each result.
+    Returns one result per category, and notes on the categories that have no result because the judge gave no verdict on the chosen
+    candidates.
     """
     results, unjudged = [], []
     for category in dict.fromkeys(questions[problem.id].category for problem in found.problems):
@@ -275,7 +283,7 @@ def _arena_result(
         model: [row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)] for model in found.scores
     }
     first = [row[0] for row in votes]
-    # The same questions for all models, because win rates over different ones could not be compared
+    # Use the same questions for all models, because win rates over different questions are not comparable
     judged_for_all = [
         all(one.number for one in of_question) for of_question in zip(first, *chosen.values(), strict=True)
     ]

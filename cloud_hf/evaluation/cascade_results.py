@@ -23,12 +23,15 @@ from .metrics.cascade import (
 from .stats import json_safe
 
 
-SAMPLED = "@"  # `cloud@4`: the mean of the first four critiques of self-consistency
+SAMPLED = "@"  # `cloud@4`: the mean reward over the first four critiques that self-consistency samples
 
 
 @dataclass(frozen=True)
 class StagePart:
-    """A stage's rows, scores and cost on a set; `num_critiques` counts the sampled critiques to use, `None` for the rewards as scored."""
+    """
+    A stage's rows, scores and cost on a set. `num_critiques` is the number of sampled critiques to use, or `None` for the rewards as
+    scored.
+    """
 
     fitted: FittedRows
     scores: list[list[Score]]
@@ -56,14 +59,13 @@ class CascadeResult:
     name: str
     dataset: str
     stages: tuple[str, ...]  # as on the command line
-    thresholds: tuple[
-        float, float
-    ]  # for the even rows, chosen on the odd rows; and for the odd rows, chosen on the even rows
+    # The threshold for the even rows, which was chosen on the odd rows, and the one for the odd rows, chosen on the even rows
+    thresholds: tuple[float, float]
     chosen: CascadePoint  # over all rows, at the chosen thresholds
     curve: list[CascadePoint]  # over all rows, one point per threshold
     seconds: list[float]  # per row at each point of the curve, then at the chosen one; NaN where unknown
     fit: CascadeFit  # on all rows, for use outside this run
-    last: CascadePoint  # the last stage alone, which scores everything
+    last: CascadePoint  # the last stage alone, which scores every response
 
     def summary(self) -> dict[str, Any]:
         """Return the result in JSON form, without seconds, which differ from run to run."""
@@ -91,16 +93,16 @@ class CascadeResult:
 
 @dataclass(frozen=True)
 class Cascade:
-    """A cascade of models that one run scores."""
+    """A cascade of models that are all scored in one run."""
 
     # Short names, the cheapest first, each with the number of sampled critiques to use, or `None` for the rewards as scored
     stages: tuple[tuple[str, int | None], ...]
     goal: Goal
-    one_at_a_time: bool = False  # the stages after the first score one contender of a row at a time
+    one_at_a_time: bool = False  # whether the stages after the first score one contender of a row at a time
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The stages as on the command line."""
+        """The stages as written on the command line."""
         return tuple(name if count is None else f"{name}{SAMPLED}{count}" for name, count in self.stages)
 
     @property
@@ -112,9 +114,9 @@ class Cascade:
         self, kind: str, dataset: str, parts: Sequence[StagePart]
     ) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
         """
-        Run the cascade on those rows of a set that all stages have scored; `kind` is that of the set.
+        Run the cascade on those rows of a set that all stages have scored; `kind` is the set's kind.
 
-        Returns the rows, the scores that the chosen thresholds give, and the result. Raises `ValueError` if the rows do not support the goal.
+        Returns the rows, the scores at the chosen thresholds, and the result. Raises `ValueError` if the rows do not support the goal.
         """
         found = [part.by_index() for part in parts]
         first = parts[0].fitted
@@ -141,7 +143,7 @@ class Cascade:
     def _cross_fit(
         self, stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     ) -> tuple[CascadePoint, list[CascadePoint], list[CascadeFit]]:
-        """Evaluate each half of the rows with the fit of the other half, at its chosen and at every threshold. Also returns both fits."""
+        """Evaluate each half of the rows with the other half's fit, at the chosen threshold and at all others. Also return both fits."""
         halves = [range(start, len(correct), 2) for start in (0, 1)]
         fits, points = [], []
         for half, other in (halves, halves[::-1]):
@@ -155,7 +157,7 @@ class Cascade:
 
 
 def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
-    """Combine the points of the even and of the odd rows, whose thresholds may differ, into one point of all rows."""
+    """Combine a point for the even rows and one for the odd rows, whose thresholds may differ, into a point for all rows."""
 
     def join(name: str) -> tuple:
         values: list[Any] = [None] * (len(even.worth) + len(odd.worth))
@@ -166,7 +168,7 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Add up the seconds of all responses that a cascade scored; `seconds` are by stage, row and response."""
+    """Return the mean seconds per row that a cascade spent on the responses it scored; `seconds` is indexed by stage, row and response."""
     total = sum(
         seconds[stage][row][place]
         for row, of_row in enumerate(point.asked)
@@ -177,8 +179,10 @@ def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[fl
 
 
 def worth_of(kind: str, row: FittedRow) -> list[float]:
-    """Return the worth of each response: `correct` for `"problems"`, otherwise 1 for right responses, which come first, and 0 for others."""
-    # Not by column: a preference set may have a column `correct` of its own
+    """
+    Return the value of each response: `correct` for `"problems"`, otherwise 1 for right responses, which come first, and 0 for others.
+    """
+    # Decide by the kind instead of looking for the column: a preference set may have a column `correct` of its own
     if kind == "problems":
         return [float(value) for value in listed(row.row["correct"])]
     right = row.row["num_chosen"] if kind == "benchmark" else 1
@@ -189,13 +193,13 @@ def worth_of(kind: str, row: FittedRow) -> list[float]:
 
 
 def read_goal(text: str) -> Goal:
-    """Read a goal such as `"loss=0.01"`. Raises `ValueError` if it is not one."""
+    """Parse a goal such as `"loss=0.01"`. Raises `ValueError` if the goal is not valid."""
     name, _, value = text.partition("=")
     try:
         return Goal(**{name: float(value)})
     except TypeError:
         raise ValueError(
-            f"`cascade_goal` is {text!r}; write accuracy=, loss=, tokens= or threshold= and a number."
+            f"`cascade_goal` is {text!r}; write accuracy=, loss=, tokens= or threshold=, followed by a number."
         ) from None
     except ValueError as error:
         raise ValueError(f"`cascade_goal` is {text!r}: {error}") from error
@@ -205,8 +209,9 @@ def read_cascades(
     texts: Sequence[str], models: Sequence[str], goal: Goal, one_at_a_time: bool = False, sampled: int | None = None
 ) -> list[Cascade]:
     """
-    Read cascades such as `"cheap,full,full@4"`, whose stages are names or short names of `models`; `sampled` is the number of critiques that
-    self-consistency samples. Raises `ValueError` if a stage is unknown or listed twice, there is only one, or one uses more critiques than that.
+    Parse cascades such as `"cheap,full,full@4"`, whose stages are names or short names of `models`. `sampled` is the number of critiques
+    that self-consistency samples. Raises `ValueError` if a stage is unknown, listed twice or the only one, or if it uses more critiques
+    than `sampled`.
     """
     found: list[Cascade] = []
     for text in texts:
@@ -215,7 +220,7 @@ def read_cascades(
         counts = [count for _, _, count in parts]
         if any(count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)) for count in counts):
             raise ValueError(
-                f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use from 2 to that many."
+                f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use between 2 critiques and that number."
             )
         stages = tuple((name, int(count) if count else None) for name, count in zip(names, counts, strict=True))
         if len(set(stages)) < max(2, len(stages)):
@@ -230,5 +235,5 @@ def check_rows(sizes: Mapping[str, int]):
     for name, size in sizes.items():
         if size < 2 * FEWEST_PAIRS:
             raise ValueError(
-                f"`cascade` chooses a threshold on each half of a set's rows, but {name} has {size} rows. It needs {2 * FEWEST_PAIRS}."
+                f"`cascade` chooses a threshold on each half of a set's rows, but {name} has {size} rows. It needs at least {2 * FEWEST_PAIRS}."
             )

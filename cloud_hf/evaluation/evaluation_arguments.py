@@ -12,7 +12,7 @@ from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 
 
-# Scores depend on the model and on these; a journal written with other values is rejected
+# Scores depend on the model and on these settings; a journal written with other values is rejected
 SETTINGS = ("backend", "dtype", "vllm_options", "num_critiques", "temperature", "max_new_tokens", "seed")
 
 
@@ -28,19 +28,19 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Compare two output folders of earlier runs row by row, instead of scoring. Runs of `best_of_n.py` work, too. The only other option
-            is `output_dir`.
+            Compare the output folders of two earlier runs row by row, instead of scoring. Folders written by `best_of_n.py` work, too. The
+            only other option allowed is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
             reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench, judge_bench_gpt, judge_bench_claude, llm_bar;
-            `NAME=FILES` reads files instead of the official dataset: paths, folders or glob patterns, separated by commas. `limit`
-            applies to each of their subsets.
+            `NAME=FILES` loads files instead of the official dataset: paths, folders or glob patterns, separated by commas. `limit`
+            applies to each subset of a benchmark.
         best_of_n (`list[str]`, *optional*):
             Datasets with the columns `prompt`, `responses` and `correct`.
         reference_critiques (`list[str]`, *optional*):
-            Datasets with reference critiques for the model's critiques: columns `prompt`, `response`, `critique`, or
-            preference sets with `chosen_feedback` and `rejected_feedback`. Skipped for classic models.
+            Datasets with reference critiques to compare the model's critiques with: either datasets with the columns `prompt`, `response`
+            and `critique`, or preference sets with `chosen_feedback` and `rejected_feedback`. Skipped for classic models.
         group_column (`str`, *optional*):
             Column of `dataset_name` to break accuracy down by, for example `subset`.
         self_consistency (`int`, *optional*):
@@ -58,24 +58,25 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
         cascade (`list[str]`, *optional*):
-            Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of the
-            critiques that `self_consistency` samples. Threshold and weights are fitted on each half of a set's rows and evaluated on the
-            other.
+            Cascades of `models` to evaluate as well, each with the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of
+            the critiques that `self_consistency` samples. The threshold and the weights are fitted on each half of a set's rows and
+            evaluated on the other half.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, the minimum accuracy, the maximum loss of accuracy
-            against the last stage alone, the maximum tokens per row, or the threshold itself.
+            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, the minimum accuracy, the maximum loss of
+            accuracy compared with the last stage alone, the maximum number of tokens per row, or the threshold itself.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
             After the first stage, score one contender of a row at a time. A single critique may then decide a pair.
         chunk_size (`int`, *optional*):
-            Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
+            Number of responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.
         judge_mode (`str`, *optional*, defaults to `"pairwise"`):
-            `"pairwise"` (right against wrong, in both orders) or `"pointwise"`. The latter rates each response, including those of
+            `"pairwise"` compares right with wrong responses, in both orders; `"pointwise"` rates each response, including the candidates of
             `best_of_n`.
         judge_price (`list[float]`, *optional*):
-            Price of a million prompt and of a million completion tokens of the judge.
+            The judge's prices for a million prompt tokens and for a million completion tokens.
         update_card (`bool`, *optional*, defaults to `False`):
-            Write the headline metrics to the metadata of the model cards. Requires that models are folders, and that all rows are scored.
+            Write the headline metrics to the metadata of the model cards. Requires that all models are local folders and that all rows are
+            scored.
     """
 
     models: list[str] = field(default_factory=list)
@@ -130,7 +131,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             self._check_cards()
 
     def read_cascades(self) -> list[Cascade]:
-        """Return the cascades. Raises `ValueError` if one is not usable."""
+        """Return the cascades. Raises `ValueError` if a cascade or the goal is invalid."""
         goal = read_goal(self.cascade_goal)
         return read_cascades(self.cascade, self.models, goal, self.cascade_one_at_a_time, self.self_consistency)
 
@@ -141,14 +142,14 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         for option in fields(self):
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
-                raise ValueError(f"`compare` reads the scores of finished runs: leave `{option.name}` out.")
+                raise ValueError(f"`compare` only reads the scores of finished runs: omit `{option.name}`.")
 
     def check_judge(self):
         super().check_judge()
         of_judge = self.judge_model or self.judge_prompt_file or self.judge_price or self.judge_mode != "pairwise"
         if of_judge and not self.judge_base_url:
             raise ValueError(
-                "`judge_model`, `judge_mode`, `judge_price` and `judge_prompt_file` are for a judge: give `judge_base_url` too."
+                "`judge_model`, `judge_mode`, `judge_price` and `judge_prompt_file` require a judge: set `judge_base_url` as well."
             )
         if self.judge_mode not in ("pairwise", "pointwise"):
             raise ValueError(f"`judge_mode` is {self.judge_mode!r}; use pairwise or pointwise.")
@@ -161,13 +162,13 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         is_pairwise = self.judge_base_url and self.judge_mode == "pairwise"
         if is_pairwise and (self.best_of_n or not (self.dataset_name or self.benchmarks)):
             raise ValueError(
-                "A pairwise judge compares right with wrong responses: give `dataset_name` or `benchmarks`, and leave `best_of_n` out, or use "
+                "A pairwise judge compares right with wrong responses: either give `dataset_name` or `benchmarks` and omit `best_of_n`, or use "
                 "`--judge_mode pointwise`."
             )
 
     def _check_cards(self):
         if self.limit is not None:
-            raise ValueError("`update_card` needs metrics over all rows; leave `limit` out.")
+            raise ValueError("`update_card` needs metrics over all rows; omit `limit`.")
         for name in self.models:
             if not (Path(name) / "README.md").is_file():
                 raise ValueError(f"{name} is not a folder with a README.md, so `update_card` has no card to update.")
@@ -186,7 +187,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             if getattr(self, name) and self.self_consistency is None:
                 raise ValueError(f"`{name}` has no effect without `self_consistency`: give both.")
         if self.paraphrase_column and "paraphrases" not in self.probes:
-            raise ValueError("`paraphrase_column` is for the probe 'paraphrases': name it in `probes`.")
+            raise ValueError("`paraphrase_column` requires the probe 'paraphrases': list it in `probes`.")
 
     def _check_self_consistency(self):
         self.self_consistency_temperatures = self.self_consistency_temperatures or [self.temperature]

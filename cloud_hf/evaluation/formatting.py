@@ -19,14 +19,15 @@ class Form:
     digits: int = 3
     mark: str = ""
     sign: str = ""  # "+" also shows the sign of positive numbers
-    exponent: bool = False  # powers of ten for numbers that would round to 0, so that rounding errors remain visible
+    # Scientific notation for numbers that would round to 0, so that rounding errors remain visible
+    exponent: bool = False
 
     def number(self, value: float) -> str:
         """Format a number without the mark."""
         return f"{self.scale * value:{self.sign}.{self.digits}f}"
 
     def interval(self, ends: tuple[float, float]) -> str:
-        """Format the ends of an interval, without the mark."""
+        """Format the bounds of an interval, without the mark."""
         return f"{self.number(ends[0])} to {self.number(ends[1])}"
 
 
@@ -76,7 +77,7 @@ def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report: column headings, the cells of each row, and texts above (`title`) and below (`note`)."""
+    """A report table: column headings, the cells of each row, and texts above (`title`) and below the table (`note`)."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -85,7 +86,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]], note: str = "") -> "Table":
-        """Make a table of rows that map each column's heading to a cell."""
+        """Build a table from rows that map column headings to cells."""
         rows = list(rows)
         return cls([*rows[0]] if rows else [], [[*row.values()] for row in rows], note=note)
 
@@ -140,7 +141,7 @@ _TEMPLATE = """\
 {% endfor %}
 {% endfor %}
 """
-# The output is Markdown, so HTML is not escaped. Cells of tables replace the characters that would break them.
+# The output is Markdown, so HTML is not escaped. `_line` replaces the characters that would break a table.
 _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
 
 
@@ -157,10 +158,10 @@ def contents(sections: Sequence[Section]) -> str:
 
 
 def file_name(kind: str, short_name: str, suffix: str) -> str:
-    """Return a file name for a model or a set. Short names may contain slashes."""
+    """Return a file name for a model or a set. Slashes, which short names may contain, are replaced."""
     return f"{kind}_{short_name}.{suffix}".replace("/", "-")
 
 
 def picture_name(kind: str, name: str) -> str:
-    """Return the name of a picture. Other characters would break Markdown links."""
+    """Return the file name of a picture, in which all characters that would break Markdown links are replaced."""
     return re.sub(r"[^\w.-]+", "-", f"{kind}_{name}.png")

@@ -26,31 +26,31 @@ from .stats import Summarised
 @dataclass(kw_only=True)
 class JudgeServerArguments:
     """
-    Options of a judge and its servers.
+    Options for a judge and its servers.
 
     Parameters:
         judge_base_url (`list[str]`, *optional*):
-            Addresses of OpenAI-compatible servers of the judge, such as `http://127.0.0.1:8001/v1`.
+            Addresses of the judge's OpenAI-compatible servers, such as `http://127.0.0.1:8001/v1`.
         judge_model (`str`, *optional*):
-            Model name on the judge's servers. Optional if they serve only one.
+            Model name on the judge's servers. Optional if they serve only one model.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`; it
-            must name the verdicts. For ratings, `{conversation}` and `{response}`, optionally after a header between lines of `---` with the
-            `pattern` of a rating and the `lowest` and `highest` rating.
+            Replacement for the judge's prompt. For comparisons, it must contain the placeholders `{conversation}`, `{response_a}` and
+            `{response_b}`, and name the verdicts. For ratings, it must contain `{conversation}` and `{response}`; a header between lines of
+            `---` may set the `pattern` of a rating and the `lowest` and `highest` rating.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of the judge's first try.
+            Sampling temperature for the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
             Token limit of a judgement.
         judge_tries (`int`, *optional*, defaults to `3`):
-            Maximum tries to get a readable verdict.
+            Maximum number of tries to get a readable verdict.
         judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the API key of the judge.
+            Environment variable that contains the judge's API key.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests in flight at once.
+            Maximum number of concurrent requests.
         max_retries (`int`, *optional*, defaults to `8`):
-            Retries of each request.
+            Maximum number of retries per request.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds per try.
+            Time limit of each try in seconds.
     """
 
     judge_base_url: list[str] = field(default_factory=list)
@@ -95,25 +95,25 @@ _FEATURES = Features(
 
 @dataclass(frozen=True)
 class JudgeReport(Summarised):
-    """Behaviour of the judge over all distinct pairs of the run; `None` for what is unknown."""
+    """Behaviour of the judge over all distinct pairs of the run; unknown values are `None`."""
 
     pairs: int  # distinct pairs of a right and a wrong response, each judged in both orders
     right: int  # pairs in which the right response wins
     ties: int
     unreadable: int  # pairs without a readable verdict in one order; they count as ties in the metrics
     orders_agree: float | None  # share of pairs in which both orders prefer the same response
-    first_shown_wins: float | None  # share of decided verdicts for the response shown first
-    tokens_per_verdict: float | None  # of prompts and completions, tries included, as the server counts them
+    first_shown_wins: float | None  # share of decided verdicts that favour the response shown first
+    tokens_per_verdict: float | None  # prompt and completion tokens over all tries, as counted by the server
     cost_per_verdict: float | None = None
     cost: float | None = None
 
 
 @dataclass(frozen=True)
 class RatingReport(Summarised):
-    """Ratings of a pointwise judge over all distinct responses of the run; `None` for what is unknown."""
+    """Ratings of a pointwise judge over all distinct responses of the run; unknown values are `None`."""
 
     responses: int  # distinct responses that were rated
-    unreadable: int  # responses without a readable rating; they get the middle of the scale
+    unreadable: int  # responses without a readable rating, which get the middle of the scale
     mean: float  # of the readable ratings
     std: float
     distinct: int  # number of different ratings; if there are few, many pairs tie
@@ -130,8 +130,8 @@ def rate_rows(
     price: Sequence[float] = (),
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
-    Rate every response by itself; its rating is its reward. Equal responses to one prompt are rated once. Arguments, result and errors are
-    those of [`judge_rows`], except that `parts` holds only the rows of each set.
+    Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once. Arguments,
+    return values and errors are those of [`judge_rows`], except that `parts` contains only the rows of each set.
     """
     rubric = read_rubric(args.judge_prompt_file)
     rows: dict[str, dict[str, Any]] = {}
@@ -176,14 +176,15 @@ def judge_rows(
     """
     Compare the right response of every row with each wrong one.
 
-    The right response has the reward 0, and a wrong one minus half its lead in points, from -2 to 2: two slight verdicts for the right
-    response give a margin of 1. Equal pairs are judged once; equal texts tie without a judge.
+    The right response gets the reward 0. A wrong response gets minus half the points by which the right response leads, which is between -2
+    and 2: two slight verdicts for the right response give a margin of 1. Identical pairs are judged once; identical responses tie without
+    asking the judge.
 
     Args:
         parts (`dict`):
-            By kind and name of the set: its rows, and the number of right responses of each row, which come first.
+            Maps the kind and name of each set to its rows and the number of right responses in each row, which come first.
         args ([`JudgeServerArguments`]):
-            The judge.
+            Options for the judge.
         seed (`int`):
             Seed from which each request's seed is derived.
         folder (`Path`):
@@ -192,12 +193,13 @@ def judge_rows(
             Price of a million prompt tokens, and of a million completion tokens.
 
     Returns:
-        `tuple`: Scores of the rows of each set, and counts.
+        `tuple`: The scores of each set's rows, and the report on the judge.
 
     Raises:
-        `ValueError`: Before the first request, if rows have several right responses, or responses that are not text; afterwards, if no answer
-            has a verdict.
-        `SystemExit`: If the server is unusable, or verdicts failed; answers so far are kept.
+        `ValueError`: Before the first request, if rows have several right responses or responses that are not text; afterwards, if no
+        judgement
+            contains a verdict.
+        `SystemExit`: If the server is unusable or some pairs could not be judged; the judgements received so far are kept.
     """
     template = read_judge_prompt(args.judge_prompt_file)
     pairs: dict[str, dict[str, Any]] = {}
@@ -205,7 +207,7 @@ def judge_rows(
         if num_chosen != 1:
             raise ValueError(
                 f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen} right "
-                f"responses. Leave out the set or the judge."
+                f"responses. Omit the set or the judge."
             )
         for row in fitted.rows:
             for place in range(1, len(row.responses)):
@@ -284,14 +286,14 @@ def _ask(
     found = Dataset.load_from_disk(str(folder)).to_list()
     if all(game["verdict"] is None for row in found for game in row["games"]):
         raise ValueError(
-            f"No answer from the judge has a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows "
-            "the format of its prompt, or another `judge_prompt_file`."
+            f"No judgement contains a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows the output "
+            "format in its prompt, or another `judge_prompt_file`."
         )
     return {row["id"]: tuple(game["verdict"] for game in row["games"]) for row in found}, counts
 
 
 def _spent(counts: Mapping[str, Any], verdicts: int, price: Sequence[float]) -> dict[str, float | None]:
-    """Return tokens and cost, unknown where the server does not count them."""
+    """Return tokens and cost, which are `None` if the server does not count tokens."""
     tokens, completion = counts.get("judge_tokens"), counts.get("judge_completion_tokens")
     cost = None
     if price and tokens is not None and completion is not None:
@@ -306,7 +308,7 @@ def _spent(counts: Mapping[str, Any], verdicts: int, price: Sequence[float]) -> 
 def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any], price: Sequence[float]) -> JudgeReport:
     readable = [pair for pair in games if None not in pair]
     leads = [points(*pair) for pair in readable]
-    # 1 if the response shown first wins; the second game shows the wrong response first
+    # Each sign is 1 if the response shown first wins; the second game shows the wrong response first
     signs = [tuple((points(game, None) > 0) - (points(game, None) < 0) for game in pair) for pair in readable]
     decided = [sign for pair in signs for sign in pair if sign]
     return JudgeReport(

@@ -14,14 +14,14 @@ from .stats import Estimate, json_safe, mean_estimate
 
 @dataclass(frozen=True)
 class Halving:
-    """Best-of-N by successive halving with the critiques of `model`; `cheap` drops half of the candidates first."""
+    """Best-of-N by successive halving with the critiques of `model`. The model `cheap`, if given, first drops half of the candidates."""
 
     model: str
     cheap: str | None = None
 
     @property
     def name(self) -> str:
-        """The name in reports."""
+        """The name of the halving in reports."""
         return f"halving({','.join(filter(None, [self.cheap, self.model]))})"
 
 
@@ -29,18 +29,18 @@ class Halving:
 class HalvingResult:
     """Successive halving against full best-of-N, over the problems of a set and the seeds of a model."""
 
-    name: str  # of the halving
-    title: str  # of the set
+    name: str  # name of the halving
+    title: str  # title of the set
     num_critiques: int  # maximum per candidate
-    worth: Estimate  # of the choice among all candidates with halving
-    full_worth: Estimate  # of the choice with all critiques
-    difference: Estimate
-    tokens: Estimate  # of the critiques, per problem
-    full_tokens: Estimate
+    worth: Estimate  # value of the candidate that halving chooses among all candidates
+    full_worth: Estimate  # value of the candidate chosen with all critiques of all candidates
+    difference: Estimate  # `worth` minus `full_worth`
+    tokens: Estimate  # critique tokens that halving spends per problem
+    full_tokens: Estimate  # tokens of all critiques per problem
 
     @property
     def share(self) -> float:
-        """Tokens as a share of the tokens of full best-of-N."""
+        """Tokens that halving spends, as a share of the tokens that full best-of-N spends."""
         return self.tokens.value / self.full_tokens.value
 
     def summary(self) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def halve_recorded(
     cheap_rewards: Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[int], list[int]]:
     """
-    Choose by halving on recorded critiques. Returns the index of each problem's choice, and the tokens spent on it.
+    Choose candidates by halving on recorded critiques. Returns the index of each problem's choice, and the tokens spent on each problem.
 
-    `rewards` and `tokens` are by problem, candidate and critique, with the same number of critiques for each candidate; `cheap_rewards`, of the
-    cheap model, by problem and candidate.
+    `rewards` and `tokens` are indexed by problem, candidate and critique, with the same number of critiques for each candidate.
+    `cheap_rewards` contains the cheap model's rewards by problem and candidate.
 
     Examples:
 
@@ -81,7 +81,9 @@ def halve_recorded(
 def compare_halving(
     halving: Halving, found: ScoredSet, tokens: Sequence[Sequence[Sequence[Sequence[int]]]]
 ) -> HalvingResult:
-    """Compare a halving with full best-of-N on a set, as means over seeds; `tokens` are by seed, problem, candidate and critique."""
+    """
+    Compare halving with full best-of-N on a set, averaged over seeds; `tokens` is indexed by seed, problem, candidate and critique.
+    """
     worth_of = [problem.worth or () for problem in found.problems]
     columns = []
     for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):
@@ -89,7 +91,7 @@ def compare_halving(
         cheap = None
         if halving.cheap is not None:
             others = found.rewards(halving.cheap)
-            cheap = others[seed % len(others)]  # a classic model has one seed only
+            cheap = others[seed % len(others)]  # a classic model has only one seed
         choices, spent = halve_recorded(rewards, counts, cheap)
         best = [int(np.argmax([score.reward for score in row])) for row in of_seed]
         full = [sum(map(sum, row)) for row in counts]
@@ -104,17 +106,19 @@ def compare_halving(
 
 def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: int) -> list[Halving]:
     """
-    Read halvings such as `"cheap,full"` or `"full"`, with names or short names of `models`. Raises `ValueError` if a model is unknown, there are
-    more than two, or there is nothing to halve: one critique and no cheap model.
+    Parse halvings such as `"cheap,full"` or `"full"`, which list names or short names of `models`. Raises `ValueError` if a model is
+    unknown, if there are more than two models, or if halving saves nothing because there is one critique per candidate and no cheap model.
     """
     found: list[Halving] = []
     for text in texts:
         *cheap, model = read_members("halving", text, text.split(","), models)
         if model in cheap or len(cheap) > 1:
-            raise ValueError(f"`halving` {text!r}: name one model, or a cheap one and another, separated by a comma.")
+            raise ValueError(
+                f"`halving` {text!r}: name one model, or a cheap model and another one, separated by a comma."
+            )
         if not cheap and num_critiques == 1:
             raise ValueError(
-                f"`halving` {text!r} has one critique per candidate, which leaves nothing to save: give `num_critiques` above 1, or a cheap "
+                f"`halving` {text!r} uses one critique per candidate, which leaves nothing to save: set `num_critiques` above 1, or put a cheap "
                 "model first."
             )
         found.append(Halving(model, *cheap))

@@ -25,11 +25,11 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores; `kind` starts its file name, `settings` names what scores depend on. Raises [`JournalError`] if it was
-    started with other settings or for another model, or another process is writing to it.
+    Open the journal of a model's scores. `kind` is the prefix of its file name, and `settings` names the arguments that scores depend on.
+    Raises [`JournalError`] if the journal was started with other settings or for another model, or if another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
-    # Left out if unset, so that journals of earlier releases can be resumed
+    # These are left out if unset, so that journals from earlier releases can be resumed
     later = ("label_weights", "read_every", "stop_when_stable")
     values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
@@ -59,16 +59,16 @@ class JournaledScorer:
     """
     A [`Scorer`] that resumes where a killed run stopped. Equal chats are scored once.
 
-    The journal's settings should contain everything that scores depend on except chats and options. A multiple of the batch size
-    as `chunk_size` avoids padding; backends that refill their batches continuously need many. A killed run loses at most one
-    chunk with transformers, and only the chats in progress with vLLM and servers.
+    The journal's settings should contain everything that scores depend on except chats and options. A `chunk_size` that
+    is a multiple of the batch size avoids padding; backends that refill their batches continuously need large chunks. A killed run loses at
+    most one chunk with transformers, and only the chats in progress with vLLM and servers.
     """
 
     scorer: Scorer
     journal: Journal
-    chunk_size: int  # chats given to the backend at once
+    chunk_size: int  # chats passed to the backend per call
     title: str = "Scoring"  # label of the progress bar
-    # Seconds that the backend took for the chats of the last call, including in earlier runs
+    # Seconds that the backend spent on the chats of the last call, including time spent in earlier runs
     seconds: float = field(default=0.0, init=False)
 
     def score(
@@ -81,13 +81,14 @@ class JournaledScorer:
         **options,
     ) -> list[Score]:
         """
-        Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
+        Score responses; `options` are those of [`Scorer`], except `critiques`. The returned scores do not include the critiques' token ids.
 
-        With `lengths`, the tokens of each chat, the longest are scored first, in the batches that a backend that sorts by length would form. Otherwise
-        chats keep their order. `names` identify the chats in error messages; they default to indices.
+        `lengths` are the numbers of tokens in the chats. If they are given, the longest chats are scored first, in the same batches that a
+        backend that sorts by length would form; otherwise chats keep their order. `names` identify the chats in error messages and default
+        to indices.
 
-        Raises `ValueError` if a reward is not a finite number. By then the journal has all other scores, unless a chunk without any finite reward ended
-        the run early.
+        Raises `ValueError` if a reward is not a finite number. By then the journal contains all other scores, unless a chunk without any
+        finite reward ended the run early.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}
@@ -95,7 +96,7 @@ class JournaledScorer:
             places.setdefault(key, place)
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
-            # Longest first, so that a lack of memory shows immediately
+            # Score the longest chats first, so that running out of memory shows up immediately
             waiting.sort(key=lambda place: -lengths[place])
         bad, bar_options = [], {"desc": self.title, "unit": "response", "dynamic_ncols": True}
         try:
@@ -147,7 +148,7 @@ class JournaledScorer:
         except NotFinite:
             if len(chunk) == 1:
                 return list(chunk)
-            # The backend refuses the complete batch: bisect it, and keep the scores of the other chats
+            # The backend rejects the complete batch: bisect it, and keep the scores of the other chats
             waiting = [place for place in chunk if keys[place] not in self.journal]
             middle = (len(waiting) + 1) // 2
             halves = waiting[:middle], waiting[middle:]

@@ -1,4 +1,4 @@
-"""Benchmark rows: read them from files, and check rows and rewards."""
+"""Benchmark rows: load them from files, and check rows and rewards."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from ..data.rows import check_columns, load_rows, row_name
 from ..prompts import read_prompt
 
 
-# Rewards of the chosen and of the rejected responses of a row
+# Rewards of a row's chosen responses, and of its rejected responses
 RowRewards = tuple[list[float], list[float]]
 
 
@@ -37,7 +37,7 @@ class BenchmarkRow:
     subset: str
     prompt: Any  # a string, chat messages, or {"messages": [...], "tools": [...]}
     responses: tuple[Response, ...]  # the right ones, then the wrong ones
-    num_chosen: int = 1  # right ones
+    num_chosen: int = 1  # number of right responses
     details: dict[str, Any] = field(default_factory=dict)  # additional columns that the benchmark's scoring needs
 
     @property
@@ -66,9 +66,9 @@ def read_sources(
     config: str | None = None,
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
-    """Load files or Hub datasets in turn, converted by `read`. Yields the source, the row's index in it, and the row."""
+    """Load files or Hub datasets in turn, converted by `read`. Yields the source, the row's index in the source, and the row."""
     if not names:
-        raise ValueError("Name at least one file or dataset to read.")
+        raise ValueError("Name at least one file or dataset to load.")
     for name in names:
         for index, row in enumerate(read(load_rows(name, split, config), name)):
             yield name, index, row
@@ -85,8 +85,8 @@ def make_row(
     **details,
 ) -> BenchmarkRow:
     """
-    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` hold one or several responses each. The id defaults to the
-    index, and `prompt` to the row's, with its `tools`. Raises `ValueError` naming the row and the field.
+    Create a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` contain one or several responses each. The id
+    defaults to the index, and `prompt` to the row's prompt with its `tools`. Raises a `ValueError` that names the row and the field.
     """
     try:
         chosen, rejected = _texts("chosen", chosen), _texts("rejected", rejected)
@@ -95,20 +95,20 @@ def make_row(
     except ValueError as error:
         raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
     id_ = str(index if row.get("id") is None else row["id"])
-    # Files with several subsets may number the rows of each from 0
+    # Files with several subsets may number the rows of each subset from 0
     id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
     return BenchmarkRow(id_, subset, prompt, (*chosen, *rejected), len(chosen), details)
 
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
-    """Call [`make_row`] with the columns of a pair and, unless it is given, the column `subset`. `title` names the benchmark."""
+    """Call [`make_row`] with the columns of a pair and, if `subset` is not given, the column `subset`. `title` names the benchmark."""
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
     subset = text_of(source, index, row, "subset") if subset is None else subset
     return make_row(source, index, row, subset, row["chosen"], row["rejected"])
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    """Read one response or several. A list with an assistant message is one response."""
+    """Return one response or several as a list. A list that contains an assistant message is one response."""
     is_list = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
     values = value if is_list else [value]
     if not values:
@@ -117,29 +117,29 @@ def _texts(name: str, value: Any) -> list[str]:
 
 
 def text_of(source: str, index: int, row: dict[str, Any], column: str) -> str:
-    """Return the text of a column. Raises `ValueError` naming the file and the row."""
+    """Return the text in a column. Raises a `ValueError` that names the file and the row."""
     if not isinstance(row[column], str) or not row[column]:
         raise ValueError(f"{source}, {row_name(index, row)}: `{column}` is {row[column]!r:.60}; give a string.")
     return row[column]
 
 
 def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Check that there are rows and that no id occurs twice. Raises `ValueError` naming the id."""
+    """Check that there are rows and that no id occurs twice. Raises a `ValueError` that names the id."""
     rows, seen = list(rows), {}
     if not rows:
         raise ValueError("There are no rows to score.")
     for place, row in enumerate(rows):
         if row.id in seen:
             raise ValueError(
-                f"Rows {seen[row.id]} and {place} have the same id {row.id!r}. Give each row its own `id`, and each file "
-                "once."
+                f"Rows {seen[row.id]} and {place} have the same id {row.id!r}. Give each row its own `id`, and list each "
+                "file once."
             )
         seen[row.id] = place
     return rows
 
 
 def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Apply [`check_unique`], and check that each row has one right and one wrong response. Raises `ValueError` naming the row."""
+    """Apply [`check_unique`], and check that each row has one right and one wrong response. Raises a `ValueError` that names the row."""
     rows = check_unique(rows)
     for row in rows:
         if len(row.responses) != 2:
@@ -150,7 +150,10 @@ def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
-    """Split each row's rewards into those of right and of wrong responses. Raises `ValueError` naming the row if one is missing or not finite."""
+    """
+    Split each row's rewards into those of right and those of wrong responses. Raises a `ValueError` that names the row if a reward is
+    missing or not finite.
+    """
     if len(rows) != len(rewards):
         raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")
     split = []
@@ -170,7 +173,7 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
 
 
 def finite_rewards(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return columns of rewards as arrays. Raises `ValueError` naming the row if one is missing, not a number or infinite."""
+    """Return columns of rewards as arrays. Raises a `ValueError` that names the row if a reward is missing, infinite or not a number."""
     better, worse = np.array(chosen, dtype=float), np.array(rejected, dtype=float)
     if (bad := ~(np.isfinite(better) & np.isfinite(worse))).any():
         raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")

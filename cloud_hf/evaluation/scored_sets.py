@@ -49,7 +49,7 @@ class Sets:
     critiques: dict[str, list[CritiqueRow]]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Describe each set by kind, name, number of rows and a hash of their contents, in JSON form."""
+        """Describe each set by kind, name, number of rows and a hash of the rows' contents, in JSON form."""
         columns = ("prompt", *SIDES, *PROBLEM_COLUMNS[1:], "tools")
         parts: list[tuple[str, str, Iterable[Any]]] = []
         parts += [("benchmark", found.name, found.rows) for found in self.benchmarks]
@@ -76,8 +76,8 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are the options of [`~context_fitting.fit_rows`]. Returns the rows by kind (`"benchmark"`,
-        `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models that write critiques) and name.
+        Fit the rows of all sets to a model's context; `limits` are the options of [`~context_fitting.fit_rows`]. Returns the rows by kind
+        and name. The kinds are `"benchmark"`, `"pairs"`, `"problems"` and, for models that write critiques, `"critiques"`, in this order.
         """
         return {
             (kind, name): fit_rows(rows, responses_of, critique_format, **limits, name=name)
@@ -90,7 +90,10 @@ class Sets:
     ) -> tuple[
         dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
     ]:
-        """Let a judge compare the responses of benchmarks and pairs, or rate all. Returns rows and scores by kind and name, and counts."""
+        """
+        Let a judge compare the responses of benchmarks and pairs, or rate all responses. Returns rows and scores, both by kind and name,
+        and the report on the judge.
+        """
         kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
         fitted = {
             key: _unfitted(rows, responses_of) for key, (rows, responses_of) in self._rows().items() if key[0] in kinds
@@ -103,13 +106,16 @@ class Sets:
 
 
 def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
-    """Return rows with their prompts and responses unchanged, for a judge, which has its own context."""
+    """Return rows with their prompts and responses unchanged, for a judge, whose server has its own context length."""
     found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows)]
     return FittedRows(found, 0, 0)
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
-    """Load and check all sets, including columns that are read only after scoring. Raises `ValueError` naming what is missing or wrong."""
+    """
+    Load and check all sets, including columns that are needed only after scoring. Raises a `ValueError` that names what is missing or
+    wrong.
+    """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
     source = (args.dataset_test_split, args.dataset_config)
     pairs = load_datasets(args, (*SIDES, *columns))
@@ -132,7 +138,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
                 f"A preference set and a benchmark are both called {found.name!r}, and the report could not tell them "
                 "apart. Rename the set."
             )
-    # A wrong value must fail here, not after hours of scoring
+    # An invalid value must raise an error here, not after hours of scoring
     for name in sets.problems:
         _check_shares(name, args)
     for name, rows in sets.pairs.items():
@@ -141,7 +147,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
 
 
 def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
-    """Raise `ValueError` if a column that is read only after scoring holds a wrong value."""
+    """Raise `ValueError` if a column that is needed only after scoring contains an invalid value."""
     for index, row in enumerate(rows):
         try:
             if args.length_column:
@@ -153,13 +159,13 @@ def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
 
 
 def _check_shares(name: str, args: EvaluationArguments):
-    """Raise `ValueError` if a problem is not usable, or if the worth of a candidate is not between 0 and 1."""
+    """Raise `ValueError` if a problem is invalid, or if a candidate's value is not between 0 and 1."""
     problems = load_problems(name, args.dataset_test_split, args.dataset_config, args.limit, bad_rows=args.bad_rows)
     for problem in problems:
         if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
-                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, but must be from 0 to 1 here. "
-                "best_of_n.py also takes scores outside this range."
+                f"{name}, row {problem.id!r}: `correct` contains {bad[0]:g}, but values must be from 0 to 1 here. "
+                "best_of_n.py also accepts scores outside this range."
             )
 
 
@@ -173,10 +179,10 @@ def score_sets(
     combine: str = "mean",
 ) -> dict[Key, list[list[Score]]]:
     """
-    Score all sets together, so equal chats are scored once and batches stay full. Returns the scores of each set's rows.
+    Score all sets together, so that identical chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    In errors, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its batches by length;
-    `options` are those of [`Scorer`]; `combine` is one of [`~combine_critiques.COMBINATIONS`].
+    Error messages use `titles` as the names of the sets and `one` as the noun for a response. `by_length` says whether the backend sorts
+    its batches by length. `options` are passed to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
@@ -202,12 +208,12 @@ class ModelResults:
     pairs: dict[str, PairEvaluation]  # by preference set, for `results` in report.json
     best_of_n: dict[str, dict]  # by set, `BestOfN.summary`
     robustness: Robustness = field(default_factory=lambda: Robustness({}))
-    # Evaluations with the scores of self-consistency, by temperature
+    # Evaluations with the scores sampled for self-consistency, by temperature
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
-    # For ensembles: rows with right and wrong responses or candidates, and their scores, by kind and name of the set
+    # For ensembles and cascades: rows that have right and wrong responses or candidates, and their scores, by kind and name of the set
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
-    # Cost of the rewards as scored by set, and of the sampled critiques by temperature and set
+    # Cost of the rewards as scored, by set, and of the sampled critiques, by temperature and set
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
     sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
 
@@ -219,7 +225,7 @@ def summarize(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """Compute a model's results from its rows and scores by kind and name of the set; `shown` are short names."""
+    """Compute a model's results from its rows and scores, both by kind and name of the set; `shown` maps sets to their short names."""
     evaluations = []
     for found in sets.benchmarks:
         part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
@@ -241,7 +247,7 @@ def summarize(
 
 
 def _summarize_combined(*parts) -> ModelResults:
-    """Apply [`summarize`] to scores without sampled critiques and probes, and assess their uncertainty."""
+    """Apply [`summarize`] to scores without sampled critiques or probes, and assess their uncertainty."""
     results = summarize(*parts)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 
@@ -249,7 +255,7 @@ def _summarize_combined(*parts) -> ModelResults:
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
-    """Compute the results of the judge, without sampled critiques and probes."""
+    """Compute the judge's results, without sampled critiques or probes."""
     fitted, scores, report = sets.judged(args, args.seed, folder)
     return _summarize_combined(sets, fitted, scores, args.group_column, shown), report
 
@@ -261,7 +267,7 @@ def summarize_ensemble(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """Compute the results of an ensemble from its members' results, by short name, without sampled critiques and probes."""
+    """Compute an ensemble's results, without sampled critiques or probes, from its members' results, which are keyed by short name."""
     chosen = [members[name] for name in ensemble.members]
     combined = {
         key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
@@ -279,7 +285,10 @@ def summarize_cascade(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> tuple[ModelResults, list[CascadeResult]]:
-    """Compute a cascade's results from those of its stages, by short name. Raises `ValueError` if the rows do not support its goal."""
+    """
+    Compute a cascade's results from its stages' results, which are keyed by short name. Raises `ValueError` if the rows do not support the
+    cascade's goal.
+    """
     fitted, row_scores, found, costs = {}, {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
         parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
@@ -300,12 +309,15 @@ def summarize_cascade(
 def _stage_part(
     members: Mapping[str, ModelResults], key: tuple[str, str], name: str, count: int | None
 ) -> StagePart | None:
-    """Return a stage's scores of a set: those of the model, or `count` of its sampled critiques, if the set has them."""
+    """
+    Return a stage's scores on a set: the model's scores, or those of `count` sampled critiques. Returns `None` if the set has no sampled
+    critiques.
+    """
     results = members[name]
     fitted, scores = results.parts[key]
     if count is None:
         return StagePart(fitted, scores, results.costs[key])
-    temperature, costs = next(iter(results.sampled_costs.items()))  # those of the first temperature
+    temperature, costs = next(iter(results.sampled_costs.items()))  # the costs at the first temperature
     if key not in costs:
         return None
     [evaluation] = [one for one, other in zip(results.sampled[temperature], costs, strict=True) if other == key]
@@ -321,12 +333,12 @@ def sample_critiques(
     args: EvaluationArguments,
     critique_format: CritiqueFormat,
 ) -> tuple[dict[float, list[Evaluation]], dict[float, dict[tuple[str, str], Cost]]]:
-    """Sample critiques at each temperature, and return the evaluations with their scores, and their cost."""
+    """Sample critiques at each temperature. Returns the evaluations with the sampled critiques' scores, and the cost of sampling."""
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     costs = {}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
-        # For the backend, each chat is `count` sequences
+        # For the backend, each chat amounts to `count` sequences
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
         sampling = {**options, "num_critiques": count, "temperature": temperature}
         scores = score_sets(sampler, fitted, titles, by_length, sampling)
@@ -342,8 +354,9 @@ def card_results(
     evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
 ) -> list[EvalResult]:
     """
-    Return the headline metrics with enough rows for a model card. Dataset names mark rows that came from local files, and the revision is
-    a hash of the rows. `settings` are those that scores depend on; `split` is the split of preference sets on the Hub.
+    Return the headline metrics for a model card, except for those that lack rows. The dataset name says whether the rows came from local
+    files, and the revision is a hash of the rows. `settings` are the settings that scores depend on; `split` is the split of preference
+    sets on the Hub.
     """
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]

@@ -31,8 +31,8 @@ class ScoringArguments(AnyModelArguments):
         server_url (`list[str]`, *optional*):
             One reward server per model, in the order of `models`; replicas of one model are separated by commas.
         ensembles (`list[str]`, *optional*):
-            Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B`. They take the mean or lowest of their models' rewards, each
-            standardised over a set.
+            Ensembles of `models` to evaluate as well: `mean:A,B` or `lowest:A,B`. An ensemble's reward is the mean or the lowest of its
+            models' rewards, each standardised over a set.
         dataset_name (`list[str]`):
             Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         output_dir (`str`):
@@ -42,9 +42,9 @@ class ScoringArguments(AnyModelArguments):
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split to score. Files have no splits.
         limit (`int`, *optional*):
-            Score only the first rows of each dataset.
+            Score only the first `limit` rows of each dataset.
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; `combine` says how to combine their rewards.
+            Number of critiques per response; `combine` sets how their rewards are combined.
         combine (`str`, *optional*, defaults to `"mean"`):
             How to combine the rewards of several critiques: mean, median, trimmed_mean, vote or likelihood.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -54,13 +54,13 @@ class ScoringArguments(AnyModelArguments):
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Handling of over-long rows: `error`, `drop` or `truncate_prompt`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that cannot be used: `error` or `drop`. Dropping reports how many.
+            Handling of rows that cannot be used: `error` or `drop`. The number of dropped rows is reported.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):
             Also read rewards at every `read_every`-th token of a critique.
         stop_when_stable (`float`, *optional*):
-            End a critique once its last three such rewards differ by less than this. Not with vLLM.
+            End a critique once its last three rewards from `read_every` differ by less than this value. Not available with vLLM.
     """
 
     models: list[str]
@@ -95,7 +95,7 @@ class ScoringArguments(AnyModelArguments):
                 f"`server_url` has {len(self.server_url)} addresses and `models` {len(self.models)} models: a server serves "
                 "one model. Give one address per model, in the same order."
             )
-        # Recorded by short names, which reveal nothing about this machine
+        # Ensembles are recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
 
     def _check_sampling(self):
@@ -108,7 +108,7 @@ class ScoringArguments(AnyModelArguments):
     def _check_combination(self):
         check_combination(self.combine)
         if self.combine != "mean" and self.num_critiques < 2:
-            raise ValueError(f"`combine` {self.combine!r} needs several critiques: give `num_critiques` above 1.")
+            raise ValueError(f"`combine` {self.combine!r} needs several critiques: set `num_critiques` above 1.")
         if self.combine == "likelihood" and self.backend == "server":
             raise ValueError(
                 "`combine` 'likelihood' needs the likelihoods of critiques, which a server does not return: choose another "
@@ -126,7 +126,10 @@ class ScoringArguments(AnyModelArguments):
 def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
-    """Load the first `limit` rows of datasets (by default `args.dataset_name`); check their columns, and that all models are reward models."""
+    """
+    Load the first `limit` rows of datasets (by default `args.dataset_name`). Check the datasets' columns, and that all models are reward
+    models.
+    """
     names = args.dataset_name if names is None else names
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}
     for name, rows in datasets.items():
@@ -161,7 +164,7 @@ def open_scorer(
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
-            # Left out if unset: the journal's keys contain the options
+            # These are left out if unset, because the journal's keys contain the options
             partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
             options |= {name: value for name, value in partial.items() if value is not None}
         yield scorer, critique_format, options

@@ -21,7 +21,7 @@ from .stats import NO_ROWS, BenchmarkScores, Estimate, Summarised, mean_estimate
 @dataclass(frozen=True)
 class Evaluation:
     """
-    A model on a benchmark or preference set.
+    Results of a model on a benchmark or preference set.
 
     Args:
         name, title (`str`):
@@ -33,11 +33,11 @@ class Evaluation:
         row_scores (`list[list[Score]]`):
             The scores of each row's responses.
         dropped, shortened (`int`):
-            Rows dropped as too long, and rows with a shortened prompt.
+            Number of rows dropped as too long, and number of rows with a shortened prompt.
         repeated_ids (`int`, *optional*, defaults to `0`):
-            Rows of a preference set that repeat the `id` of an earlier row.
+            Number of rows of a preference set that repeat the `id` of an earlier row.
         bad (`int`, *optional*, defaults to `0`):
-            Rows that the chat template or tokenizer refuses, left out with `bad_rows` `"drop"`.
+            Number of rows that the chat template or tokenizer rejects, which are left out with `bad_rows` `"drop"`.
         benchmark ([`Benchmark`], *optional*):
             The benchmark, whose own tables and result files are added to the report. `None` for a preference set.
     """
@@ -63,11 +63,11 @@ class Evaluation:
         return compress(zip(self.rows, self.row_scores, *columns, strict=True), self.known)
 
     def margins(self) -> list[float]:
-        """Return the rewards of right responses minus those of wrong ones, over all pairs of the known rows."""
+        """Return the reward of the right response minus that of the wrong one for all pairs of the known rows."""
         return [margin for row in self.margins_by_row().values() for margin in row]
 
     def margins_by_row(self) -> dict[str, list[float]]:
-        """Return the margins of each known row, by its id."""
+        """Return the margins of each known row, keyed by row id."""
         return {
             row.id: [scores[right].reward - scores[wrong].reward for right, wrong in row.pairs()]
             for row, scores in self.known_rows()
@@ -94,7 +94,7 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the results in JSON form, without the scores of single rows."""
+        """Return the results in JSON form, without the scores of individual rows."""
         return {
             "name": self.name,
             **self.scores.summary(),
@@ -129,7 +129,7 @@ def outcome(margins: Sequence[float]) -> float:
 
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
-    """Make the evaluation of a preference set, whose groups become subsets."""
+    """Build the evaluation of a preference set, whose groups become subsets."""
     # Rows are named by index, because ids of preference sets need not be unique
     rows = [
         BenchmarkRow(
@@ -139,25 +139,25 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
     scores = preference_pairs.score(rows, [[score.reward for score in scores] for scores in row_scores])
-    # A prompt with several pairs may repeat its id, so repeated ids are reported, not refused
+    # Several pairs with the same prompt may share an id, so repeated ids are reported instead of rejected
     ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
     counts = (result.dropped, result.shortened, len(ids) - len(set(ids)), fitted.bad)
     return Evaluation(name, title, scores, rows, row_scores, *counts)
 
 
 def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
-    """Return a sentence for each count that is not 0, and one for the share of critiques that were cut."""
+    """Return a sentence for each count that is not 0, and one for the share of critiques that were truncated."""
     notes = [f"{text}: {count}." for text, count in counted.items() if count]
     return notes + ([f"Critiques cut at the token budget: {critiques_cut:.1%}."] if critiques_cut else [])
 
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the estimate to quote for several models on one benchmark, with its label: the first headline estimate that all of them have, or
-    [`Evaluation.row_accuracy`] if its rows are missing.
+    Choose the estimate to quote for several models on one benchmark, and its label: the first headline estimate that all models have, or
+    [`Evaluation.row_accuracy`] if there is no such estimate.
     """
     title = evaluations[0].title
-    # Models that dropped different rows as too long may have different headlines, or lack another's
+    # Models that dropped different rows as too long may have different headlines, or lack another model's headline
     for headline in dict.fromkeys(evaluation.scores.headline for evaluation in evaluations):
         estimates = [evaluation.scores.figures.get(headline, NO_ROWS) for evaluation in evaluations]
         if not any(math.isnan(estimate.value) for estimate in estimates):
@@ -180,9 +180,10 @@ class Difference(Summarised):
         models (`tuple[str, str]`):
             The two models.
         difference ([`Estimate`]):
-            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with a paired bootstrap interval.
+            Mean over rows of the first model's outcome minus the second model's (see [`Evaluation.row_outcomes`]), with a paired bootstrap
+            interval.
         first_better, second_better (`int`):
-            Rows in which one model has more pairs in the right order than the other.
+            Number of rows in which one model has more pairs in the right order than the other.
     """
 
     benchmark: str
@@ -195,7 +196,7 @@ class Difference(Summarised):
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
     """Compare each pair of models on the rows that both scored; all models have evaluations of the same benchmarks in the same order."""
     found = [
-        # By id, because each model may have dropped different rows as too long
+        # Rows are matched by id, because each model may have dropped different rows as too long
         difference(ours.name, models, ours.row_outcomes(), theirs.row_outcomes())
         for models in combinations(results, 2)
         for ours, theirs in zip(*map(results.__getitem__, models), strict=True)
@@ -224,7 +225,7 @@ def fittable(rows: Sequence[CritiqueRow]) -> list[dict[str, Any]]:
 
 
 def fitted_rows(fitted: FittedRows) -> list[CritiqueRow]:
-    """Convert fitted rows back, with the prompts that the model sees."""
+    """Convert fitted rows back to [`CritiqueRow`] objects, with the prompts that the model sees."""
     return [CritiqueRow(row.row["id"], row.prompt, row.responses[0], row.row["critique"]) for row in fitted.rows]
 
 
@@ -232,8 +233,8 @@ def losses_of_sets(
     scorer: Scorer, sets: Mapping[str, FittedRows], overlong_policy: str, batch_size: int
 ) -> Mapping[str, list[ReferenceLoss] | None]:
     """
-    Compute the losses of reference critiques by set; `None` with vLLM and servers, which do not return losses. With the policy `"error"`, raises
-    `ValueError` if a row does not fit the model's context with its reference critique.
+    Compute the losses of reference critiques by set. The losses are `None` with vLLM and servers, which do not return them. With the policy
+    `"error"`, raises `ValueError` if a row does not fit the model's context together with its reference critique.
     """
     if not isinstance(scorer, TransformersScorer):
         return dict.fromkeys(sets)
@@ -249,17 +250,17 @@ class CritiqueResult:
 
     name: str
     rows: list[CritiqueRow]
-    scores: list[Score]  # with the model's own critiques; only the first one is compared
+    scores: list[Score]  # with the model's own critiques; only the first critique of each response is compared
     quality: CritiqueQuality
     dropped: int  # rows that do not fit the model's context
     shortened: int  # rows with a shortened prompt
-    without_loss: int  # rows that do not fit with their reference critique
+    without_loss: int  # rows that do not fit the context together with their reference critique
 
     @classmethod
     def of(
         cls, name: str, fitted: FittedRows, row_scores: Sequence[Sequence[Score]], losses: Sequence[ReferenceLoss] | None
     ) -> "CritiqueResult":  # fmt: skip
-        """Make the result from the rows that fit, the scores of their responses and the losses of the references."""
+        """Build the result from the rows that fit, the scores of their responses and the losses of the reference critiques."""
         rows, scores = fitted_rows(fitted), [score for [score] in row_scores]
         quality = score_critiques([score.critique for score in scores], [row.critique for row in rows], losses)
         without = sum(loss.tokens == 0 for loss in losses or [])

@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals: shares, weighted means, bootstraps over rows; and the form in which benchmarks return scores."""
+"""Estimates with 95 % intervals (shares, weighted means, bootstraps over rows), and the class in which benchmarks return scores."""
 
 import math
 from collections import Counter
@@ -26,7 +26,7 @@ _ROUNDING = 1e-12  # statistics of equal resamples may differ by this much, rela
 
 
 class Summarised:
-    """Base of dataclasses whose summary is their fields."""
+    """Base class for dataclasses whose summary consists of their fields."""
 
     def summary(self) -> dict[str, Any]:
         """Return the fields in JSON form; NaN becomes `None`."""
@@ -38,8 +38,8 @@ class Estimate(Summarised):
     """A number with its uncertainty."""
 
     value: float  # a share from 0 to 1 unless stated otherwise; NaN if rows are missing
-    n: int  # rows behind it
-    # Wilson's for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
+    n: int  # number of rows behind the estimate
+    # Wilson's interval for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
     ci95: Interval | None = None
 
 
@@ -72,13 +72,13 @@ def percentile_interval(
     """
     Compute the 95 % percentile interval of any statistic of resampled rows. The result is deterministic.
 
-    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each, shape (resamples, size),
-    and returns one value per resample, NaN where undefined. Returns `None` if a stratum has fewer than two rows, or if all values are equal,
-    because an interval of zero width would claim certainty.
+    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` receives the sampled indices of each stratum, shape
+    (resamples, size), and returns one value per resample, or NaN where it is undefined. Returns `None` if a stratum has fewer than two
+    rows, or if all values are equal, because an interval of zero width would claim certainty.
     """
     if min(sizes) < 2:
         return None
-    # A fixed seed: the same scores must give the same report, on any machine
+    # The seed is fixed, because the same scores must give the same report on any machine
     rng = np.random.default_rng(0)
     counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
     values = [statistic(*(rng.integers(size, size=(count, size)) for size in sizes)) for count in counts]
@@ -87,7 +87,7 @@ def percentile_interval(
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
-    """Apply [`percentile_interval`] to a statistic of how often each row was drawn, shape (resamples, num_rows)."""
+    """Apply [`percentile_interval`] to a statistic of how often each row was sampled, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
         return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))
@@ -96,7 +96,7 @@ def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarr
 
 
 def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Interval | None:
-    """Apply [`percentile_interval`] to a statistic that takes samples and `axis`, as `np.mean` does."""
+    """Apply [`percentile_interval`] to a statistic that accepts samples and `axis`, as `np.mean` does."""
 
     def of_places(*places: np.ndarray) -> np.ndarray:
         return statistic(*(sample[drawn] for sample, drawn in zip(samples, places, strict=True)), axis=-1)
@@ -112,7 +112,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
     n = len(outcomes)
     if n == 0:
         return NO_ROWS
-    # Rows with several pairs, or with tied best responses, have fractions as outcomes
+    # Rows with several pairs, or with tied best responses, may have fractional outcomes
     if all(outcome in (0, 1) for outcome in outcomes):
         value = round(sum(outcomes)) / n
         return Estimate(value, n, wilson(value, n))
@@ -120,7 +120,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of any number per row, with a bootstrap interval."""
+    """Return the mean of one number per row, with a bootstrap interval."""
     if not len(values):
         return NO_ROWS
     sample = np.asarray(values, dtype=float)
@@ -157,7 +157,7 @@ class BenchmarkScores:
     missing: tuple[str, ...] = ()
     # Rows of subsets that are not part of the benchmark; no metric includes them
     unknown: dict[str, int] = field(default_factory=dict)
-    # Subsets with fewer than `FEW_ROWS` rows, if figures are means over subsets
+    # Subsets with fewer than `FEW_ROWS` rows, if some metrics are means over subsets
     few: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark, ready for JSON
 
@@ -188,7 +188,7 @@ class BenchmarkScores:
 
 
 def count_unknown(rows: "Iterable[BenchmarkRow]", known: Iterable[str]) -> dict[str, int]:
-    """Count the rows of each subset that is not among the `known` ones."""
+    """Count the rows of each subset that is not among the `known` subsets."""
     known = set(known)
     return dict(Counter(row.subset for row in rows if row.subset not in known))
 
@@ -216,11 +216,11 @@ def collect_scores(
     **scores: Any,
 ) -> BenchmarkScores:
     """
-    Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count ties,
+    Build [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count ties,
     undecidable rows, and missing and unknown subsets, which every benchmark reports.
 
-    `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether some
-    metrics are means over subsets. `scores` are the other fields.
+    `parts` are the subsets of the benchmark, and `other_parts` are further subsets that may be absent. `averages_subsets` says whether some
+    metrics are means over subsets. `scores` contains the remaining fields.
     """
     parts, other_parts, present = tuple(parts), tuple(other_parts), Counter(row.subset for row in rows)
     return BenchmarkScores(

@@ -1,4 +1,4 @@
-"""Make a scorer from the server addresses in a trainer's environment. Does not import torch."""
+"""Create a scorer from the server addresses in a trainer's environment variables, without importing torch."""
 
 import re
 from typing import TYPE_CHECKING
@@ -12,20 +12,22 @@ if TYPE_CHECKING:
 
 def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None) -> "CLoudClient | CascadeScorer":
     """
-    Return a client of a reward server, or with `fit`, the file of a [`CascadeFit`], a cascade over several. Both have an `ascore`.
+    Return a client for a reward server or, if `fit` names the file of a [`CascadeFit`], a cascade over several reward servers. Both have a
+    method `ascore`.
 
-    In `urls`, commas separate replicas, and spaces separate the stages of a cascade, the cheapest first. Each stage writes one greedy
-    critique. `api_key` is the key of all servers. Raises `ValueError` if the fit is missing, or for another number of stages.
+    In `urls`, commas separate replicas of a server, and spaces separate the stages of a cascade, the cheapest stage first. Each stage
+    writes one greedy critique. `api_key` is the key for all servers. Raises `ValueError` if there are several stages but no fit, or if the
+    fit is for a different number of stages.
     """
     stages = re.split(r"(?<!,)\s+", urls.strip())
     if fit is None and len(stages) > 1:
         raise ValueError(
-            f"CLOUD_REWARD_URL has {len(stages)} addresses separated by spaces, the stages of a cascade, but CLOUD_REWARD_CASCADE does "
-            "not name its fit. Separate replicas of one model by commas."
+            f"CLOUD_REWARD_URL has {len(stages)} addresses separated by spaces, which are the stages of a cascade, but "
+            "CLOUD_REWARD_CASCADE does not name its fit. Separate replicas of one model by commas."
         )
     clients = [CLoudClient(stage, api_key) for stage in stages]
     if fit is None:
         return clients[0]
-    from ..cascade import CascadeFit, CascadeScorer  # imports NumPy, which clients do without
+    from ..cascade import CascadeFit, CascadeScorer  # imported here, because it needs NumPy, which clients do not
 
     return CascadeScorer(clients, CascadeFit.load(fit))

@@ -1,4 +1,4 @@
-"""Handle responses whose text a reward model's chat template partly hides."""
+"""Handle responses whose text is partly hidden by a reward model's chat template."""
 
 import logging
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ def check_policy(name: str, policy: str):
 
 
 def report_hidden_text(scores: Sequence[Score], policy: str):
-    """Log how many responses the chat template did not show in full; with the policy `"error"`, raise `ValueError` instead."""
+    """Log how many responses the chat template did not show in full or, if the policy is `"error"`, raise `ValueError` instead."""
     if changed := sum(score.response_changed for score in scores):
         message = (
-            f"The reward model's chat template hides or changes text of {changed} of {len(scores)} responses (thinking blocks, or "
-            "what precedes a `</think>`). To show this text to the model, load the model with `keep_thinking=True`."
+            f"The reward model's chat template hides or changes text in {changed} of {len(scores)} responses (thinking blocks, or "
+            "text before a `</think>`). To show this text to the model, load the model with `keep_thinking=True`."
         )
         if policy == "error":
             raise ValueError(message)

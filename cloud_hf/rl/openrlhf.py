@@ -8,15 +8,16 @@ Environment variables:
     CLOUD_REWARD_URL          address of a reward server, or of its replicas, separated by commas; or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
     CLOUD_REWARD_API_KEY      key of the server, if it requires one
-    CLOUD_REWARD_CASCADE      file of a cascade's fit. CLOUD_REWARD_URL then holds a server for each stage, separated by spaces
-    CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
+    CLOUD_REWARD_CASCADE      file of a cascade's fit. CLOUD_REWARD_URL then lists a server for each stage, separated by spaces
+    CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy, whose chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
     CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
-                              or changes text, such as what precedes a `</think>`
-    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. Without it, they raise an error.
-                              They always do until a first response has been judged, because wrong settings are the likely cause
+                              or changes text, such as the text before a `</think>`
+    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. If it is not set, such a response raises
+                              an error. Even if it is set, such a response raises an error as long as no other response has been judged,
+                              because until then wrong settings are the likely cause
 
-OpenRLHF runs this file by its path, and calls `reward_func` from several threads with one response each. It swallows
+OpenRLHF loads this file by its path, and calls `reward_func` from several threads with one response each. OpenRLHF swallows
 errors, so they are logged here.
 """
 
@@ -29,7 +30,7 @@ from functools import cache
 import torch
 from transformers import AutoTokenizer
 
-# Absolute imports, because OpenRLHF runs this file by its path, outside the package
+# These imports are absolute, because OpenRLHF loads this file by its path, outside the package
 from cloud_hf.chat_parsing import RenderedChats
 from cloud_hf.loading import load_reward_model
 from cloud_hf.rl.environment_scorer import served_scorer
@@ -51,12 +52,12 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
         queries (`list[str]`):
             Prompts with their responses, rendered with the policy's chat template, including special tokens.
         prompts (`list[str]`):
-            The rendered prompts. All text after the prompt is the response, even if it contains turn markers.
+            The rendered prompts. All text that follows a prompt in its query is the response, even if it contains turn markers.
 
     Returns:
-        `dict`: Tensors of shape (B,). `rewards` and `scores` both contain the rewards (so set the range for dynamic filtering
-        on the reward scale, not from 0 to 1). `extra_logs` contains the standard deviation, the share of cut
-        critiques, and whether the response was changed or could not be judged.
+        `dict`: Tensors of shape (B,). `rewards` and `scores` both contain the rewards, so the range for dynamic filtering must be given on
+        the reward scale, not from 0 to 1. `extra_logs` contains, for each response, the standard deviation of its rewards, the share of
+        truncated critiques, and whether the response was changed or could not be judged.
 
     Raises:
         `ValueError`: If an environment variable is missing or a response cannot be judged.
@@ -80,7 +81,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
 
 
 class _RewardModel:
-    """The scorer and the options that the environment variables select."""
+    """Scorer and options that the environment variables select."""
 
     def __init__(self):
         self.chats = RenderedChats(AutoTokenizer.from_pretrained(_variable("CLOUD_POLICY_TOKENIZER")))
@@ -93,7 +94,10 @@ class _RewardModel:
         self.has_judged = False
 
     def judge(self, query: str, prompt: str) -> tuple[float, float, float, float, float]:
-        """Return reward, standard deviation and share of cut critiques, and two flags: text is hidden; the response cannot be judged."""
+        """
+        Return the reward, its standard deviation, the share of truncated critiques, and two flags: 1 if the chat template changed the
+        response, and 1 if the response could not be judged.
+        """
         try:
             *messages, answer = self.chats.parse(query, prompt)
             [score] = self.scorer.score([messages], [answer["content"]], **self.options)
@@ -109,7 +113,7 @@ class _RewardModel:
 
 
 class _OneAtATime:
-    """Serialises calls from several threads: a model in this process scores one batch at a time."""
+    """Serialises calls from several threads, because a model in this process can score only one batch at a time."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer

@@ -1,4 +1,4 @@
-"""Reward functions for TRL's `GRPOTrainer` and `RLOOTrainer`, over any scorer."""
+"""Reward functions for TRL's `GRPOTrainer` and `RLOOTrainer`, which work with any scorer."""
 
 import logging
 import math
@@ -14,55 +14,54 @@ from .hidden_text import check_policy, report_hidden_text
 
 logger = logging.getLogger(__name__)
 
-# Rewards of a group with a smaller deviation count as equal: identical completions in a batch differ by float noise, which
-# the division would amplify to a signal
+# If the standard deviation of a group's rewards is at most this value, the rewards count as equal. The rewards of identical completions in
+# a batch differ by float noise, which dividing by the standard deviation would amplify into a signal
 _LEAST_DEVIATION = 1e-4
 
 
 def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]:
     """
-    Make a reward function that judges completions with a reward model.
+    Create a reward function that judges completions with a reward model.
 
-    It adds the critiques to TRL's completions table (`log_completions=True`), and logs the share of critiques that were cut
-    and the share of completions that could not be judged.
+    The function adds the critiques to TRL's completions table (`log_completions=True`), and logs the share of critiques that were
+    truncated and the share of completions that could not be judged.
 
     Args:
         scorer ([`Scorer`]):
-            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or
-            [`ScalarScorer`] for third-party scalar models; or [`CascadeScorer`], for whole groups of completions
-            without tool calls.
+            Any backend ([`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]), [`ScalarScorer`] for third-party
+            scalar models, or [`CascadeScorer`], which requires complete groups of completions without tool calls.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]. `max_new_tokens` defaults to 512 here.
         normalize (`str`, *optional*):
-            `"group"` normalises the rewards of one prompt's completions to mean 0 and standard deviation 1 (population), or
-            to 0 if they are equal. Use it to combine reward functions of different scales; TRL scales only their sum
-            (`scale_rewards`).
+            `"group"` normalises the rewards of each prompt's completions to mean 0 and standard deviation 1 (population), or
+            to 0 if all of them are equal. Use this option to combine reward functions with different scales, because TRL scales only their
+            sum (`scale_rewards`).
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts, which TRL's sampler produces; give the size if
-            two consecutive groups may have the same prompt, or a process may get a part of a group. A batch of incomplete groups then
-            raises an error.
+            Size of a group. By default, a group is a run of equal prompts, which is what TRL's sampler produces. Give the size if two
+            consecutive groups may have the same prompt, or if a process may receive only a part of a group. A batch with incomplete groups
+            then raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
-            Policy for completions in which the reward model's chat template hides or changes text (some hide all that
-            precedes a `</think>`): `"warn"` counts them in a warning and a metric, `"error"` raises. To show such text to the
-            reward model, load it with `keep_thinking=True`.
+            Policy for completions in which the reward model's chat template hides or changes text (some templates hide all text
+            before a `</think>`). `"warn"` counts them in a warning and a metric, and `"error"` raises an error. To show such text to the
+            reward model, load the model with `keep_thinking=True`.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
             Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
-            `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay off.
-            `"none"` returns the reward `None`: TRL ignores the completion if no other reward function judges it;
-            otherwise it adds up the others, so that `None` is worth 0, which a policy can prefer to a negative reward.
-            The last two count the completions in a warning and a metric, and raise until some completion has been
-            judged, because before that, wrong settings are the likely cause.
+            `"error"` raises an error. `"lowest"` gives such completions the lowest reward seen so far, so that they never pay off.
+            `"none"` gives them the reward `None`. TRL ignores a completion if all its rewards are `None`; otherwise it adds up the rewards
+            from the other reward functions, so that `None` counts as 0, which a policy may prefer to a negative reward.
+            With `"lowest"` and `"none"`, the completions are counted in a warning and a metric. An error is still raised if no completion
+            has been judged yet, because then wrong settings are the likely cause.
         judged_part (`Callable`, *optional*):
-            Returns the part of a completion's text to judge, for instance the text after a thinking block.
+            Function that returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
             Name of the function in TRL's logs.
 
     Returns:
-        `Callable`: A function for `reward_funcs`. A prompt is a string, taken as a user message, or a list of chat messages.
-        If a completion is a list of messages, the last one is judged, and the earlier ones (tool calls) are its context.
+        `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages.
+        If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context.
 
     Raises:
-        `ValueError`: If an option is not usable. The function raises it for a completion that cannot be judged.
+        `ValueError`: If an option is invalid. The returned function raises `ValueError` if a completion cannot be judged.
 
     Examples:
 
@@ -87,8 +86,9 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
 def async_cloud_reward(client, **options) -> Callable:
     """
-    Make an asynchronous [`cloud_reward`] over an object with an `ascore`, such as [`~serving.CLoudClient`] or a [`CascadeScorer`] of them.
-    TRL awaits it together with its other async reward functions. `options` are those of [`cloud_reward`].
+    Create an asynchronous version of [`cloud_reward`] from an object with a method `ascore`, such as a [`~serving.CLoudClient`] or a
+    [`CascadeScorer`] over several clients. TRL runs it concurrently with other async reward functions. The `options` are those of
+    [`cloud_reward`].
 
     Examples:
 
@@ -111,12 +111,12 @@ def async_cloud_reward(client, **options) -> Callable:
 
 
 def _compares(scorer) -> bool:
-    """Return whether a reward depends on the other completions, as those of [`CascadeScorer`] do."""
+    """Return whether a completion's reward depends on the other completions in its group, as with [`CascadeScorer`]."""
     return getattr(scorer, "compares_responses", False)
 
 
 class _Batch:
-    """Completions, their scores, and the errors of those that cannot be judged."""
+    """A batch of completions, with their scores and with the errors for completions that cannot be judged."""
 
     def __init__(self, prompts: list, completions: list, judged_part: Callable[[str], str] | None):
         self.prompts = prompts
@@ -131,12 +131,12 @@ class _Batch:
             yield self._untried.pop()
 
     def inputs(self, rows: range) -> tuple[list, list]:
-        """Return prompts and responses for a scorer."""
+        """Return the prompts and responses to pass to a scorer."""
         read = [_read_row(row - rows.start, self.prompts[row], self.completions[row]) for row in rows]
         return [prompt for prompt, _ in read], [self._part(response) for _, response in read]
 
     def _part(self, response: str | dict) -> str | dict:
-        """Return the part to judge, as a string if it is only text."""
+        """Return the part of a response to judge, as a string if the response is only text."""
         text = response if isinstance(response, str) else response.get("content")
         if self.judged_part is not None and isinstance(text, str):
             text = self.judged_part(text)
@@ -151,7 +151,10 @@ class _Batch:
             self.scores[row] = score
 
     def refuse(self, rows: range, error: ValueError):
-        """Queue both halves of `rows` to try again, until each bad row is isolated. This is cheap: scorers check rows before computing."""
+        """
+        Queue both halves of `rows` to be tried again, so that in the end each bad row is isolated. This is cheap, because scorers check all
+        rows before they compute anything.
+        """
         if len(rows) == 1:
             self.errors.append(error)
             return
@@ -186,7 +189,7 @@ class _Settings:
         if self.compares and self.on_unjudgeable != "error":
             raise ValueError(
                 f'`on_unjudgeable` is {self.on_unjudgeable!r}, but a cascade compares all completions of a group; leave it at "error" and '
-                "limit the length of completions."
+                "limit the length of the completions."
             )
         if self.compares and (self.num_critiques, self.temperature) != (1, 0.0):
             raise ValueError(
@@ -207,7 +210,7 @@ class _Settings:
         return function
 
     def check_groups(self, batch: _Batch):
-        """Raise `ValueError` if completions cannot be compared: a group is incomplete, or its completions have tool calls."""
+        """Raise `ValueError` if completions cannot be compared because a group is incomplete or completions have tool calls."""
         if not self.compares:
             return
         _groups(batch.prompts, self.num_generations)
@@ -220,7 +223,7 @@ class _Settings:
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
-        """If the scorer refuses rows, split them in half and try again, or raise its error."""
+        """If the scorer rejects rows, queue both halves of them to be tried again, or raise the scorer's error."""
         try:
             yield
         except ValueError as error:
@@ -238,7 +241,7 @@ class _Settings:
             if not self.has_judged:
                 raise ValueError(f"No completion could be judged yet: {batch.errors[0]}") from batch.errors[0]
             logger.warning(
-                "%d of %d completions could not be judged and get no reward. First error: %s",
+                "%d of %d completions could not be judged. First error: %s",
                 len(batch.errors), len(batch.scores), batch.errors[0],
             )  # fmt: skip
         if log_extra is not None:
@@ -273,15 +276,15 @@ def normalize_by_group(
 
     Args:
         rewards (`list[float | None]`):
-            One reward per completion. `None` stays `None` and is not counted.
+            One reward per completion. `None` stays `None` and does not count.
         prompts (`list`):
-            The completions' prompts.
+            Prompt of each completion.
         num_generations (`int`, *optional*):
-            Size of a group. By default a group is a run of equal prompts.
+            Size of a group. By default, a group is a run of equal prompts.
 
     Returns:
-        `list[float | None]`: In input order. A group of one, or a group whose rewards are equal up to float noise (a deviation
-        of at most 1e-4), gets 0.
+        `list[float | None]`: The normalised rewards in input order. They are 0 in a group of one completion, and in a group whose rewards
+        are equal up to float noise (a standard deviation of at most 1e-4).
 
     Raises:
         `ValueError`: If the batch does not consist of complete groups of `num_generations` equal prompts.
@@ -297,7 +300,7 @@ def normalize_by_group(
 
 
 def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
-    """Return the rows of each group. Raises `ValueError` for one that is incomplete."""
+    """Return the rows of each group. Raises `ValueError` if a group is incomplete."""
     if num_generations is None:
         return [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
     starts = range(0, len(prompts), num_generations)
@@ -305,7 +308,7 @@ def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
     for rows in groups:
         if len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows):
             raise ValueError(
-                f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} for one prompt. Make the batch "
+                f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} completions for one prompt. Make the batch "
                 "size of each process a multiple of `num_generations`."
             )
     return groups
@@ -315,7 +318,7 @@ def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
 
 
 def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dict]:
-    """Convert TRL's prompt and completion to a prompt and response for a scorer."""
+    """Convert a prompt and a completion from TRL to a prompt and a response for a scorer."""
     if isinstance(completion, str):
         return prompt, completion
     *context, last = completion
@@ -323,7 +326,7 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
         raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not an assistant message.")
     messages = [*prompt, *context]
     if messages[-1]["role"] == "assistant":
-        # The prompt ends with the start of the answer, which the policy continued
+        # The prompt ended with the start of the response, which the policy continued
         start = messages.pop()
         last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
     return messages, last

@@ -1,16 +1,21 @@
-"""Reward function for verl, over its own reward model servers or over a reward server.
+"""Reward function for verl, which sends requests to verl's own reward model servers or to a reward server.
 
     python -m verl.trainer.main_ppo reward.custom_reward_function.path=path/to/cloud_hf/rl/verl.py \\
         reward.custom_reward_function.name=compute_score \\
         +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
 
-(Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True`, verl
-starts vLLM servers of the reward model behind a router. Their chat route returns the rewards, so cloud_hf must be
-installed where they run. If they refuse a request, the router answers with status 500, and vLLM's log says why.
-Otherwise, requests go to the reward server at CLOUD_REWARD_URL (or its replicas, separated by commas), with the key
-CLOUD_REWARD_API_KEY. With CLOUD_REWARD_CASCADE, the file of a cascade's fit, CLOUD_REWARD_URL holds a server for each
-stage, separated by spaces. verl passes the decoded response to a reward function but not the prompt, so every row of
-the data needs the prompt in `extra_info`.
+(In older versions, the options are called `custom_reward_function.path` and so on.)
+
+With `reward.reward_model.enable=True`, verl starts vLLM servers for the reward model behind a router. Their chat route
+returns the rewards, so cloud_hf must be installed where the servers run. If a server rejects a request, the router
+responds with status 500, and vLLM's log contains the reason.
+
+Otherwise, requests go to the reward server at CLOUD_REWARD_URL (or to its replicas, separated by commas), with the key
+in CLOUD_REWARD_API_KEY. If CLOUD_REWARD_CASCADE names the file of a cascade's fit, CLOUD_REWARD_URL lists a server for
+each stage, separated by spaces.
+
+verl passes the decoded response to a reward function, but not the prompt, so every row of the data must contain the
+prompt in `extra_info`.
 """
 
 import logging
@@ -18,7 +23,7 @@ import os
 from functools import lru_cache
 from typing import Any
 
-# Absolute imports, because verl runs this file by its path, outside the package
+# These imports are absolute, because verl loads this file by its path, outside the package
 from cloud_hf.rl.environment_scorer import served_scorer
 from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
 from cloud_hf.serving.chat_client import CLoudChatClient
@@ -50,28 +55,28 @@ async def compute_score(
 
     Args:
         data_source, ground_truth, reward_model_tokenizer:
-            Not used; verl passes them.
+            Ignored; verl always passes them.
         solution_str (`str`):
             The response.
         extra_info (`dict`):
-            Holds the prompt (chat messages or a string) as `prompt`, `raw_prompt` or `question`.
+            Contains the prompt (chat messages or a string) under the key `prompt`, `raw_prompt` or `question`.
         reward_router_address (`str`, *optional*):
-            Host and port of verl's router to vLLM servers. Without it, requests go to the reward server at
+            Host and port of verl's router to the vLLM servers. If there is no router, requests go to the reward server at
             CLOUD_REWARD_URL.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
-            Policy for responses in which the reward model's chat template hides or changes text, such as what precedes a
+            Policy for responses in which the reward model's chat template hides or changes text, such as the text before a
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
-            Reward for responses that the server refuses, such as over-long ones. By default, they raise an error.
+            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error.
 
     Returns:
-        `dict`: `score`, the reward for training; and for logging `critique`, `reward_std`, `critique_cut` (share of critiques
-        that were cut) and `unjudgeable` (0 or 1).
+        `dict`: `score`, which is the reward for training, and the following values for logging: `critique`, `reward_std`, `critique_cut`
+        (share of critiques that were truncated), `response_changed` (0 or 1) and `unjudgeable` (0 or 1).
 
     Raises:
-        `ValueError`: If there is no server, `extra_info` holds no prompt, or the response cannot be judged.
+        `ValueError`: If there is no server, `extra_info` contains no prompt, or the response cannot be judged.
     """
     check_policy("on_response_changed", on_response_changed)
     if reward_router_address and on_response_changed == "error":
@@ -112,7 +117,7 @@ def _result(
     response_changed: float = 0.0,
     unjudgeable: float = 0.0,
 ) -> dict[str, float | str]:
-    """Return the reward and the values to log. Every response has all of them, because verl collects each key over the batch."""
+    """Return the reward and the values to log. All keys are always present, because verl collects each key over the batch."""
     return {
         "score": score,
         "critique": critique,
@@ -140,7 +145,7 @@ def _client(router_address: str | None) -> Any:
     return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
 
 
-# One client per server, so that calls share its connections and their limit
+# Create only one client per server, so that all calls share its connections and their limit
 _shared = lru_cache(maxsize=8)(lambda kind, *address: kind(*address))
 
 
@@ -148,7 +153,7 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
     for key in PROMPT_KEYS:
         prompt = (extra_info or {}).get(key)
         if prompt is not None:
-            # Parquet files return messages as arrays
+            # Messages that were loaded from Parquet files are arrays
             return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "

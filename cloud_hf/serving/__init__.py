@@ -1,4 +1,4 @@
-"""Scorers that use vLLM or a server. Names are imported on first use: importing vLLM takes seconds."""
+"""Scorers that use vLLM or a server. Names are imported on first use, because importing vLLM takes seconds."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

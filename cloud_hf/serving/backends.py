@@ -25,7 +25,8 @@ from ..scores import Sampling, Scorer
 from ..scoring import TransformersScorer, context_length
 
 
-# Lowest and highest temperature above 0. vLLM raises lower ones to 0.01, and refuses higher ones only after its engine has started.
+# The lowest and highest temperature that each backend supports besides 0. vLLM raises lower temperatures to 0.01, and rejects higher ones
+# only after its engine has started.
 _TEMPERATURES = {"transformers": (0.0, math.inf), "vllm": (0.01, 2.0), "server": (0.001, 100.0)}
 
 
@@ -39,17 +40,17 @@ class BackendArguments:
         backend (`str`, *optional*, defaults to `"transformers"`):
             `"transformers"` or `"vllm"` in this process, or a reward `"server"`.
         batch_size (`int`, *optional*, defaults to `16`):
-            Sequences per forward pass, with transformers.
+            Sequences per forward pass (transformers only).
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights, with transformers or vLLM. `"auto"` uses the checkpoint's.
+            Data type of the weights (transformers and vLLM). `"auto"` uses the checkpoint's.
         vllm_options (`str`, *optional*):
             Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to the memory
             that the model's context needs; see [`CLoudVLLM`].
         server_url (`str`, *optional*):
-            Address of the reward server, or of its replicas, separated by commas. They must serve the model that the script names; its
-            tokenizer is read locally.
+            Address of the reward server, or the addresses of its replicas, separated by commas. They must serve the model that the script
+            names; the model's tokenizer is loaded locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
-            Environment variable with the server's key, if any.
+            Environment variable that contains the server's key, if any.
     """
 
     backend: str = "transformers"
@@ -76,7 +77,7 @@ class BackendArguments:
         low, high = _TEMPERATURES[self.backend]
         if temperature and not low <= temperature <= high:
             raise ValueError(
-                f"`{option}` is {temperature:g}; `backend` {self.backend!r} takes 0 (greedy) or {low:g} to {high:g}."
+                f"`{option}` is {temperature:g}; `backend` {self.backend!r} accepts 0 (greedy) or {low:g} to {high:g}."
             )
 
     def parsed_vllm_options(self) -> dict:
@@ -127,19 +128,19 @@ class AnyModelArguments(BackendArguments):
             return
         if stop_when_stable is not None and self.backend == "vllm":
             raise ValueError(
-                "`stop_when_stable` needs `backend` transformers: vLLM cannot end a critique by its reward."
+                "`stop_when_stable` needs `backend` transformers: vLLM cannot end a critique based on its reward."
             )
         configs = {name: self.read_config(name) for name in names}
         formats = {name: config.format for name, config in configs.items() if getattr(config, "critique", False)}
         if not formats:
             raise ValueError(
-                "`read_every` reads the reward inside critiques, and none of the models writes critiques."
+                "`read_every` reads the reward inside critiques, but none of the models writes critiques."
             )
         for name, critique_format in formats.items():
             if format_class(critique_format).rereads_critiques:
                 raise ValueError(
-                    f"`read_every`: {name} (`format` {critique_format!r}) reads the reward from the critique's text after it is "
-                    "written, so it has no partial rewards."
+                    f"`read_every`: {name} (`format` {critique_format!r}) reads the reward from the critique's text once the "
+                    "critique is complete, so it has no partial rewards."
                 )
 
     def read_config(self, name: str):
@@ -153,7 +154,7 @@ class AnyModelArguments(BackendArguments):
         return config
 
     def weights_for(self, config) -> dict[str, float] | None:
-        """Return the label weights, which apply to models with several labels."""
+        """Return the label weights if the model has several labels, otherwise `None`."""
         return parse_label_weights(self.label_weights) if config.num_labels > 1 else None
 
 
@@ -185,13 +186,15 @@ def open_backend(
         args ([`BackendArguments`]):
             The backend.
         show_progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar for each call, with transformers or vLLM.
+            Show a progress bar for each call (transformers and vLLM).
 
     Yields:
-        `tuple`: The scorer, the model's format, and its longest sequence in tokens, including the critique.
+        `tuple`: The scorer, the model's critique format, and the model's maximum sequence length in tokens, including
+            the critique.
 
     Raises:
-        `ValueError`: If `name` is not a CLoud or classic model, or the server's model is of the other kind.
+        `ValueError`: If `name` is not a CLoud or classic model, or the server's model is not of the same kind as
+            `name`.
     """
     if args.backend == "vllm":
         from .vllm.scorer import CLoudVLLM
@@ -211,7 +214,7 @@ def open_backend(
             kinds = {True: "a CLoud model", False: "a classic model"}
             raise ValueError(
                 f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. Name the "
-                "model that the server has; with several models, give their addresses in the same order."
+                "model that the server serves; with several models, give the servers' addresses in the same order."
             )
         yield client, critique_format, served.context_length
     else:

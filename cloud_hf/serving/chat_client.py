@@ -1,4 +1,4 @@
-"""Client of vLLM's own OpenAI server, for routers and clouds that offer nothing else. Does not import torch."""
+"""Client for vLLM's own OpenAI server, for routers and clouds that offer nothing else. Does not import torch."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ from .http_answers import read_number, read_sample
 
 # The token that closes a critique, and the one that carries the reward
 _CLOSING_TOKENS = 2
-# vLLM's server replaces lower logprobs by this
+# vLLM's server replaces lower logprobs with this value
 _NO_LOGPROB = -9999.0
 
 
 class CLoudChatClient(CLoudClient):
     r"""
-    [`Scorer`] over the chat route of vLLM's OpenAI server (`vllm serve`) with a CLoud model. Arguments, retries and errors are those of
-    [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` are not supported.
+    [`Scorer`] that uses the chat route of vLLM's OpenAI server (`vllm serve`), which must serve a CLoud model. Arguments, retries and
+    errors are those of [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` are not supported.
 
     Examples:
 
@@ -41,7 +41,7 @@ class CLoudChatClient(CLoudClient):
         if "critiques" in item:
             raise ValueError("vLLM's chat route writes critiques and cannot score given ones; drop `critiques`")
         if "read_every" in options or "stop_when_stable" in options:
-            raise ValueError("vLLM's chat route gives no partial rewards; drop `read_every` and `stop_when_stable`")
+            raise ValueError("vLLM's chat route returns no partial rewards; drop `read_every` and `stop_when_stable`")
         prompt = item["prompt"]
         chat = prompt if isinstance(prompt, dict) else {"messages": prompt}
         messages = chat["messages"]
@@ -57,7 +57,8 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            # They distinguish a truncated critique from one that ends at the limit. The first is the token itself
+            # Two, to distinguish a truncated critique from one that ends exactly at the limit. The first one is the
+            # sampled token itself
             "top_logprobs": 2,
             "return_token_ids": True,
         }
@@ -80,7 +81,7 @@ class CLoudChatClient(CLoudClient):
             raise ValueError(f"no reward (finish reason {choice['finish_reason']!r:.60})")
         critique_ids = ids[:-_CLOSING_TOKENS]
         is_cut = False
-        if len(critique_ids) == max_new_tokens:  # vLLM closes it there in any case
+        if len(critique_ids) == max_new_tokens:  # vLLM closes a critique of this length in any case
             closing = tokens[-_CLOSING_TOKENS]
             likeliest = max(read_number(other["logprob"]) for other in closing["top_logprobs"])
             is_cut = read_number(closing["logprob"]) < likeliest

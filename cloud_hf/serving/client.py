@@ -1,4 +1,4 @@
-"""Client of the reward server: a scorer over HTTP. Does not import torch."""
+"""Client for the reward server: a scorer over HTTP. Does not import torch."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
 
-# Maximum bytes of an answer without scores, and of one critique token in JSON (vLLM sends its logprob, and its text three times)
+# Maximum bytes of a response without scores, and of one critique token in JSON (vLLM sends the token's logprob, and its text three times)
 _LONGEST_MESSAGE = 2**20
 _BYTES_PER_TOKEN = 1024
 
@@ -39,8 +39,9 @@ class RewardServerError(RuntimeError):
 @dataclass(frozen=True)
 class ServedModel:
     """
-    Properties of a server's model; `context_length` is its longest sequence in tokens, including the critique, or `None` if
-    there is no limit. `model_version` is a hash of its files or a commit, `version` the server's release.
+    Properties of the model that a server serves. `context_length` is the maximum sequence length in tokens, including the critique, or
+    `None` if there is no limit. `model_version` is a commit or a hash of the model's files, and `version` is the server's release of
+    cloud-hf.
     """
 
     name: str
@@ -52,7 +53,7 @@ class ServedModel:
 
 @dataclass
 class _Pool:
-    """Connections of one event loop, shared by all calls on it."""
+    """HTTP connections of one event loop, shared by all calls that run on it."""
 
     http: httpx2.AsyncClient
     slots: asyncio.Semaphore
@@ -61,7 +62,7 @@ class _Pool:
 
 @dataclass
 class _Row:
-    """A request for one response, and its failed attempts so far."""
+    """A request to judge one response, and the number of its failed attempts so far."""
 
     index: int
     body: bytes
@@ -74,34 +75,35 @@ class _Row:
 
     @property
     def longest_answer(self) -> int:
-        """Maximum size of an answer in bytes; the server also returns given critiques."""
+        """Maximum size of the server's response in bytes. It depends on the request's size, because given critiques are sent back."""
         tokens = self.num_critiques * self.max_new_tokens
         return _LONGEST_MESSAGE + 2 * len(self.body) + tokens * _BYTES_PER_TOKEN
 
 
 class CLoudClient:
     r"""
-    [`Scorer`] over a reward server (`python -m cloud_hf.serving.server`).
+    [`Scorer`] that uses a reward server (`python -m cloud_hf.serving.server`).
 
-    Sends one request per response, so a failure costs little. Lost connections, time-outs and the statuses 502, 503 and
-    504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
-    not count as a failure: the request is repeated until `timeout` has passed.
+    The client sends one request per response to judge, so a failure costs little. Lost connections, time-outs and the statuses 502, 503 and
+    504 are retried after 1, 2, 4, … seconds (at most 30; each pause is randomly shortened by up to half). A full queue (429) does not count
+    as a failure: the request is repeated until `timeout` has passed.
 
-    Among several replicas, the one with the fewest requests from this client gets the next request. If a replica fails, its requests go to the
-    others at once, and its health is polled after 1, 2, 4, … seconds (at most 30) until it is back.
+    Among several replicas, the one with the fewest running requests from this client gets the next request. If a replica fails, its
+    requests are immediately sent to the others, and its health is polled after 1, 2, 4, … seconds (at most 30) until it is back.
 
     Args:
         base_url (`str` or `Sequence[str]`):
-            The server's address, such as `"http://127.0.0.1:8000"`. Replicas that serve the same model are separated by commas,
-            or a list.
+            The server's address, such as `"http://127.0.0.1:8000"`. The addresses of several replicas, which must serve the same model, are
+            separated by commas or given as a list.
         api_key (`str`, *optional*):
             The server's key, if the server requires one.
         max_concurrency (`int`, *optional*, defaults to `64`):
             Maximum number of concurrent requests, over all calls on one event loop.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds per attempt.
+            Time limit for each attempt, in seconds.
         max_retries (`int`, *optional*, defaults to `5`):
-            Retries per request. 5 retries bridge about half a minute without a server, 8 about two minutes.
+            Retries per request. With 5 retries, the client survives a server outage of about half a minute; with 8, of
+            about two minutes.
 
     Examples:
 
@@ -142,8 +144,8 @@ class CLoudClient:
 
     def served_model(self) -> ServedModel:
         """
-        Ask the server for its model. Raises [`RewardServerError`] if no replica can be reached, one is not ready or is not a
-        reward server, or they serve different models.
+        Ask the server for its model. Raises [`RewardServerError`] if no replica can be reached, if a server is not ready or is not a reward
+        server, or if the replicas serve different models.
         """
         return _run(self._ask_models())
 
@@ -207,7 +209,10 @@ class CLoudClient:
         return self._served[1]
 
     async def _ask_replica(self, replica: Replica) -> RewardServerError | None:
-        """Ask a replica for its model, and use it or leave it out and return the error. Raises [`RewardServerError`] if models differ."""
+        """
+        Ask a replica for its model. Start using the replica, or leave it out and return the error. Raises
+        [`RewardServerError`] if its model differs from the others'.
+        """
         try:
             served = await self._ask_model(replica.url)
         except RewardServerError as error:
@@ -217,8 +222,8 @@ class CLoudClient:
             self._served = replica.url, served
         elif served != self._served[1]:
             raise RewardServerError(
-                f"{replica.url} serves {served}, but {self._served[0]} serves {self._served[1]}: start all replicas with one model "
-                "and release, or leave one out."
+                f"{replica.url} serves {served}, but {self._served[0]} serves {self._served[1]}: start all replicas with the same "
+                "model and release, or leave one out."
             )
         self._replicas.welcome(replica)
         return None
@@ -277,14 +282,14 @@ class CLoudClient:
                 raise self._error(row, message)
 
     async def _post(self, http: httpx2.AsyncClient, replica: Replica, row: _Row) -> httpx2.Response:
-        """Return the answer of a replica, with its body."""
+        """Send a request to a replica, and return the response with its body."""
         with self._replicas.working(replica):
             async with http.stream("POST", row.url, content=row.body, headers=self._headers) as response:
                 await read_body(response, row.longest_answer if response.status_code == 200 else _LONGEST_MESSAGE)
             return response
 
     async def _wait(self, row: _Row, what: str, at_least: float | None):
-        """Sleep before the next attempt, unless another replica is up, or raise after the last one."""
+        """Sleep before the next attempt, unless another replica is up. Raise the error if this attempt was the last one."""
         if row.failures == self.max_retries:
             seconds = time.monotonic() - row.started
             tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
@@ -317,11 +322,14 @@ class CLoudClient:
         return score
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for one response; `item` holds the response and its prompt."""
+        """Return the request for one response; `item` has the response and its prompt."""
         return {"inputs": [item], **options, "return_critique_ids": True}
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
-        """Read an answer. Raises `LookupError`, `TypeError` or `ValueError` if it is not a reward server's."""
+        """
+        Return the score in a server's response. Raises `LookupError`, `TypeError` or `ValueError` if it is not a
+        reward server's response.
+        """
         [result] = answer["results"]
         return read_score(result)
 
@@ -331,7 +339,7 @@ class CLoudClient:
     def _make_rows(
         self, prompts: list, responses: list[str], critiques: list | None, options: dict[str, Any]
     ) -> list[_Row]:
-        """Make one request per response. The server checks prompts, responses and options."""
+        """Build one request per response to judge. The server checks prompts, responses and options."""
         for name, values in (("prompts", prompts), ("responses", responses), ("critiques", critiques)):
             if values is None:
                 continue
@@ -395,7 +403,7 @@ def _read_model(answer: Any) -> ServedModel:
     name, critique, length = (answer[key] for key in ("model", "critique", "context_length"))
     if not isinstance(name, str) or not isinstance(critique, bool) or type(length) not in (int, type(None)):
         raise ValueError(f"model {name!r:.60}, critique {critique!r:.60}, context_length {length!r:.60}")
-    versions = [answer.get(key) for key in ("model_version", "version")]  # earlier releases have none
+    versions = [answer.get(key) for key in ("model_version", "version")]  # earlier releases send none
     return ServedModel(
         printable(name), critique, length, *(None if each is None else printable(str(each)) for each in versions)
     )

@@ -15,16 +15,19 @@ _LARGEST_ID = 2**31
 
 
 class AnswerTooLarge(httpx2.TransportError):
-    """An answer that exceeds its limit."""
+    """A response that exceeds its size limit."""
 
 
 async def read_parts(response: httpx2.Response, limit: int) -> AsyncIterator[bytes]:
-    """Yield a decompressed body. httpx2 decompresses at most 1 MiB at once, so that a small body cannot fill the memory."""
+    """
+    Yield a response's decompressed body in parts. httpx2 decompresses at most 1 MiB at a time, so a small compressed
+    body cannot fill the memory.
+    """
     size = 0
     async for part in response.aiter_bytes():
         size += len(part)
         if size > limit:
-            raise AnswerTooLarge(f"the answer has more than {limit} bytes, which is the limit for this request")
+            raise AnswerTooLarge(f"the response has more than {limit} bytes, which is the limit for this request")
         yield part
 
 
@@ -34,7 +37,7 @@ async def read_body(response: httpx2.Response, limit: int):
 
 
 def read_json(content: bytes) -> Any:
-    """Parse JSON. Raises `ValueError` if it is not valid, or nested too deeply."""
+    """Parse JSON. Raises `ValueError` if it is invalid or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -42,7 +45,10 @@ def read_json(content: bytes) -> Any:
 
 
 def describe_redirect(response: httpx2.Response) -> str:
-    """Describe where a redirect leads. Clients do not follow it, because prompts and keys are only for the server that the user named."""
+    """
+    Describe where a redirect leads. Clients do not follow it, because prompts and keys are meant only for the server
+    that the user named.
+    """
     return (
         f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; give that address"
     )
@@ -66,7 +72,7 @@ def are_token_ids(ids: Any) -> bool:
 
 
 def read_number(value: Any) -> float:
-    """Return a JSON number as a float. Raises `ValueError` for anything else, `OverflowError` if it is too large."""
+    """Return a JSON number as a float. Raises `ValueError` for anything else, and `OverflowError` if the number is too large."""
     if type(value) not in (int, float):
         raise ValueError(f"{value!r:.60} is not a number")
     return float(value)
@@ -88,15 +94,15 @@ def read_sample(reward: Any, critique: Any, critique_ids: Any, finish_reason: An
 
 def read_score(result: Any) -> Score:
     """
-    Return a reward server's result as a score. Raises `ValueError`, `TypeError` or `LookupError` if it is not a result, `ArithmeticError` if a
-    reward is not finite.
+    Return a reward server's result as a score. Raises `ValueError`, `TypeError` or `LookupError` if it is not a result, and
+    `ArithmeticError` if a reward is not finite.
     """
     columns = [result[name] for name in ("rewards", "critiques", "critique_ids", "finish_reasons")]
     if not all(isinstance(column, list) and column for column in columns):
-        raise ValueError("rewards, critiques, ids and finish reasons are not lists")
+        raise ValueError("rewards, critiques, ids and finish reasons are not all non-empty lists")
     if len(set(map(len, columns))) > 1:
         raise ValueError(
-            f"{', '.join(str(len(column)) for column in columns)} rewards, critiques, ids and finish reasons"
+            f"the numbers of rewards, critiques, ids and finish reasons differ: {', '.join(str(len(column)) for column in columns)}"
         )
     # Servers before version 0.2 do not report whether the response was changed
     changed = result.get("response_changed", False)

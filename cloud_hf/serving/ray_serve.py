@@ -3,7 +3,7 @@ Run the reward server on a Ray cluster: replicas on its nodes, behind one addres
 
 serve run cloud_hf.serving.ray_serve:application model=runs/quickstart/cloud backend=vllm num_replicas=4
 
-The arguments are the options of `python -m cloud_hf.serving.server`, except `host` and `port`, which are Ray Serve's.
+The arguments are the options of `python -m cloud_hf.serving.server`, except `host` and `port`, which Ray Serve sets.
 """
 
 import argparse
@@ -40,16 +40,17 @@ class RewardReplica:
 
 def application(args: dict[str, Any]) -> Application:
     r"""
-    Make the application that `serve run` and `serve deploy` start.
+    Create the application that `serve run` and `serve deploy` start.
 
     Args:
         args (`dict[str, Any]`):
             `model` and options of the reward server; `num_replicas`, the number of its copies (by default 1); and `num_gpus`, the GPUs of
             each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a cluster without GPUs, set `num_gpus` to 0;
-            otherwise Ray would wait for a GPU. A relative folder is resolved where the command runs.
+            otherwise Ray would wait for a GPU. If `model` is a relative folder, it is resolved in the folder where the command runs.
 
     Raises:
-        `ValueError`: If `model` is missing, an argument is Ray Serve's own, or `num_replicas` or `num_gpus` is not a valid number.
+        `ValueError`: If `model` is missing, an argument is an option of Ray Serve itself, or `num_replicas` or `num_gpus` is not a valid
+            number.
         `UsageError`: If an option is unknown or malformed.
     """
     options = dict(args)
@@ -61,7 +62,7 @@ def application(args: dict[str, Any]) -> Application:
         )
     model = options.pop("model")
     replicas, gpus = _number(options, "num_replicas", int, least=1), _number(options, "num_gpus", float, least=0)
-    # Replicas start in the folder where their node's Ray was started
+    # Make the path absolute, because replicas start in the folder where Ray was started on their node
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
     spelled = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     server = parse_arguments([model, *(f"--{name}={value}" for name, value in spelled.items())])
@@ -70,13 +71,13 @@ def application(args: dict[str, Any]) -> Application:
     return RewardReplica.options(
         num_replicas=int(replicas or 1),
         ray_actor_options={"num_gpus": float(gpus)},
-        # Further requests would wait in Ray's proxy, where the server's own queue cannot batch them
+        # With a lower limit, further requests would wait in Ray's proxy, where the server cannot batch them
         max_ongoing_requests=server.max_queue,
     ).bind(server)
 
 
 def _number(options: dict[str, Any], name: str, kind: type[int] | type[float], least: int) -> float | None:
-    """Take a number out of the arguments, which are text on the command line; `None` if it is absent."""
+    """Remove a number from the arguments and return it, or return `None` if it is absent. On the command line, arguments are text."""
     given = options.pop(name, None)
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""Divide requests among replicas of a reward server. Does not import torch."""
+"""Distribute requests among replicas of a reward server. Does not import torch."""
 
 import logging
 import threading
@@ -18,8 +18,8 @@ _LONGEST_PAUSE = 30.0
 @dataclass
 class Replica:
     """
-    A server, with counts of its running requests, its answered requests, and its failures since the last answer. It gets no requests
-    before `back_at`, nor until it has named its model (`is_up`).
+    A server, with counts of its running requests, its answered requests, and its failures since the last answer. It gets no requests before
+    the time `back_at`, nor until it has reported its model (`is_up`).
     """
 
     url: str
@@ -32,14 +32,15 @@ class Replica:
 
 class Replicas:
     """
-    The servers of a client. A single server always counts as up: the client waits for it.
+    The servers of a client. If there is only one, it always counts as up: the client waits for it.
 
     Args:
         urls (`str` or `Sequence[str]`):
-            Addresses; in a string, separated by commas.
+            Addresses, as a list or as one string in which commas separate them.
 
     Raises:
-        `ValueError`: If there is none, one is named twice, or one does not start with http:// or https://.
+        `ValueError`: If there are no addresses, or an address is given twice or does not start with http:// or
+            https://.
     """
 
     def __init__(self, urls: str | Sequence[str]):
@@ -57,7 +58,7 @@ class Replicas:
     def choose(self) -> Replica | None:
         """
         Return the replica with the fewest running requests and, among those, the fewest answers; `None` if no replica is up. A replica that
-        is not up goes to one caller only, who must ask it for its model.
+        is not up is returned to one caller only, which must ask it for its model.
         """
         now = time.monotonic()
         with self._lock:
@@ -72,12 +73,12 @@ class Replicas:
 
     @property
     def others_are_up(self) -> bool:
-        """Return whether a request that failed can be sent to another replica at once."""
+        """Return whether a request that failed can be sent to another replica immediately."""
         return self.several and any(replica.is_up and replica.back_at <= time.monotonic() for replica in self.all)
 
     @contextmanager
     def working(self, replica: Replica) -> Iterator[None]:
-        """Count a request of a replica."""
+        """Count a request as running on a replica while the block runs."""
         with self._lock:
             replica.in_flight += 1
         try:
@@ -87,21 +88,25 @@ class Replicas:
                 replica.in_flight -= 1
 
     def add_answer(self, replica: Replica):
-        """Count an answer."""
+        """Count a request that a replica has answered."""
         with self._lock:
             replica.answered += 1
 
     def welcome(self, replica: Replica):
-        """Send requests to a replica again, now that it has named its model."""
+        """Send requests to a replica again, now that it has reported its model."""
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
-            # Level with the others: `choose` prefers the fewest answers, and would send it everything until it had caught up
+            # Start level with the others: `choose` prefers the replica with the fewest answers, and would send it every request until it
+            # had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
-        """Stop using a replica that failed (`is_asked`: when asked for its model) until it is back. A single replica is kept."""
+        """
+        Stop using a replica that has failed until it is back. `is_asked` tells whether it failed when it was asked for
+        its model. A single replica is kept.
+        """
         if not self.several:
             return
         with self._lock:
@@ -114,7 +119,7 @@ class Replicas:
             replica.is_up = False
 
     def rest(self, replica: Replica, seconds: float):
-        """Prefer others to a replica whose queue is full."""
+        """For some seconds, prefer the other replicas to one whose queue is full."""
         if self.several:
             replica.back_at = time.monotonic() + seconds
 

@@ -37,11 +37,11 @@ class DataArguments:
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on during training, unless `eval_strategy` is "no".
         eval_dataset_name (`str`, *optional*):
-            Dataset to evaluate on, if `dataset_name` has no `dataset_test_split`. A dataset without splits is used in
-            full.
+            Dataset to evaluate on, if `dataset_name` has no `dataset_test_split`. If that dataset has no splits, all
+            of its rows are used.
         test_size (`float`, *optional*):
-            Share of the training split's prompts, such as 0.05, to hold out for evaluation. All rows of a prompt go to
-            the same side.
+            Fraction of the training split's prompts to hold out for evaluation, such as 0.05. All rows that share a
+            prompt go to the same side.
     """
 
     dataset_name: str
@@ -67,7 +67,7 @@ class DataArguments:
         return train, self._read("eval", name, self.dataset_test_split, needs_split=not self.eval_dataset_name)
 
     def held_out(self) -> tuple[str, str]:
-        """Return the name of the evaluation dataset, and which of its rows are used."""
+        """Return the name of the evaluation dataset and a description of the rows that are used."""
         if self.test_size is not None:
             return self.dataset_name, f"{self.test_size:.0%} of its prompts"
         return self.eval_dataset_name or self.dataset_name, f"split {self.dataset_test_split}"
@@ -80,18 +80,18 @@ class DataArguments:
 
 def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
     """
-    Split rows into two parts by prompt. A hash of each prompt decides which prompts go to the second part, whose share
-    is `test_size`.
+    Split rows into two parts so that no prompt is in both. A hash of each prompt decides which part it goes to; the
+    second part gets the fraction `test_size` of the prompts.
 
     Raises:
-        `ValueError`: If the share is not between 0 and 1, or leaves one part without a prompt.
+        `ValueError`: If `test_size` is not between 0 and 1, or leaves one part without prompts.
     """
     keys = [_prompt_key(row) for _, row in iterate_rows(rows)]
     prompts = sorted(set(keys))
     count = round(len(prompts) * test_size) if 0 < test_size < 1 else 0
     if not 0 < count < len(prompts):
         raise ValueError(
-            f"`test_size` is {test_size}, which leaves one side of {len(prompts)} prompts empty; give a share between 0 and 1."
+            f"`test_size` is {test_size}, which puts all {len(prompts)} prompts on one side; choose a fraction between 0 and 1."
         )
     held_out = set(prompts[:count])
     places: tuple[list[int], list[int]] = ([], [])
@@ -116,8 +116,8 @@ _LORA_OPTIONS = (
 @dataclass
 class TrainedModelConfig(ModelConfig):
     """
-    [`~trl.ModelConfig`] that refuses adapter options without `use_peft` (TRL ignores them), and data types and attention kernels that do
-    not work here.
+    [`~trl.ModelConfig`] that rejects adapter options without `use_peft` (which TRL silently ignores), and data types and attention kernels
+    that cannot be used here.
     """
 
     def __post_init__(self):
@@ -129,11 +129,11 @@ class TrainedModelConfig(ModelConfig):
         if given and not self.use_peft:
             raise ValueError(
                 f"`{given[0]}` is {getattr(self, given[0])!r}, but without `use_peft` no adapter is created, and an "
-                f"existing adapter in `model_name_or_path` keeps its options. Add `--use_peft True` or drop `{given[0]}`."
+                f"existing adapter in `model_name_or_path` keeps its own options. Add `--use_peft True` or drop `{given[0]}`."
             )
 
 
-# For each implementation: whether it can be used here, and the package that it needs
+# For each implementation: a function that reports whether it can be used here, and the package that provides it
 _FLASH_ATTENTION = {
     "flash_attention_2": (is_flash_attn_2_available, "flash-attn"),
     "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
@@ -142,13 +142,13 @@ _FLASH_ATTENTION = {
 
 def check_attention(name: Any):
     """
-    Raise `ValueError` if `attn_implementation` is FlashAttention or FlexAttention and this machine has no GPU, or if it has no package with
-    FlashAttention's kernels.
+    Raise `ValueError` if `attn_implementation` is FlashAttention or FlexAttention and this machine has no GPU, or if it is FlashAttention
+    and no package with its kernels is installed.
     """
     is_flash = name in _FLASH_ATTENTION
     if (is_flash or name == "flex_attention") and not torch.accelerator.is_available():
         raise ValueError(
-            f"`attn_implementation` is {name!r}, which trains on GPUs only, and this machine has none. Use 'sdpa'."
+            f"`attn_implementation` is {name!r}, which works only on GPUs, and this machine has none. Use 'sdpa'."
         )
     if not is_flash or is_kernels_available():  # transformers downloads FlashAttention through `kernels`
         return
@@ -167,14 +167,17 @@ class RewardModelConfig(TrainedModelConfig):
 
     Parameters:
         lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout of an adapter. Needs `--disable_dropout False`.
+            Dropout rate of the adapter. Requires `--disable_dropout False`.
     """
 
     lora_dropout: float = 0.0
 
 
 def model_name(model_args: ModelConfig) -> str:
-    """Return the name of the model to train. Raises `ValueError` if there is none, and `FileNotFoundError` if no such model can exist."""
+    """
+    Return the name of the model to train. Raises `ValueError` if none is given, and `FileNotFoundError` if the name is
+    neither a model folder nor a valid Hub id.
+    """
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing; name the model to start from.")
     check_name(model_args.model_name_or_path)
@@ -182,7 +185,7 @@ def model_name(model_args: ModelConfig) -> str:
 
 
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
-    """Return the options of `from_pretrained`; `training_args.model_init_kwargs` override [`~trl.ModelConfig`]."""
+    """Return the keyword arguments for `from_pretrained`. Those in `training_args.model_init_kwargs` override [`~trl.ModelConfig`]."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -205,9 +208,9 @@ def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenize
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
     """
-    Set a tokenizer's chat template from a Jinja file, or from the template of a model family in
-    `cloud_hf/chat_templates`, given by name. Anything else raises `ValueError`. TRL also accepts a model here and
-    copies its special tokens, but no tokens can be added once the critique format is built.
+    Set a tokenizer's chat template. `path` is a Jinja file or the name of a model family that has a template in
+    `cloud_hf/chat_templates`; anything else raises `ValueError`. TRL would also accept a model and copy its special
+    tokens. That is not supported here, because no tokens can be added once the critique format has been built.
     """
     families = {file.stem: file for file in sorted(CHAT_TEMPLATES.glob("*.jinja"))}
     if path not in families and not path.endswith((".jinja", ".j2")):

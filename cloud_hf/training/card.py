@@ -1,4 +1,4 @@
-"""Model cards of the models that this package's trainers save."""
+"""Model cards for the models that this package's trainers save."""
 
 import platform
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ from .resume import MixedTrainer
 
 _LOSSES = ("loss", "pairwise_loss", "lm_loss")
 _EXAMPLE_ROWS, _EXAMPLE_CHARACTERS, _EXAMPLE_TOKENS = 100, 600, 256
-_RESERVED = 8  # tokens kept free for closing a critique
+_RESERVED = 8  # tokens left free to close the critique
 
 
 @dataclass
 class Origin:
-    """Facts for the card that a trainer cannot find in its model and data."""
+    """Facts for the model card that a trainer cannot derive from its model and data."""
 
-    base: str | None = None  # Hub id or folder of the model, or adapter, that training started from
+    base: str | None = None  # Hub id or folder of the model or adapter that training started from
     dataset_name: str | None = None  # Hub ids or paths
     eval_name: str | None = None
     eval_part: str | None = None  # description of the held-out rows of that dataset
@@ -42,14 +42,14 @@ class Origin:
 
 
 class WritesCard(MixedTrainer):
-    """Trainer mixin that writes a model card with origin, training settings and held-out results."""
+    """Trainer mixin that writes a model card with the model's origin, its training settings and held-out results."""
 
     origin: Origin
     critique_format: Any
     kind: Kind
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
-        """Write the model card into `output_dir`. Arguments are those of [`~trl.RewardTrainer`]."""
+        """Write the model card into `output_dir`. The arguments are those of the same method of [`~trl.RewardTrainer`]."""
         if not self.is_world_process_zero():
             return
         origin, folder = self.origin, Path(self.args.output_dir)
@@ -83,19 +83,22 @@ class WritesCard(MixedTrainer):
         return {}
 
     def add_example(self, rows: Dataset):
-        """Rewrite the card, adding the trained model's output for a short training row. Does nothing with sharded weights."""
+        """
+        Rewrite the card with the trained model's output for a short training row as an example. Do nothing if the
+        weights are sharded.
+        """
         if self.is_world_process_zero() and strategy_of(self.args) in ("single", "ddp"):
             self.origin.example = next(_examples(self, rows), None)
             self.create_model_card()
 
 
 def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
-    """Yield the model's outputs for the short rows among the first ones."""
+    """Yield the model's outputs for those of the first `_EXAMPLE_ROWS` rows that are short."""
     critique_format, model = trainer.critique_format, trainer.accelerator.unwrap_model(trainer.model).eval()
     for _, row in islice(iterate_rows(rows), _EXAMPLE_ROWS):
         try:
             _, prompt, response, _ = read_preference(row)
-        except ValueError:  # left out of training
+        except ValueError:  # training leaves this row out, too
             continue
         is_text = isinstance(prompt, str) and isinstance(response, str) and response.strip()
         if not is_text or len(prompt) + len(response) > _EXAMPLE_CHARACTERS:
@@ -117,7 +120,7 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
 
 
 def _asked_in_messages(critique_format: Any) -> str | None:
-    """Return the critique prompt if a plain chat message can request critiques as in training, else `None`."""
+    """Return the critique prompt if sending it as a plain chat message requests a critique just as in training, else `None`."""
     plain = critique_format.critique_role == "user" and type(critique_format).__name__ == "CritiqueFormat"
     return critique_format.critique_prompt if plain else None
 
@@ -126,7 +129,7 @@ def _asked_in_messages(critique_format: Any) -> str | None:
 
 
 def _held_out(trainer: Any) -> tuple[list[EvalResult], str]:
-    """Return the accuracy of the saved weights on the evaluation rows, and a sentence with their losses."""
+    """Return the accuracy of the saved weights on the evaluation rows, and a sentence that reports the losses on these rows."""
     args, state, sets, origin = trainer.args, trainer.state, trainer.eval_dataset, trainer.origin
     best = args.load_best_model_at_end and state.best_global_step
     step, logged = best or state.global_step, {}
@@ -213,7 +216,7 @@ def _device(args: Any) -> str:
 
 
 def _tracker(args: Any) -> str | None:
-    """Return the URL of the run in its tracker, if that is on the web."""
+    """Return the URL of the run in its experiment tracker, or `None` if the run has no web page."""
     if "wandb" in args.report_to:
         import wandb
 

@@ -19,29 +19,28 @@ from .packing import Packing, TokenSequence
 class DataCollatorForCLoud(DataCollatorForPreference):
     """
     Pads pairs as [`~trl.trainer.reward_trainer.DataCollatorForPreference`] does (all chosen first, then all rejected),
-    and adds the labels of the critique LM loss.
+    and adds the labels for the critique LM loss.
 
-    Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as
-    [`encode_pairs`] makes them. The returned dictionary has `input_ids` and `attention_mask` of shape
-    `(2 * pairs, T)`, and `reward_positions` of shape `(2 * pairs,)`. If `critique` is set, it also has `labels` of shape
-    `(2 * pairs, T)`, and `target_positions`. If the examples have `margin` and `cut` (how many of the pair's critiques
-    were cut off at the token budget), it has them with shape `(pairs,)`.
+    Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as returned by [`encode_pairs`].
+    The returned dictionary has `input_ids` and `attention_mask` of shape `(2 * pairs, T)`, and `reward_positions` of shape `(2 * pairs,)`.
+    If `critique` is set, it also has `labels` of shape `(2 * pairs, T)`, and `target_positions`. If the examples have `margin` or `cut`
+    (how many of the pair's critiques were cut off at the token budget), the dictionary also has these, with shape `(pairs,)`.
 
     With `padding_free` or `shared_prompt`, the sequences are concatenated into one row. The dictionary then has the tensors
     of [`Packing.tensors`] instead, with `reward_positions` in the same order: all chosen, then all rejected.
 
     Args:
         critique (`bool`, *optional*, defaults to `True`):
-            Whether to return labels. Classic models write no critiques.
+            Whether to return labels. Classic models need none, because they write no critiques.
         padding_free (`bool`, *optional*, defaults to `False`):
             Whether to flatten the batch.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Whether to flatten the batch, with one copy of each prefix that several sequences share.
+            Whether to flatten the batch and keep only one copy of each prefix that several sequences share.
         inner_rewards (`int`, *optional*, defaults to `0`):
-            Number of tokens inside each critique at which to read the reward, too. Adds `inner_positions` of shape
-            `(2 * pairs, inner_rewards)`.
+            Number of tokens inside each critique at which the reward is read, in addition to the end. Adds
+            `inner_positions` of shape `(2 * pairs, inner_rewards)`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed for choosing these tokens; their choice otherwise depends only on the pair.
+            Seed for choosing these tokens. Apart from the seed, the choice depends only on the pair.
     """
 
     critique: bool = True
@@ -52,11 +51,11 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     @property
     def flattens(self) -> bool:
-        """Return whether batches are one row without padding."""
+        """Return whether each batch is a single row without padding."""
         return self.padding_free or self.shared_prompt
 
     def num_tokens(self, examples: list[dict[str, Any]]) -> int:
-        """Count the tokens of the batch that `examples` form, including padding."""
+        """Count the tokens, including padding, in the batch that `examples` form."""
         if self.flattens:
             return Packing(_sequences(examples), self.shared_prompt).num_tokens
         multiple = self.pad_to_multiple_of or 1
@@ -72,7 +71,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
             batch = super().torch_call(examples)
             batch["reward_positions"] = batch["attention_mask"].sum(-1) - 1
             if self.critique:
-                # Unshifted, because the model shifts them. Padding has no label
+                # Unshifted, because the model shifts labels itself. Padding has no label
                 batch["labels"] = pad(
                     [sequence.labels() for sequence in _sequences(examples)],
                     padding_value=IGNORE_INDEX,
@@ -80,7 +79,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
                     pad_to_multiple_of=self.pad_to_multiple_of,
                 )
         if self.critique:
-            # Here on the CPU, because on a GPU the host would have to wait for the number of labels
+            # Computed here, on the CPU. On a GPU, the host would have to wait to learn the number of labels
             batch["target_positions"] = labelled(batch["labels"][:, 1:])
         if self.inner_rewards:
             before_BR = np.concatenate([self._before_the_end(examples, side) for side in SIDES])
@@ -91,22 +90,22 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     def _before_the_end(self, examples: list[dict[str, Any]], side: str) -> np.ndarray:
         """
-        Return the distances from the end of turn at which the reward is read in each critique. Both sides of a pair
-        use the same relative positions.
+        Return, for each critique, how many tokens before the end of turn the reward is read. On both sides of a pair,
+        it is read at the same relative positions.
         """
         lengths = np.array(
             [len(example[f"{side}_ids"]) - example[f"{side}_prefix_length"] - 1 for example in examples]
         )
         fractions_PR = np.stack([_inner_fractions(example, self.inner_rewards, self.seed) for example in examples])
-        # After at least one token of the critique, and no later than its end
+        # Read the reward after at least one critique token, and no later than the end of the critique
         tokens_PR = np.ceil(fractions_PR * lengths[:, None]).astype(int).clip(1)
         return (lengths[:, None] + 1 - tokens_PR).clip(0)
 
 
 def _inner_fractions(example: dict[str, Any], count: int, seed: int) -> np.ndarray:
     """
-    Draw a relative position from each of `count` equal parts of a critique. The ids of both sides are the seed, so
-    order and shards do not matter.
+    Sample a relative position from each of `count` equal parts of a critique. The generator is seeded with `seed` and
+    the token ids of both sides, so the result does not depend on the order or sharding of the rows.
     """
     ids = tuple(tuple(example[f"{side}_ids"]) for side in SIDES)
     digest = hashlib.blake2b(f"{seed}/{ids}".encode(), digest_size=8).digest()

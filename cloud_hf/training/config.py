@@ -1,4 +1,4 @@
-"""Options of [`CLoudTrainer`]: TRL's reward options and the joint loss."""
+"""Options of [`CLoudTrainer`]: TRL's reward options, plus those of the joint loss."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class CLoudTrainingConfig(RewardConfig):
         critique (`bool`, *optional*, defaults to `True`):
             Whether to write a critique before scoring. `False` trains a classic reward model.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
+            Text that opens the critique turn. Defaults to the sentence that the published checkpoints use.
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn.
         keep_thinking (`bool`, *optional*, defaults to `False`):
@@ -35,35 +35,36 @@ class CLoudTrainingConfig(RewardConfig):
             Layout of conversations: `"cloud"`, or `"reference"` as in the authors' published checkpoints (see
             [`ReferenceFormat`]).
         reward_head (`str`, *optional*):
-            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to
-            `"linear"` if a classic model starts from a scalar model with one label, whose head it keeps, and to
-            `"mlp"` otherwise.
+            `"mlp"` (two layers) or `"linear"` (one layer, as in transformers' `*ForSequenceClassification`). Defaults
+            to `"linear"` for a classic model that starts from a scalar model with one label and keeps the head of that
+            model, and to `"mlp"` otherwise.
 
         > Parameters that control the data preprocessing
 
         max_length (`int`, *optional*, defaults to `4096`):
-            Maximum length of a sequence in tokens, including the critique. The model's context length applies if it is
-            smaller or if this is `None`.
+            Maximum length of a sequence in tokens, including the critique. If the model's context length is smaller,
+            or if this is `None`, the context length applies.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             What to do with pairs that exceed `max_length`: `"error"` stops before training, `"drop"` skips them and
-            reports how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the
-            critique as the reference implementation does; only with `format="reference"`.
+            reports how many, `"truncate_prompt"` removes the oldest text from their prompts. With
+            `format="reference"`, there is also `"truncate_end"`, which truncates the critique as the reference
+            implementation does.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            What to do with rows that cannot be used, such as one with an empty response: `"error"` stops before
+            What to do with rows that cannot be used, such as rows with an empty response: `"error"` stops before
             training and names them, `"drop"` leaves them out and reports how many.
 
         > Parameters that control the batches
 
         padding_free (`bool`, *optional*, defaults to `False`):
-            Concatenate the sequences of a batch into one row instead of padding them. Losses and gradients are the same.
-            Needs `attn_implementation` `"sdpa"` or FlashAttention.
+            Concatenate the sequences of a batch into one row instead of padding them. This does not change losses or gradients. Needs
+            `attn_implementation` `"sdpa"` or FlashAttention.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Like `padding_free`, and also compute each prefix that sequences share (chosen and rejected, or several
-            critiques of a response) only once. Losses and gradients are the same. Needs `attn_implementation`
-            `"sdpa"`.
+            Like `padding_free`, but also compute each prefix that several sequences share (chosen and rejected, or
+            several critiques of a response) only once. This does not change losses or gradients. Needs
+            `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
-            Maximum number of tokens in a training batch on one device, padding included. Batches then hold pairs of
-            similar length, as many as the budget allows and at most `per_device_train_batch_size`.
+            Maximum number of tokens in a training batch on one device, including padding. Each batch then contains
+            pairs of similar length: as many as the budget allows, but at most `per_device_train_batch_size`.
 
         > Parameters that control the loss
 
@@ -73,12 +74,14 @@ class CLoudTrainingConfig(RewardConfig):
         bradley_terry_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the Bradley-Terry loss.
         partial_reward_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of a Bradley-Terry loss on rewards read inside the critiques, for models that are to score before a
-            critique ends (`read_every`). The rewards are read at four tokens of each critique, at the same relative
-            positions in both critiques of a pair; `seed` and the pair's text determine these positions.
+            Weight of an additional Bradley-Terry loss on rewards read inside the critiques, for models that will be
+            asked for a reward before a critique ends (`read_every`). The rewards are read at four tokens of each
+            critique, at the same relative positions in both critiques of a pair; `seed` and the pair's text determine
+            these positions.
         lm_loss_chunks (`int`, *optional*):
-            Number of chunks in which the logits of a batch's critiques are computed. One is fastest; more take less
-            memory but compute the logits twice. Defaults to one chunk per 16,384 entries of the vocabulary.
+            Number of chunks in which the logits of a batch's critiques are computed. A single chunk is fastest;
+            several chunks need less memory, but compute the logits twice. Defaults to one chunk per 16,384 vocabulary
+            entries.
     """
 
     critique: bool = True
@@ -110,12 +113,12 @@ class CLoudTrainingConfig(RewardConfig):
         self._check_batches(flattened)
         check_machine(self)
         super().__post_init__()
-        # Checked only now, because TRL has turned "auto" into a number or `None`
+        # Checked only here, because by now TRL has turned "auto" into a number or `None`
         if flattened and self.pad_to_multiple_of is not None:
             raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened}` pads nothing. Omit one of them.")
 
     def _check_batches(self, flattened: str | None):
-        """Check options for batches; `flattened` names the option that concatenates their sequences, if one is set."""
+        """Check the batch options. `flattened` is the name of the option that concatenates the sequences of a batch, if one is set."""
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"`token_budget` already groups pairs by length, but `train_sampling_strategy` is "
@@ -123,7 +126,7 @@ class CLoudTrainingConfig(RewardConfig):
             )
         if self.train_sampling_strategy == "group_by_length":
             raise ValueError(
-                "`train_sampling_strategy` 'group_by_length' needs one sequence per row, and pairs have two. Use "
+                "`train_sampling_strategy` 'group_by_length' needs one sequence per row, but pairs have two. Use "
                 "`token_budget` to group pairs by length."
             )
         if self.token_budget is not None and self.auto_find_batch_size:
@@ -133,12 +136,12 @@ class CLoudTrainingConfig(RewardConfig):
         if flattened and self.neftune_noise_alpha is not None:
             raise ValueError(
                 f"`neftune_noise_alpha` is set, but with `{flattened}` its noise would be scaled by the length of the "
-                "batch instead of each sequence's. Omit one of them."
+                "batch instead of the length of each sequence. Omit one of them."
             )
         if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
             raise ValueError(
-                f"`torch_compile` is set, but with `{flattened}` the lengths of the sequences differ in every batch, and each would "
-                "be compiled again. Omit one of them."
+                f"`torch_compile` is set, but with `{flattened}` the sequence lengths differ from batch to batch, and every batch "
+                "would be compiled again. Omit one of them."
             )
 
     def _check_loss(self):

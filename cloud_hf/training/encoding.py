@@ -1,4 +1,4 @@
-"""Encode datasets of text into token ids, and check every row before training starts."""
+"""Encode text datasets as token ids, and check every row before training starts."""
 
 import logging
 from collections.abc import Sequence
@@ -38,23 +38,24 @@ def encode_pairs(
 
     Args:
         rows (`Dataset`):
-            Columns `prompt`, `chosen`, `rejected` in any form that [`~data.preference_rows.read_preferences`] reads. A
-            CLoud model also needs `chosen_feedback` and `rejected_feedback` (one text or several); their `…_ids` take
-            precedence if present. `margin`, `tools`, `id`, `chosen_finish_reason` and `rejected_finish_reason` are
-            optional. Several critiques train in pairs: the first of chosen with the first of rejected, and so on.
+            Rows with the columns `prompt`, `chosen` and `rejected`, in any form that
+            [`~data.preference_rows.read_preferences`] accepts. A CLoud model also needs `chosen_feedback` and
+            `rejected_feedback` (one text or several); their `…_ids` columns, if present, take precedence over the
+            text. `margin`, `tools`, `id`, `chosen_finish_reason` and `rejected_finish_reason` are optional. If there
+            are several critiques, the first chosen critique is paired with the first rejected one, and so on.
         overlong_policy (`str`):
-            `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`, for sequences of more
-            than `max_length` tokens.
+            What to do with sequences of more than `max_length` tokens: `"error"`, `"drop"`, `"truncate_prompt"` or, with a
+            [`ReferenceFormat`], `"truncate_end"`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            `"error"` or `"drop"`, for rows that cannot be used.
+            What to do with rows that cannot be used: `"error"` or `"drop"`.
 
     Returns:
-        `Dataset`: The columns `ENCODED_COLUMNS`, and `margin` if the rows have it, and `cut` (number of critiques of the
-        pair that were cut off) if they have finish reasons.
+        `Dataset`: Rows with the columns `ENCODED_COLUMNS`, `margin` if the input has it, and `cut` (how many of the pair's critiques were
+            cut off) if the input has finish reasons.
 
     Raises:
-        `ValueError`: If rows are bad. The message names the dataset (`name`), counts the bad rows by kind and lists
-            the first three of each.
+        `ValueError`: If rows cannot be used. The message names the dataset (`name`), counts the bad rows by kind and
+            lists the first three of each.
     """
     check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
     check_bad_rows(bad_rows)
@@ -92,8 +93,8 @@ def encode_critiques(
     name: str = "train", num_proc: int | None = None, bad_rows: str = "error",
 ) -> Dataset:  # fmt: skip
     """
-    Encode the critiques of both responses of each pair for supervised fine-tuning: one row per critique, with the columns
-    `input_ids` and `labels` (only on the critique). Arguments, errors and over-long rows are as in [`encode_pairs`].
+    Encode the critiques of both responses of each pair for supervised fine-tuning: one row per critique, with the columns `input_ids` and
+    `labels`. Only critique tokens have labels. Arguments, errors and the treatment of over-long rows are those of [`encode_pairs`].
     """
     pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc, bad_rows)
     return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)
@@ -107,7 +108,7 @@ def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
 
 
 def _encoded_features(columns: list[str]) -> Features:
-    # Not inferred, because the first batch may hold only bad rows
+    # Declared instead of inferred, because the first batch may contain only bad rows
     number, ids = Value("int64"), List(Value("int64"))
     features: dict[str, Any] = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
     features |= {
@@ -126,8 +127,8 @@ def _encoded_features(columns: list[str]) -> Features:
 
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
     """
-    Encode rows. A row that cannot be used becomes an empty pair with its `problem`; `length` is the longest sequence of a row. Columns that
-    the dataset lacks (`margin`, `cut`) are left out.
+    Encode rows. A row that cannot be used becomes an empty pair whose `problem` says why. `length` is the length of a row's longest
+    sequence. Columns that the dataset lacks (`margin`, `cut`) are left out.
     """
     columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
     nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
@@ -150,7 +151,7 @@ def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str
     if not any(problems):
         return encoded, 0
     bad, overlong = BadRows(title, bad_rows), OverlongRows(title)
-    # Once for each row, although it may have several pairs
+    # Count each row once, although it may have several pairs
     for place, (length, problem) in dict(zip(places, zip(lengths, problems, strict=True), strict=True)).items():
         if problem and length:
             overlong.add(place, rows[place], problem, length)
@@ -170,7 +171,7 @@ def _check_margin(row: dict[str, Any]):
 
 
 def _check_critiques(row: dict[str, Any]):
-    """Check those columns of a row that can be checked without a tokenizer."""
+    """Check the columns of a row that can be checked without a tokenizer."""
     _check_margin(row)
     critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
     check_equal_critiques(row, *critiques)
@@ -180,7 +181,7 @@ def _check_critiques(row: dict[str, Any]):
 def _encode_row(
     row: dict[str, Any], critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str
 ) -> list[dict[str, Any]]:
-    """Encode one row into pairs, one per critique; none if the row is over-long and dropped."""
+    """Encode one row as pairs, one per critique. Return an empty list if the row is over-long and is to be dropped."""
     responses = [response_of(row, side) for side in SIDES]
     critiques: list[Sequence] = [[None], [None]]
     if critique_format.critique:
@@ -194,7 +195,7 @@ def _encode_row(
             for pair in zip(*critiques, strict=True)
         ]
         if overlong_policy == "truncate_end" and max_length is not None:
-            reference: Any = critique_format  # `encode_pairs` refuses this policy for other formats
+            reference: Any = critique_format  # `encode_pairs` rejects this policy for other formats
             return [[reference.truncate_end(side, max_length) for side in pair] for pair in pairs]
         return pairs
 
@@ -240,7 +241,7 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
 
 
 def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
-    """Count the critiques of each pair that were cut off at the token budget; `None` without finish reasons."""
+    """Count the critiques of each pair that were cut off at the token budget. Without finish reasons, the counts are `None`."""
     if "chosen_finish_reason" not in row:
         return [None] * num_pairs
     reasons = [row.get(f"{side}_finish_reason") for side in SIDES]
@@ -254,16 +255,18 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
 
 
 def _report(encoded: Dataset, num_rows: int, name: str):
-    """Log rows that were shortened, dropped or changed by the chat template."""
+    """Log how many rows were shortened, how many were dropped, and how many responses the chat template changes."""
     if len(encoded) == 0:
         raise ValueError(f"The {name} dataset has no rows left: all {num_rows} are over-long.")
     kept = len(set(encoded["row"]))
     if shortened := sum(encoded["shortened"]):
-        logger.warning("The %s dataset: training uses a shortened prompt in %d pair(s).", name, shortened)
+        logger.warning("The %s dataset: the prompt was shortened in %d pair(s).", name, shortened)
     if kept < num_rows:
-        logger.warning("The %s dataset: dropped %d of %d rows, which are over-long.", name, num_rows - kept, num_rows)
+        logger.warning(
+            "The %s dataset: dropped %d of %d rows because they are over-long.", name, num_rows - kept, num_rows
+        )
     if changed := sum(encoded["changed"]):
         logger.warning(
-            "The %s dataset: the chat template changes %d response(s) (thinking blocks dropped?). "
-            "`keep_thinking` shows them in full.", name, changed,
+            "The %s dataset: the chat template changes %d response(s), perhaps by dropping thinking blocks. "
+            "To show these to the model, set `keep_thinking`.", name, changed,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trainer mixin that stops at the first number that is not finite, before it reaches a checkpoint."""
+"""Trainer mixin that stops training when a loss, gradient norm or weight is not finite, before it reaches a checkpoint."""
 
 import math
 from typing import Any
@@ -13,18 +13,18 @@ from .resume import MixedTrainer, name_last
 
 class StopsWhenNotFinite(MixedTrainer):
     """
-    Mixin for TRL's trainers: training stops at the first log, evaluation or checkpoint after a loss or gradient norm that is not
-    finite, and weights that are not finite are never saved.
+    Mixin for TRL's trainers that stops training at the first log, evaluation or checkpoint after a non-finite loss or gradient norm, and
+    never saves non-finite weights.
 
     transformers would log an average of earlier losses instead, continue, and overwrite good checkpoints.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # For each value: the first step at which it was not finite, and the value there. On the device, because reading it in every step
-        # would make the host wait
+        # For each watched value: the first step at which it was not finite, and its value at that step. Both stay on the device, because
+        # reading them in every step would make the host wait
         self._first_bad: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.args.logging_nan_inf_filter = False  # also reads every loss, to hide what this mixin reports
+        self.args.logging_nan_inf_filter = False  # would also read every loss, and hide what this mixin reports
         self.add_callback(_Check(self))
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
@@ -35,7 +35,7 @@ class StopsWhenNotFinite(MixedTrainer):
 
     def _get_grad_norm(self, *args, **kwargs) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
-        # The loss scaler of fp16 tries scales until gradients are finite, and skips the steps until then
+        # With fp16, gradients may overflow: the loss scaler skips such a step and tries a lower scale in the next one
         if norm is not None and not self.args.fp16:
             self._watch("gradient norm", torch.as_tensor(norm))
         return norm
@@ -66,12 +66,12 @@ class StopsWhenNotFinite(MixedTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """See [`~transformers.Trainer.save_model`]."""
-        if not _internal_call:  # for a checkpoint, `_save_checkpoint` has checked them
+        if not _internal_call:  # otherwise, `_save_checkpoint` has already checked them
             self._check_weights()
         return super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial):
-        self._check_weights()  # before the mixin for checkpoints touches an earlier one of this step
+        self._check_weights()  # before the checkpoint mixin touches an earlier checkpoint of the same step
         return super()._save_checkpoint(model, trial)
 
     def _check_weights(self):
@@ -85,13 +85,13 @@ class StopsWhenNotFinite(MixedTrainer):
     def _advice(self) -> str:
         return (
             f"The last complete checkpoint is {name_last(self.args.output_dir)}: resume with `--resume_from_checkpoint true`, "
-            "or start a new run from it with a lower learning rate. Check the data's `margin`, the weights of the losses, and "
+            "or start a new run from it with a lower learning rate. Check the data's `margin`, the loss weights, and "
             "the data type (fp16 overflows where bf16 does not)."
         )
 
 
 class _Check(TrainerCallback):
-    """Check the losses when the host reads them anyway, before they are logged or anything is saved."""
+    """Callback that checks the losses when the host reads them anyway, before they are logged or anything is saved."""
 
     def __init__(self, trainer: StopsWhenNotFinite):
         self._trainer = trainer

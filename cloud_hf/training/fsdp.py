@@ -36,11 +36,10 @@ def check_fsdp(accelerator: Accelerator):
 
 def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     """
-    Shard the reward head and set up mixed precision under FSDP2, before accelerate shards the rest. A no-op without FSDP2.
+    Shard the reward head and set up mixed precision under FSDP2, before accelerate shards the rest. Do nothing without FSDP2.
 
-    The head becomes a separate fp32 unit, since FSDP2 allows one dtype per unit. With bf16, the language model computes in
-    bf16 on fp32 weights, and gradients are summed in fp32. Outputs are not cast: accelerate would round rewards and losses
-    to bf16.
+    The head becomes a separate fp32 unit, since FSDP2 allows one dtype per unit. With bf16, the language model computes in bf16 on fp32
+    weights, and gradients are summed in fp32. Outputs are not cast; accelerate's own policy would round rewards and losses to bf16.
     """
     if not accelerator.is_fsdp2:
         return
@@ -62,6 +61,7 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
 
 
 def _shard_of_head(parameter: nn.Parameter) -> Shard | None:
-    # `out_proj` has one row, so shard it by columns. By rows, all ranks but one would hold empty shards of it and of its bias, both with the
-    # same address, and accelerate's `fsdp2_switch_optimizer_parameters` matches parameters to shards by address
+    # `out_proj` has one row, so shard it by columns. If it were sharded by rows, all ranks but one would get empty shards of the weight and
+    # the bias. Both shards would have the same address, and accelerate's `fsdp2_switch_optimizer_parameters` matches parameters to shards
+    # by address
     return Shard(1) if parameter.ndim == 2 and parameter.shape[0] == 1 else None

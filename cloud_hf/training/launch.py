@@ -28,11 +28,11 @@ _DIVIDING = ("cp_size", "sp_size", "tp_size")
 
 def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
-    Return the settings that a resumed run must share with the run that wrote the checkpoint. Settings that a stage does
-    not have are `None`: stage 1 has neither a token budget nor λ.
+    Return the settings that a resumed run must share with the run that wrote the checkpoint. Settings that a stage
+    does not have are `None`; for example, stage 1 has neither a token budget nor λ.
     """
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
-    # `None` where unused, as in checkpoints of earlier releases
+    # `None` if unused, to match checkpoints from earlier releases, which lack these settings
     added = {name: settings.get(name) or None for name in ("partial_reward_weight", "use_vllm")}
     return {**{name: settings.get(name) for name in _SETTINGS}, **added}
 
@@ -43,7 +43,7 @@ def rows_per_step(args: TrainingArguments) -> int:
 
 
 def strategy_of(args: TrainingArguments) -> str:
-    """Return `"zero1"` to `"zero3"`, `"fsdp"`, `"ddp"` or `"single"`."""
+    """Return how training is distributed: `"zero1"` to `"zero3"`, `"fsdp"`, `"ddp"` or `"single"`."""
     if args.deepspeed_plugin is not None:
         return f"zero{deepspeed_config(args).get('zero_optimization', {}).get('stage', 0)}"
     state: Any = args.distributed_state
@@ -60,8 +60,9 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
 
 def check_machine(args: TrainingArguments):
     """
-    Raise `ImportError` if DeepSpeed or Liger's kernels are requested but not installed, and `ValueError` if a number is out of range, or if bf16 is
-    requested but no GPU supports it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
+    Raise `ImportError` if DeepSpeed or Liger's kernels are requested but not installed, and `ValueError` if a number is out of range or
+    bf16 is requested but no GPU supports it. Call this function before the `__post_init__` of `TrainingArguments`, whose messages are less
+    helpful.
     """
     check_bounds(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
     check_bounds(args, learning_rate=0, weight_decay=0, max_grad_norm=0)
@@ -101,21 +102,21 @@ def check_parallelism(args: TrainingArguments):
     for name, size in found.items():
         if size > 1:
             raise ValueError(
-                f"{name}={size}, which splits sequences or matrices across GPUs. CLoud training splits only the data and the "
-                "stored model: use FSDP2 (ds_configs/accelerate_fsdp2.yaml) or ZeRO-3, and for long chats `--gradient_checkpointing` "
+                f"{name}={size}, which splits sequences or matrices across GPUs. CLoud training can shard only the data and "
+                "the model's states: use FSDP2 (ds_configs/accelerate_fsdp2.yaml) or ZeRO-3, and for long chats `--gradient_checkpointing` "
                 "with a small `--token_budget`."
             )
 
 
 def check_dataset_size(args: TrainingArguments, rows: int):
     """
-    Raise `ValueError` if there are fewer rows than one optimizer step takes. The step would train on a smaller batch than
+    Raise `ValueError` if there are fewer rows than one optimizer step needs. Otherwise, the step would train on a smaller batch than
     requested, and with several processes some rows would count twice.
     """
     needed = rows_per_step(args)
     if rows < needed:
         raise ValueError(
-            f"The train dataset has {rows} rows, but one optimizer step takes {needed} "
+            f"The train dataset has {rows} rows, but one optimizer step needs {needed} "
             f"(`per_device_train_batch_size` {args.per_device_train_batch_size} x `gradient_accumulation_steps` "
             f"{args.gradient_accumulation_steps} x {args.world_size} processes). Lower one of them, or add rows."
         )
@@ -131,7 +132,7 @@ def check_deepspeed(args: TrainingArguments):
     gathers = "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and zero.get(gathers) is not True:
         raise ValueError(
-            f"{name} has stage 3 without `{gathers}`: every process would hold a part of the weights and no model would "
+            f"{name} has stage 3 without `{gathers}`: each process would have only a part of the weights, and no model would "
             "be saved. Set it to true in `zero_optimization`, as ds_configs/zero3.json does."
         )
     batch = rows_per_step(args)
@@ -143,7 +144,7 @@ def check_deepspeed(args: TrainingArguments):
     for key, value in expected.items():
         if config.get(key, "auto") not in ("auto", value):
             raise ValueError(
-                f"{name} has `{key}` {config[key]}, but the training arguments make it {value}: a step of {batch} "
+                f"{name} has `{key}` {config[key]}, but the training arguments imply {value}: a step of {batch} "
                 f"rows is {args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} "
                 f'accumulated x {args.world_size} processes. Set it to "auto", or change the arguments.'
             )

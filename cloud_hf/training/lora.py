@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: choose layers, train the reward head in full, continue training an adapter."""
+"""LoRA and QLoRA: choose layers, train the reward head in full, and continue training an existing adapter."""
 
 import logging
 from typing import Any
@@ -24,7 +24,7 @@ from .arguments import model_name
 logger = logging.getLogger(__name__)
 
 HEAD = "reward_head"
-# Options that decide the shape or scale of an adapter's weights
+# Options that determine the shape or scale of an adapter's weights
 _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 
@@ -71,8 +71,8 @@ def report_dropout(model: PeftModel, disable_dropout: bool):
     rate = model.active_peft_config.to_dict()["lora_dropout"]
     if disable_dropout and rate:
         logger.warning(
-            "The adapter was made with lora_dropout=%s, but trains without dropout: `disable_dropout` is on, the default in reward "
-            "training. `disable_dropout=False` keeps it, and the language model's own dropout.", rate,
+            "The adapter was created with lora_dropout=%s, but is trained without dropout, because `disable_dropout` is on (the default in "
+            "reward training). `disable_dropout=False` keeps the adapter's dropout and the language model's own.", rate,
         )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def check_dropout(peft_config: Any, disable_dropout: bool):
     """Raise `ValueError` if an adapter has dropout that `disable_dropout` would turn off."""
     if disable_dropout and isinstance(peft_config, LoraConfig) and peft_config.lora_dropout > 0:
         raise ValueError(
-            f"`lora_dropout` is {peft_config.lora_dropout}, but `disable_dropout` is on, the default in reward training, and "
+            f"`lora_dropout` is {peft_config.lora_dropout}, but `disable_dropout`, which is on by default in reward training, "
             "would turn it off. Pass `--disable_dropout False`, which also keeps the language model's dropout, or "
             "`--lora_dropout 0`."
         )
@@ -96,7 +96,7 @@ def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapt
 
 
 def check_head(model: PeftModel):
-    """Raise `ValueError` if an adapter given as a model is not LoRA or does not train the reward head."""
+    """Raise `ValueError` if an adapter given as a model is not a LoRA adapter or does not train the reward head."""
     check_lora("`model`", model.active_peft_config)
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
         raise ValueError(
@@ -114,7 +114,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 
 def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """Read the options for training an adapter further: its own, and the requested dropout."""
+    """Read the options with which to continue training an adapter: its own options, except for the requested dropout."""
     own = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own)
     if asked is not None:
@@ -128,20 +128,23 @@ def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
     for option in _SHAPE_OPTIONS:
         if getattr(asked, option) != getattr(own, option):
             raise ValueError(
-                f"Training continues the adapter {name}, which has {option}={getattr(own, option)}, but "
+                f"Training continues from the adapter {name}, which has {option}={getattr(own, option)}, but "
                 f"{option}={getattr(asked, option)} was requested. Omit `use_peft`, or request the same value; for a new "
                 "adapter, merge this one first (`examples/merge_adapter.py`)."
             )
     targets = [asked.target_modules, own.target_modules]
     if targets[0] is not None and targets[0] != targets[1] and "all-linear" not in targets:
         raise ValueError(
-            f"Training continues the adapter {name}, which adapts {targets[1]}, but {targets[0]} were requested. Omit `use_peft`, or "
+            f"Training continues from the adapter {name}, which adapts {targets[1]}, but {targets[0]} were requested. Omit `use_peft`, or "
             "request the same layers."
         )
 
 
 def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
-    """Return the options that two LoRA adapters must share to exchange weights, ready for JSON; `None` without an adapter."""
+    """
+    Return the options in which two LoRA adapters must agree for one to load the other's weights, ready for JSON;
+    `None` without an adapter.
+    """
     if not isinstance(model, PeftModel):
         return None
     own = model.peft_config["default"].to_dict()
@@ -154,7 +157,10 @@ def continue_adapter(
     name: str, base_model: CLoudForRewardModeling, tokenizer: PreTrainedTokenizerBase, asked: LoraConfig | None,
     **hub_kwargs,
 ) -> PeftModel:  # fmt: skip
-    """Attach an adapter of stage 1 or of a reward model to its base, to train it further together with the reward head."""
+    """
+    Attach an adapter from stage 1 or from a reward model to its base, and prepare it for further training together
+    with the reward head.
+    """
     vocabulary = base_model.config.text_config.vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
@@ -163,16 +169,16 @@ def continue_adapter(
     peft_config = read_lora(name, asked, **hub_kwargs)
     if asked is not None:
         complete_lora(asked, base_model)  # raises if the options leave the head out
-    # An adapter of stage 1 has no head yet
+    # An adapter from stage 1 has no head yet
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), HEAD})
-    print(f"{name} is a LoRA adapter: training continues it, together with the reward head.")
+    print(f"{name} is a LoRA adapter: training continues from it, together with the reward head.")
     return attach_adapter(base_model, name, peft_config, trainable=True, **hub_kwargs)
 
 
 def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments of [`~trl.SFTTrainer`] for the model: a language model by name, with a new adapter if requested, or
-    an existing adapter on its base.
+    Return the arguments that tell [`~trl.SFTTrainer`] what to train: a language model, with a new adapter if requested, or an existing
+    adapter on its base.
 
     Raises:
         `ValueError`: If a target layer does not exist, the requested adapter differs from the existing one, or the model
@@ -184,8 +190,8 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     if not is_adapter(name, revision=revision):
         check_quantization(quantization_config, peft_config is not None)
         if peft_config is not None:
-            # Without weights, because only the names of layers are needed. Under ZeRO-3, transformers would shard them with
-            # `deepspeed.zero.Init`; `set_zero3_state` prevents that
+            # Create the model without weights, because only its layer names are needed. Under ZeRO-3, transformers would shard the
+            # parameters with `deepspeed.zero.Init`; `set_zero3_state` prevents that
             with torch.device("meta"), set_zero3_state():
                 choose_targets(peft_config, AutoModelForCausalLM.from_config(language_config(config)))
             peft_config.revision = revision
@@ -198,5 +204,5 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
     model = load_language_model(base, **init_kwargs)
-    print(f"{name} is a LoRA adapter: training continues it.")
+    print(f"{name} is a LoRA adapter: training continues from it.")
     return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}

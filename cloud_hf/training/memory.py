@@ -1,6 +1,6 @@
 """
 Measure the memory of a training step without executing it: run the actual model on fake tensors, which have shapes but
-no storage, and count every allocation. This takes seconds for 70B and needs only the config.
+no storage, and count every allocation. This takes seconds even for a 70B model, and needs only its config.
 """
 
 import copy
@@ -32,13 +32,13 @@ _ONE_KERNEL = "one_kernel"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Memory of one micro-batch: numbers of parameters, and everything else in bytes."""
+    """Memory use of one micro-batch. The first four fields are numbers of parameters; everything else is in bytes."""
 
     parameters: int
     trained: int
-    linear: int  # of the layers that 4-bit loading quantises
-    largest: int  # of all parameters
-    # Per moment: bytes other than parameters and gradients, and bytes of gradients
+    linear: int  # parameters in the layers that 4-bit loading quantises
+    largest: int  # size of the largest parameter
+    # For each moment: the bytes in use other than parameters and gradients, and the bytes of gradients
     moments: np.ndarray
 
     def peak(self, gradient_share: float, accumulated: bool = False) -> tuple[float, float]:
@@ -46,7 +46,7 @@ class StepMemory:
         Return the bytes of activations and of gradients at the peak of their sum.
 
         `gradient_share` is the ratio of stored gradient bytes to simulated ones, such as 1/8 on 8 GPUs under ZeRO-2.
-        `accumulated` says whether all gradients of an earlier micro-batch are already stored.
+        `accumulated` tells whether all gradients of an earlier micro-batch are already stored.
         """
         other, gradients = self.moments.T
         stored = (np.full_like(gradients, self.gradients) if accumulated else gradients) * gradient_share
@@ -61,10 +61,10 @@ class StepMemory:
 
 class _Allocations(TorchDispatchMode):
     """
-    Count the storages that operations allocate, until they are freed.
+    Dispatch mode that counts each storage from its allocation until it is freed.
 
-    torch's `MemTracker` reports one peak. Gradients are smaller on a GPU if they are sharded, which can move the peak to
-    another moment; this keeps all moments.
+    torch's `MemTracker` reports only one peak. On a GPU, sharded gradients take less memory than in the simulation, which can move the peak
+    to another moment, so this class records all moments.
     """
 
     def __init__(self, kept: set[int]):
@@ -77,14 +77,15 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        # Every operation of autograd and of the model passes here, so its outputs are all that is ever allocated
+        # Every operation of the model and of autograd passes through here, so its outputs are all that is ever
+        # allocated
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage):
-        # By storage, not by tensor, because views share storage. Parameters (`kept`) are counted separately
+        # Count storages instead of tensors, because views share a storage. Parameters (`kept`) are counted separately
         key = storage._cdata
         if key in self._sizes or key in self._kept:
             return
@@ -97,7 +98,7 @@ class _Allocations(TorchDispatchMode):
         self.live -= self._sizes.pop(key)[1]
 
     def add_gradient(self, parameter: torch.Tensor):
-        """Count a complete gradient as a gradient, and no longer as a temporary."""
+        """Count a finished gradient as a gradient, and no longer as a temporary tensor."""
         assert parameter.grad is not None  # the hook runs after accumulation
         storage = parameter.grad.untyped_storage()
         self._count(storage)
@@ -109,7 +110,7 @@ class _Allocations(TorchDispatchMode):
 
     @property
     def now(self) -> tuple[int, int]:
-        """Bytes of everything but gradients, and bytes of gradients."""
+        """Bytes in use by everything except gradients, and bytes of gradients."""
         return self.live - self.gradients, self.gradients
 
 
@@ -132,10 +133,9 @@ def simulate_step(
     """
     Simulate one forward and backward pass of the joint loss on pairs whose sequences have `length` tokens each.
 
-    Of these tokens, the share `labelled_share` is critique; with `shared_prompt`, the share `prompt_share` is computed once
-    for both sequences.
-    `autocast` computes in bf16 on weights of `dtype`. `head_is_sharded` is for ZeRO-3, which gathers the LM head's weight
-    only while the layer computes, so each chunk of the critique loss allocates a separate gradient.
+    The fraction `labelled_share` of these tokens belongs to the critique. With `shared_prompt`, the fraction `prompt_share` is computed
+    only once for both sequences. With `autocast`, the model computes in bf16 with weights of type `dtype`. `head_is_sharded` is for ZeRO-3,
+    which gathers the LM head's weight only while the layer computes, so each chunk of the critique loss allocates a separate gradient.
     """
     model = _make_model(copy.deepcopy(config), dtype, lora, gradient_checkpointing)
     if head_is_sharded:
@@ -148,7 +148,7 @@ def simulate_step(
         shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
     layers = _Layers(model)  # after counting, because it removes layers
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # Fake tensors of the CPU, because on the meta device attention would take a different code path
+        # Use fake tensors on the CPU, because on the meta device, attention would take a different code path
         model.to_empty(device="cpu")
         model.tie_weights()
         parameters = list(model.parameters())
@@ -166,7 +166,7 @@ def simulate_step(
 
 
 def _count_parameters(model: CLoudForRewardModeling) -> dict[str, int]:
-    """Return the first fields of [`StepMemory`]."""
+    """Return the parameter counts for [`StepMemory`]."""
     lm_head = model.get_output_embeddings()
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -182,11 +182,11 @@ def _count_parameters(model: CLoudForRewardModeling) -> dict[str, int]:
 
 class _Layers:
     """
-    The simulated layers of a model. Layers of one kind allocate the same, so only the first three run, and the
-    allocations recorded for one of them are repeated for the rest.
+    The simulated layers of a model. If all layers are of the same kind, they allocate the same memory, so only the
+    first three run, and the allocations recorded for one of these three are repeated for the remaining layers.
     """
 
-    # The first and the last layer may differ by tensors that are allocated once for all layers
+    # The first and the last layer may differ from the others by tensors that are allocated once for all layers
     _RUN = 3
 
     def __init__(self, model: CLoudForRewardModeling):
@@ -218,7 +218,8 @@ class _Layers:
         moments = np.array(record)
         if self._left_out == 0:
             return moments
-        # The backward pass first, so that the indices of the forward pass stay valid. It visits the layers in reverse
+        # Extend the backward pass first, so that the indices of the forward pass stay valid. The backward pass visits
+        # the layers in reverse order
         for first, second in ((("backward", 2), ("backward", 1)), (("forward", 1), ("forward", 2))):
             (start, before), (end, after) = self._starts[first], self._starts[second]
             added = np.subtract(after, before)
@@ -228,7 +229,7 @@ class _Layers:
 
 
 def _kind(layer: nn.Module) -> list:
-    """Return what the memory of a layer can depend on: its modules, their settings and the shapes of their weights."""
+    """Return everything on which a layer's memory use can depend: its modules, their settings and the shapes of their weights."""
     return [
         (
             name,
@@ -275,12 +276,16 @@ def _lay_out(
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
     rows[1::2, :shared] = rows[::2, :shared]
     packing = Packing([TokenSequence(ids, length - labelled) for ids in rows], shared_prompt=shared > 0)
-    # transformers passes a 4-d mask on unchanged instead of building one of T x T, which this kernel does not need
+    # transformers passes on a 4-d mask unchanged. Otherwise it would build a T x T mask, which this kernel does not
+    # need
     return (1, packing.num_tokens), {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
 class _OneKernel(torch.autograd.Function):
-    """Allocate like a GPU's attention kernel for a flattened batch: in the forward pass, its output and a sum per query."""
+    """
+    Stand-in that allocates like a GPU's attention kernel for flattened batches: in the forward pass, the output and
+    one sum per query.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -304,7 +309,10 @@ def _joint_loss(
     model: CLoudForRewardModeling, sequences: int, shape_BT: tuple[int, int], attention: dict[str, Any],
     P: int, chunks: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """Compute the loss of `CLoudTrainer` for `P` labelled positions. Fake labels have no values, so their number is an argument."""
+    """
+    Compute the loss of `CLoudTrainer` for `P` labelled positions. Fake labels have no values to count, so their number
+    is an argument.
+    """
     ids_BT = torch.zeros(shape_BT, dtype=torch.long)
     options = {"attention_mask": torch.ones_like(ids_BT), **attention}
     if model._accepts_position_ids:

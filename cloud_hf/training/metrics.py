@@ -1,4 +1,4 @@
-"""Trainer mixin for the metrics of pairs: sums on the device, means over all ranks, and predictions in the order of the dataset."""
+"""Trainer mixin for metrics of pairs: it keeps sums on the device, averages over all ranks, and returns predictions in dataset order."""
 
 import math
 from collections import defaultdict
@@ -14,10 +14,11 @@ from .resume import ExactResume
 
 class PairMetrics(ExactResume):
     """
-    Mixin for TRL's reward trainer: metrics of a log or an evaluation are means over all its pairs or tokens, so they do not depend on batches
-    and ranks.
+    Mixin for TRL's reward trainer. The metrics in a log or an evaluation are means over all pairs or tokens that it covers, so they do not
+    depend on how these are divided into batches and ranks.
 
-    They stay sums on the device until a log needs them, because the host would wait for the device if it read a value in each step.
+    Until a log needs them, they are kept as sums on the device, because the host would have to wait for the device if it read a value in
+    every step.
     """
 
     def __init__(self, *args, **kwargs):
@@ -59,7 +60,7 @@ class PairMetrics(ExactResume):
         return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
 
     def _joint_loss(self, means: dict[str, float]) -> float:
-        """Weight an evaluation's means over pairs and tokens as training does; remove `centring` from them."""
+        """Combine an evaluation's means into the joint loss, weighted as in training, and remove `centring` from the means."""
         centring = (self.args.center_rewards_coefficient or 0.0) * means.pop("centring", 0.0)
         others = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
         others += self.args.partial_reward_weight * means.get("partial_pairwise_loss", 0.0)
@@ -83,9 +84,9 @@ class PairMetrics(ExactResume):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch over all ranks, pair by pair, without the pairs that only pad it."""
+        """Gather a batch from all ranks, pair by pair, without the duplicate pairs that only fill it up."""
 
-        # accelerate truncates the last batch to the number of pairs, so its rows must be pairs
+        # accelerate truncates the last batch to the number of pairs, so each row must be one pair
         def gather(rows: torch.Tensor) -> torch.Tensor:
             if len(rows) != 2 * self._eval_pairs:  # losses, or the user's own tensors with one row per pair
                 return self.accelerator.gather_for_metrics(rows)
@@ -104,15 +105,15 @@ class PairMetrics(ExactResume):
         elif compute_metrics is not None:
             self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs))
         self.gather_function = self._gather_rows
-        # TRL only logs these metrics, and under the same names for every evaluation set. Return them with the set's prefix, so
-        # that `metric_for_best_model` can name them
+        # TRL only logs these metrics, and uses the same names for every evaluation set. Return them with the prefix of the evaluation set,
+        # so that `metric_for_best_model` can name them
         try:
             output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.compute_metrics = compute_metrics
         output = type(output)(_chosen_first(output.predictions, pairs), *output[1:])
         means = self._take_means("eval")
-        # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among them
+        # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among the batches
         means["loss"] = self._joint_loss(means)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._metrics["eval"].clear()

@@ -1,7 +1,7 @@
 """
 Stage 4: reward critiques that lead the reward head to the right preference.
 
-Shape suffixes: N pairs, K critiques of each response, P labelled tokens; 2 is chosen and rejected.
+Shape suffixes: N pairs, K critiques of each response, P labelled tokens; a dimension of size 2 is chosen and rejected.
 """
 
 import copy
@@ -36,9 +36,11 @@ logger = logging.getLogger(__name__)
 
 class CLoudOutcomeTrainer(CLoudTrainer):
     r"""
-    Trainer for the critiques of a CLoud model: a [`CLoudTrainer`] that writes new critiques in every step.
+    Trainer that improves the critiques of a CLoud model. It is a [`CLoudTrainer`] that writes new critiques in every
+    step.
 
-    A step writes K critiques of both responses of each pair with the current weights, at temperature 1. Its loss is
+    In each step, the current weights write K critiques of both responses of each pair, at temperature 1. The loss of
+    the step is
 
         bradley_terry_weight * mean over pairs of the loss of [`~training.outcome_loss.outcome_loss`]
         + policy_weight * mean over pairs of its policy gradient
@@ -50,18 +52,18 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
-            A CLoud model of stage 3, or its name.
+            A CLoud model from stage 3, or its name.
         args ([`CLoudOutcomeConfig`], *optional*):
             Configuration for this trainer.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's.
         **kwargs:
-            Other arguments of [`CLoudTrainer`]. The critiques in `train_dataset` are those that stage 3 was trained on;
-            `eval_dataset` is evaluated as in stage 3, on its own critiques.
+            Other arguments of [`CLoudTrainer`]. The critiques in `train_dataset` are those that stage 3 was trained
+            on; evaluation works as in stage 3, on the critiques in `eval_dataset`.
 
     Raises:
-        `ValueError`: If the reference model has a different tokenizer or cannot be made, if a critique may not fit the
-            context, or if the launch cannot write critiques (FSDP, several GPUs in one process).
+        `ValueError`: If the reference model has a different tokenizer or cannot be created, if a critique might not
+            fit the context, or if critiques cannot be written with this launch (FSDP, several GPUs in one process).
 
     Examples:
 
@@ -108,7 +110,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             raise ValueError(
                 "ZeRO-3 cannot copy the model: name the reference model (`ref_model`), or set `beta` to 0."
             )
-        # The copy has the initial weights in a resumed run, too: the Trainer loads those of the checkpoint only in `train`
+        # The copy has the initial weights even in a resumed run, because the Trainer loads the checkpoint's weights only in `train`
         if name is None:
             reference: Any = copy.deepcopy(self.model)
         else:
@@ -123,7 +125,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         return reference.to(args.device, torch.bfloat16 if casts else None)
 
     def _check_lengths(self):
-        """Raise `ValueError` unless every critique that may be written fits the context."""
+        """Raise `ValueError` if a critique might not fit the context."""
         longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
         self._longest_prefix = longest
         needed = longest + self.args.max_completion_length + 1
@@ -139,13 +141,16 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             )
 
     def _count_equal_responses(self):
-        """Warn about pairs with equal responses, from which no preference can be learned; raise `ValueError` if all pairs are like that."""
+        """
+        Warn about pairs with equal responses, from which no preference can be learned; raise `ValueError` if the
+        responses of all pairs are equal.
+        """
         dataset: Any = self.train_dataset
         pairs = dataset.select_columns([f"{side}_{name}" for side in SIDES for name in ("ids", "prefix_length")])
         count = sum(prefix_of(pair, SIDES[0]) == prefix_of(pair, SIDES[1]) for pair in pairs)
         if count and count == len(pairs):
             raise ValueError(
-                f"The train dataset: the responses of all {count} pairs are equal. Check what `chosen` and `rejected` hold."
+                f"The train dataset: the responses of all {count} pairs are equal. Check what `chosen` and `rejected` contain."
             )
         if count:
             logger.warning(
@@ -156,7 +161,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     # ------------------------------------------------------------------------------------------------------- critiques
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return batches of rows, since their critiques are not written yet."""
+        """Return a dataloader of uncollated rows, because their critiques have not been written yet."""
         if not self.args.num_generations:
             return super().get_train_dataloader()
         collator, self.data_collator = self.data_collator, list
@@ -166,7 +171,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             self.data_collator = collator
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """Write the critiques of all micro-batches of an optimizer step."""
+        """Write the critiques for all micro-batches of an optimizer step."""
         if self.args.num_generations:
             epoch_iterator = iter(self._write_critiques(list(islice(epoch_iterator, num_batches))))
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -175,17 +180,17 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         """Write critiques for the rows of each micro-batch, and collate them."""
         args = self.args
         prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
-        # The policy gradient is that of the distribution at temperature 1, so sample from it. Only the few tokens that the writer
-        # bans or reads as the end of turn differ
-        seed = (args.seed << 32) + self.state.global_step  # runs whose seeds are neighbours share no samples
+        # The policy gradient is computed for the distribution at temperature 1, so sample from that distribution. The writer deviates from
+        # it only for the few tokens that it bans or treats as the end of turn
+        seed = (args.seed << 32) + self.state.global_step  # runs with consecutive seeds share no samples
         sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
         write = self._write_with_vllm if args.use_vllm else self._write_with_transformers
         samples = iter(write(prefixes, sampling))
         return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
 
     def _write_with_transformers(self, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
-        checkpointing: Any = self.args.gradient_checkpointing_kwargs  # a string has been parsed
-        wrapped: Any = self.model_wrapped  # annotated for distributed models only
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs  # if it was a string, it has been parsed by now
+        wrapped: Any = self.model_wrapped  # the upstream annotation covers distributed models only
         with (
             torch.no_grad(),
             self.accelerator.autocast(),
@@ -213,8 +218,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 )  # fmt: skip
             except RuntimeError as error:
                 raise ValueError(
-                    "vLLM's engine did not start; its log above has the reason. If memory is too small, change `vllm_gpu_memory_utilization` "
-                    f"({share}), lower `max_completion_length` ({self.args.max_completion_length}), or omit `use_vllm`."
+                    "vLLM's engine did not start; its log above has the reason. If there is too little memory, change "
+                    f"`vllm_gpu_memory_utilization` ({share}), lower `max_completion_length` "
+                    f"({self.args.max_completion_length}), or omit `use_vllm`."
                 ) from error
         return self._vllm_writer.write(model, prefixes, sampling)
 
@@ -227,7 +233,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 self._vllm_writer = None
 
     def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
-        """Make a micro-batch of the written critiques, pair by pair, and of the dataset's critiques as an anchor."""
+        """Collate a micro-batch from the written critiques, pair by pair, and the dataset's critiques, which serve as an anchor."""
         end = self.critique_format.end_token_id
         written = [
             with_critiques(row, chosen, rejected, end)
@@ -236,7 +242,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         ]
         anchors = rows if self.args.lm_loss_weight else []
         batch = self.data_collator([*written, *anchors])
-        batch.pop("cut", None)  # of the dataset's critiques
+        batch.pop("cut", None)  # it counts cut-off critiques in the dataset, not written ones
         tokens = sum(len(row[f"{side}_ids"]) - row[f"{side}_prefix_length"] for row in anchors for side in SIDES)
         was_cut = [[[sample.finish_reason == "length" for sample in side] for side in sides] for sides in samples]
         same = [any(len({s.critique_ids for s in side}) == 1 < len(side) for side in sides) for sides in samples]
@@ -246,7 +252,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         }  # fmt: skip
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
-        """Count pairs, and labelled tokens of the dataset's critiques, of the optimizer step: shape `(2,)`."""
+        """Count the optimizer step's pairs and the labelled tokens of its dataset critiques. The result has shape `(2,)`."""
         if not batch_samples or "counts" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         counts = torch.stack([batch["counts"].to(device) for batch in batch_samples]).sum(0)
@@ -272,7 +278,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         )
         self._add_outcomes(written, losses, {"kl": kl_N, "identical_critiques": identical})
         self._count_tokens(inputs)
-        totals, processes = counts, 1  # called outside the Trainer's loops: means over this batch
+        totals, processes = counts, 1  # called outside the Trainer's loops, so average over this batch
         if num_items_in_batch is not None:
             totals, processes = num_items_in_batch, self.accelerator.num_processes
         pairs, tokens = totals.clamp(min=1)
@@ -298,7 +304,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         if not args.num_generations:
             return {}
         return {
-            "Written critiques": f"{args.num_generations} of each response in a step, of up to {args.max_completion_length} tokens",
+            "Written critiques": f"{args.num_generations} per response in each step, of up to {args.max_completion_length} tokens",
             "Objective": args.outcome_objective,
             "Weight of the policy gradient": args.policy_weight,
             "Weight of the KL divergence": f"{args.beta}, from {'another model' if args.ref_model else 'the model it was trained from'}",
@@ -307,13 +313,13 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     # --------------------------------------------------------------------------------------------------------- metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count 2 operations per weight and token for writing, and 2 for the reference model, in addition to the 6 for training."""
+        """Count 2 FLOPs per weight and token for writing and 2 for the reference model, in addition to the 6 for training."""
         passes = 3 + bool(self.args.num_generations) + bool(self.args.num_generations and self.args.beta)
         return super().floating_point_ops(inputs) * passes // 3
 
     @torch.no_grad()
     def _add_outcomes(self, written: WrittenCritiques, losses: OutcomeLoss, columns: dict[str, torch.Tensor]):
-        """Add to the sums behind the log; each column has one value per pair."""
+        """Add a batch's metrics to the sums behind the log. Each column has one value per pair."""
         rewards_2NK, lengths_2NK, cut_2NK = written.rewards_2NK, written.lengths_2NK, written.was_cut_2NK.float()
         chosen_N, rejected_N = rewards_2NK.mean(2)
         columns = {
@@ -341,8 +347,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         means = super()._take_means(mode)
         if mode == "train" and means.get("critiques_cut") == 1.0 and self.args.num_generations:
             logger.warning(
-                "Step %d: all critiques since the last log were cut at `max_completion_length` %d, before their verdict. Raise it, or "
-                "start from a model that ends its critiques.", self.state.global_step, self.args.max_completion_length,
+                "Step %d: all critiques since the last log were cut off at `max_completion_length` %d, before their verdict. Raise "
+                "this limit, or start from a model that ends its critiques.", self.state.global_step, self.args.max_completion_length,
             )  # fmt: skip
         return means
 
@@ -350,12 +356,12 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
     """Raise `ValueError` if critiques cannot be written in this kind of run."""
     if args.use_vllm:
-        # An `ImportError` names the extra before anything is loaded
+        # If vLLM is missing, the `ImportError` is raised before anything is loaded, and names the extra to install
         from ..serving.vllm.training_writer import VLLMWriter  # noqa: F401
 
         if (strategy := strategy_of(args)) != "single":
             raise ValueError(
-                f"`use_vllm` needs a run of one process without DeepSpeed, but this is {strategy}. Omit `use_vllm`."
+                f"`use_vllm` needs a single process without DeepSpeed, but this run uses {strategy}. Omit `use_vllm`."
             )
         if peft_config is not None or (is_adapter(model) if isinstance(model, str) else is_peft_model(model)):
             raise ValueError(
@@ -368,7 +374,7 @@ def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
 
 
 def _check_model(model: Any, init_kwargs: Any):
-    """Raise `ValueError` if a model, or the model of a name, cannot write critiques and judge them."""
+    """Raise `ValueError` if a model, given as an object or by name, cannot write critiques and judge them."""
     if isinstance(model, str):
         name, config = model, read_model_config(model, revision=(init_kwargs or {}).get("revision"))
     else:
@@ -381,22 +387,22 @@ def _check_model(model: Any, init_kwargs: Any):
         what = f"a model with `format` {config.format!r}, whose rewards are read from decoded text"
     else:
         return
-    raise ValueError(f"{name} is {what}. Start from the model that stage 3 made (`cloud-hf train-cloud`).")
+    raise ValueError(f"{name} is {what}. Start from a model trained in stage 3 (`cloud-hf train-cloud`).")
 
 
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
-    """Raise `ValueError` if there is no reference model, or its tokenizer differs."""
+    """Raise `ValueError` if there is no reference model, or its tokenizer differs from the trained model's."""
     if args.ref_model is None:
         if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(
-                "The model is an adapter, and without it the reference model would not be the one that training starts from. Merge it "
-                "first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
+                "The model is an adapter. Without it, the reference model would not be the model that training starts from. Merge the "
+                "adapter first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
             )
         return
     check_name(args.ref_model)
     other = AutoTokenizer.from_pretrained(tokenizer_source(args.ref_model), trust_remote_code=args.trust_remote_code)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"`ref_model` {args.ref_model} has a different tokenizer than the model, so their log-probabilities cannot be compared. "
-            "Name the model of stage 3 that training starts from, or omit `ref_model`."
+            f"`ref_model` {args.ref_model} has a different tokenizer from the model, so their log-probabilities cannot be compared. "
+            "Name the model from stage 3 that training starts from, or omit `ref_model`."
         )

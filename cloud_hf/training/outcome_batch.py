@@ -1,7 +1,7 @@
-"""Make batches of written critiques from rows and samples, and split the model's output by pair and critique.
+"""Build batches from rows and the critiques sampled for them, and split the model's output by pair and critique.
 
 Shape suffixes: N pairs, K critiques of each response, S sequences of one side (N times K written ones, then the dataset's), P labelled
-tokens; 2 is chosen and rejected.
+tokens; a dimension of size 2 is chosen and rejected.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 
 def prefix_of(row: dict[str, Any], side: str) -> EncodedPrefix:
-    """Return the encoded prompt and response that precede the critique on a side of a row from [`encode_pairs`]."""
+    """Return the encoded prompt and response that precede the critique on one side of a row from [`encode_pairs`]."""
     return EncodedPrefix(tuple(row[f"{side}_ids"][: row[f"{side}_prefix_length"]]), False, "", "")
 
 
@@ -31,12 +31,12 @@ class WrittenCritiques:
     """
     Written critiques of N pairs and the model's output for them.
 
-    The sequences of `output` (a [`~modeling_cloud.CLoudOutput`]) are, for the chosen responses: the written critiques, pair by pair, then
-    the dataset's critiques, if they serve as an anchor. Then the same for the rejected responses.
+    `output` (a [`~modeling_cloud.CLoudOutput`]) covers the chosen responses first and then the rejected ones. For each side, it has the
+    written critiques, pair by pair, followed by the dataset's critiques if they serve as an anchor.
     """
 
     output: Any
-    # The end of turn of a cut critique was not sampled, so it is not an action of the policy
+    # If a critique was cut off, its end of turn was not sampled, so that token is not an action of the policy
     was_cut_2NK: torch.Tensor
 
     def __post_init__(self):
@@ -46,7 +46,8 @@ class WrittenCritiques:
         self.num_sequences = len(self.output.logits) // 2
         side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
         self.is_written_P = place_P < self.num_written
-        # Tokens of a sequence are contiguous, so the last one is where the sequence number changes
+        # The tokens of a sequence are contiguous, so a token is the last one if the next token has another sequence
+        # number
         is_last_P = torch.ones_like(self.is_written_P)
         is_last_P[:-1] = sequences[1:] != sequences[:-1]
         was_cut_P = self.was_cut_2NK.flatten(1)[side_P, place_P.clamp(max=self.num_written - 1)]
@@ -64,7 +65,7 @@ class WrittenCritiques:
 
     @property
     def lengths_2NK(self) -> torch.Tensor:
-        """Numbers of sampled tokens, with the end of turn unless a critique was cut."""
+        """Numbers of sampled tokens, including the end of turn unless the critique was cut off."""
         return self.sums(torch.ones_like(self.losses_P))
 
     @property
@@ -73,18 +74,19 @@ class WrittenCritiques:
         return self.losses_P[~self.is_written_P].sum()
 
     def kl_2NK(self, reference_P: torch.Tensor) -> torch.Tensor:
-        """Estimate the KL divergence from a reference model, given its cross-entropies, in nats per critique, as TRL's GRPO does."""
-        # The estimator k3 of http://joschu.net/blog/kl-approx.html: unbiased, never negative, and of low variance
+        """Estimate the KL divergence from a reference model with these cross-entropies, in nats per critique, as TRL's GRPO does."""
+        # The estimator k3 of http://joschu.net/blog/kl-approx.html: it is unbiased, never negative, and has low
+        # variance
         log_ratio_P = self.losses_P - reference_P
         return self.sums(log_ratio_P.exp() - log_ratio_P - 1)
 
     def sums(self, values_P: torch.Tensor) -> torch.Tensor:
-        """Add up the values of the sampled tokens of each written critique."""
+        """Sum the values over the sampled tokens of each written critique."""
         sums = values_P.new_zeros(2 * self.num_sequences)
         return self._written(sums.index_add(0, self.sequences_P, values_P * self.is_sampled_P))
 
     def of_anchors(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a per-sequence value over the dataset's critiques of each pair: shape `(N,)`, or `(0,)` without an anchor."""
+        """Sum a per-sequence value over the dataset's critiques of each pair. The result has shape `(N,)`, or `(0,)` without an anchor."""
         return values.unflatten(0, (2, -1))[:, self.num_written :].sum(0)
 
     def _written(self, values: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
     r"""
     Configuration class for the [`CLoudOutcomeTrainer`].
 
-    This class lists only the parameters that it adds to [`CLoudTrainingConfig`], or that have another meaning. Where
-    [`~trl.GRPOConfig`] has an option, it has the same name.
+    This class lists only the parameters that it adds to [`CLoudTrainingConfig`], or whose meaning differs. Options
+    that [`~trl.GRPOConfig`] also has are named as in that class.
 
     Parameters:
         > Parameters that control the generation of critiques
@@ -29,17 +29,16 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
         use_vllm (`bool`, *optional*, defaults to `False`):
             Write critiques with vLLM, which reloads the weights in every step. Needs one process and full fine-tuning.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
-            Share of the GPU's memory for vLLM, which holds its own copy of the weights.
+            Share of the GPU's memory to give to vLLM, which keeps its own copy of the weights.
 
         > Parameters that control the loss
 
         outcome_objective (`str`, *optional*, defaults to `"likelihood"`):
-            The objective that `bradley_terry_weight` weights: minus the log of the mean of σ(Δ) over a pair's critiques (`"likelihood"`),
-            or minus the mean of the logs (`"mean_log"`).
+            Loss that replaces the Bradley-Terry loss: minus the log of the mean of σ(Δ) over a pair's critiques (`"likelihood"`), or minus
+            the mean of log σ(Δ) (`"mean_log"`). `bradley_terry_weight` is its weight.
         policy_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the policy gradient. If this and `bradley_terry_weight` are both 1, each step follows the
-            gradient of the objective. With 0, the reward is trained on critiques that are freshly sampled in each
-            step.
+            gradient of the objective. With 0, the critiques that are sampled in each step train only the reward.
         beta (`float`, *optional*, defaults to `0.001`):
             Weight of the KL divergence from the reference model, in nats per critique. With 0, no reference model is
             loaded.
@@ -73,7 +72,9 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
                 f"`vllm_gpu_memory_utilization` is {self.vllm_gpu_memory_utilization}; it must be above 0 and at most 1."
             )
         if self.use_vllm and not self.num_generations:
-            raise ValueError("`use_vllm` is set, but with `num_generations` 0 no critiques are written. Omit it.")
+            raise ValueError(
+                "`use_vllm` is set, but with `num_generations` 0 no critiques are written. Omit `use_vllm`."
+            )
         if self.num_generations:
             self._check_generation()
         super().__post_init__()
@@ -81,7 +82,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
     def _check_generation(self):
         if self.num_generations == 1 and self.policy_weight:
             raise ValueError(
-                "`num_generations` is 1, but a critique's return is compared with the other critiques of its response. Set "
+                "`num_generations` is 1, but a critique's return is measured against the other critiques of its response. Set "
                 "it to 2 or more (4 to 8 are usual), or `policy_weight` to 0."
             )
         if self.ref_model is not None and not self.beta:

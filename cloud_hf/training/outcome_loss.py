@@ -1,4 +1,4 @@
-"""Losses of pairs whose critiques are latent: a pair's likelihood, and what each critique adds to it.
+"""Losses for pairs whose critiques are latent variables: the likelihood of a pair, and each critique's contribution to it.
 
 Shape suffixes: N pairs, K critiques of each response.
 """
@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 class OutcomeLoss(NamedTuple):
     """
-    Losses of N pairs, each of shape `(N,)`. The gradient of their sum is an unbiased estimate of the gradient of the
-    expected value of `direct` over the critiques, if they were sampled from the policy.
+    Losses of N pairs, each of shape `(N,)`. If the critiques were sampled from the policy, the gradient of `direct +
+    policy` is an unbiased estimate of the gradient of `direct`'s expected value over critiques.
 
     Args:
         direct (`torch.Tensor`):
-            Minus the objective. Its gradient reaches only rewards.
+            Minus the objective. Its gradient flows only into the rewards.
         policy (`torch.Tensor`):
-            Zero in value; its gradient is the policy gradient. For K = 1 there is none, because there is no other
-            critique to compare with.
+            Its value is zero, and its gradient is the policy gradient. For K = 1, the gradient is zero, too, because
+            there is no other critique to compare with.
         log_sigmoid (`torch.Tensor` of shape `(N, K, K)`):
-            log σ of the chosen response's reward minus the rejected one's, for each combination of their critiques.
+            log σ(chosen reward - rejected reward), for each combination of a chosen and a rejected critique.
     """
 
     direct: torch.Tensor
@@ -40,9 +40,10 @@ def outcome_loss(
     """
     Compute the losses of pairs with K sampled critiques of each response.
 
-    With the rewards' differences Δ_ij, the objective is log mean_ij σ(Δ_ij) (`"likelihood"`), or mean_ij log σ(Δ_ij)
-    (`"mean_log"`). The return of a critique is how much it raises the objective: the objective over all critiques
-    minus the objective without this one. The latter does not depend on this critique, so it is an unbiased baseline.
+    With Δ_ij, the difference between the rewards of chosen critique i and rejected critique j, the objective is log
+    mean_ij σ(Δ_ij) (`"likelihood"`), or mean_ij log σ(Δ_ij) (`"mean_log"`). The return of a critique is how much it
+    raises the objective: the objective over all critiques minus the objective without this one. The latter does not
+    depend on this critique, so it is an unbiased baseline.
 
     Args:
         rewards_chosen_NK, rewards_rejected_NK (`torch.Tensor` of shape `(N, K)`):
@@ -66,7 +67,7 @@ def outcome_loss(
     policy_N = torch.zeros_like(objective_N)
     for dim, logprobs_NK in ((2, logprobs_chosen_NK), (1, logprobs_rejected_NK)):
         returns_NK = (objective_N[:, None] - _without_each(mean(log_sigmoid_NKK, dim), mean)).detach()
-        # The subtraction leaves only the gradient
+        # The subtraction makes the value zero and leaves only the gradient
         policy_N = policy_N - (returns_NK * (logprobs_NK - logprobs_NK.detach())).sum(1)
     return OutcomeLoss(-objective_N, policy_N, log_sigmoid_NKK)
 

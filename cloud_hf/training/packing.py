@@ -1,6 +1,6 @@
-"""Pack sequences of any length into one row without padding, with one copy of shared prefixes.
+"""Pack sequences of any length into one row without padding, storing shared prefixes only once.
 
-Shape suffixes: B sequences, S segments, N tokens of the row.
+Shape suffixes: B sequences, S segments, N tokens in the row.
 """
 
 from collections import defaultdict
@@ -13,7 +13,8 @@ import torch
 from ..critique_format import IGNORE_INDEX
 
 
-# Shorter prefixes are computed once per sequence: a further segment costs more in attention calls than it saves
+# Shorter prefixes are not shared but computed for each sequence, because another segment would cost more in attention
+# calls than it saves
 MIN_SHARED_TOKENS = 32
 
 
@@ -30,7 +31,7 @@ class TokenSequence:
     prefix_length: int
 
     def labels(self) -> torch.Tensor:
-        """Return the labels of the critique LM loss, unshifted: only the critique has any."""
+        """Return the unshifted labels for the critique LM loss. Only critique tokens have labels."""
         labels = torch.tensor(self.ids, dtype=torch.long)
         labels[: self.prefix_length] = IGNORE_INDEX
         return labels
@@ -77,7 +78,8 @@ class Packing:
         """Return N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
-    # Recursive: sequences that diverge after a prefix may share a longer one in smaller groups, such as a response's critiques
+    # Recursive: after a prefix that all sequences share, smaller groups of them, such as the critiques of one response, may share a longer
+    # one
     def _add(self, members: list[int], start: int, parent: int):
         """Add the segments of sequences that share their first `start` tokens, up to the end of segment `parent`."""
         for group in self._groups(members, start):
@@ -113,13 +115,14 @@ class Packing:
 
     def tensors(self, labels: bool) -> dict[str, Any]:
         """
-        Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`,
-        `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`, as
-        tuples, because the host reads them and they must not move to the GPU with the tensors.
+        Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`,
+        `position_ids`, `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; and `segments` of
+        shape `(S, 2)`. The segments are tuples, because the host reads them, and they must not be moved to the GPU
+        along with the tensors.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
-        # First, because the Trainer takes the length of the first tensor as the batch size
+        # These come first, because the Trainer uses the length of the first tensor as the batch size
         batch: dict[str, Any] = {
             "reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])
         }
@@ -128,7 +131,7 @@ class Packing:
         batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if labels:
-            # Shared segments have none, because they end before the critique
+            # Shared segments have no labels, because they end before the critique
             parts = [self.sequences[s.sequence].labels()[s.start : s.end] for s in self.segments]
             batch["labels"] = torch.cat(parts)[None]
         batch["segments"] = tuple((len(segment), segment.parent) for segment in self.segments)

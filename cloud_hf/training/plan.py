@@ -1,5 +1,6 @@
 r"""
-Estimate the memory of training on each GPU, and the largest micro-batch that fits, from a model's config alone.
+Estimate the memory that training needs on each GPU, and the largest micro-batch that fits, from a model's config
+alone.
 
 python -m cloud_hf.training.plan --model meta-llama/Meta-Llama-3-70B --gpus 8 --zero 3 --max_length 2048
 python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml --model meta-llama/Meta-Llama-3-8B \
@@ -12,32 +13,32 @@ of GPUs. Bytes per GPU:
   a layer's weights while it computes (see "Gathered"). In a 4-bit base, each weight of a layer takes 0.5 bytes plus its
   share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other weights are not quantised.
 - Gradients: in the dtype of the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
-  accumulation, they appear while activations are freed, so only the peak of their sum counts; with it, they stay
-  between micro-batches.
+  accumulation, gradients appear while activations are freed, so only the peak of the sum of both counts; with
+  accumulation, gradients stay in memory between micro-batches.
 - Optimizer: AdamW has two fp32 moments, 8 x T; 8-bit moments take 2 x T. DeepSpeed adds an fp32 master copy of bf16
   parameters, 4 x T. (If parameters are trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO
   stage and FSDP2 store 1 / N of this.
 - Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states, and under ZeRO-3 also parameters,
   to CPU memory. There, it stores gradients twice: in the parameters' dtype, and in fp32.
-- Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T
-  (adamw_torch_fused does not), and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share; ZeRO-3, for
-  1e9 parameters at a time.
+- Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T (adamw_torch_fused does not),
+  and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share of the parameters; ZeRO-3 does so for 1e9 parameters at a
+  time.
 - Activations: the tensors that the forward pass keeps, and those that the backward pass adds. Instead of using a
-  formula, the plan runs a step of the actual model on fake tensors and counts its allocations (of layers that are
-  alike, only three run, and the others are extrapolated). With gradient checkpointing, that is about layers x tokens x
-  hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
-  prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch allocates what a single
+  formula, the plan runs a step of the actual model on fake tensors and counts its allocations. (Of identical layers,
+  only three run, and the others are extrapolated.) With gradient checkpointing, activations take about layers x tokens
+  x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
+  prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch counts as what a single
   kernel keeps: queries, keys, values, output, and a sum per query.
 - LM loss: the fp32 logits of one chunk of the labelled tokens, with their log-softmax and its gradient, about 3 x 4 x
-  vocabulary x labelled tokens / chunks. It is part of the activations, but shown separately. Under ZeRO-3, which
-  gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next chunk's,
-  and the new sum.
+  vocabulary x labelled tokens / chunks. These are part of the activations, but are shown separately. Under ZeRO-3,
+  which gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next
+  chunk's, and the new sum.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 keeps two layers, and a 4-bit
   layer is unpacked while it computes.
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
   about 4 x hidden x hidden.
-- Stage 4: a pair has the sequences of K written critiques and one of the dataset's for each response. With `beta`, a frozen copy
-  of all parameters is the reference model, unless an adapter is trained. KV caches of generation are not included.
+- Stage 4: for each response, a pair has one sequence for each of the K written critiques, and one for the dataset's critique. With `beta`,
+  the reference model is a frozen copy of all parameters, unless an adapter is trained. The KV caches of generation are not included.
 - Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
 """
 
@@ -67,7 +68,7 @@ GB = 2**30
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 # Largest micro-batch that the search considers
 _MOST_PAIRS = 2**20
-# Elements of `reduce_bucket_size` in zero1.json and zero2.json
+# `reduce_bucket_size` in zero1.json and zero2.json, in elements
 _BUCKET = 5e8
 # Bytes per 4-bit weight, including its share of one fp32 scale per 64 weights
 _FOUR_BITS = 0.5 + 4 / 64
@@ -96,18 +97,17 @@ _PARTS = ("parameters", "gradients", "optimizer", "activations", "lm_loss", "gat
 @dataclass
 class PlanArguments:
     """
-    Model, recipe and GPUs of a plan.
+    Model, recipe and GPUs for a plan.
 
     Parameters:
         model (`str`, *optional*):
-            Hub id or folder of a language or reward model; only its config is read. Defaults to the recipe's.
+            Hub id or folder of a language or reward model; only its config is read. Defaults to the recipe's model.
         config (`str`, *optional*):
             Recipe (YAML) to take options from. Options on the command line override it.
         classic (`bool`, *optional*, defaults to `False`):
-            Plan the classic arm, which has no critique loss. A recipe named `classic.yaml`, or with `critique: false`, implies
-            it.
+            Plan the classic arm, which has no critique loss. A recipe named `classic.yaml`, or with `critique: false`, implies this option.
         gpus (`int`, *optional*, defaults to `1`):
-            Number of GPUs, over all nodes.
+            Number of GPUs, across all nodes.
         gpu_memory_gb (`float`, *optional*, defaults to `80.0`):
             Memory of each GPU, in GiB.
         reserve_gb (`float`, *optional*, defaults to `4.0`):
@@ -119,16 +119,16 @@ class PlanArguments:
         micro_batch (`int`, *optional*):
             Pairs in a micro-batch on each GPU. Defaults to the recipe's value, or 1.
         max_length (`int`, *optional*):
-            Tokens per sequence; with `padding_free` or `shared_prompt`, their mean. Defaults to the recipe's value, or
-            2048.
+            Tokens per sequence; with `padding_free` or `shared_prompt`, the mean over sequences. Defaults to the
+            recipe's value, or 2048.
         labelled_share (`float`, *optional*, defaults to `0.5`):
             Share of a sequence's tokens that belong to the critique.
         prompt_share (`float`, *optional*):
-            Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults
-            to half of the share outside the critique.
+            Share of a sequence's tokens that chosen and rejected have in common, and that `shared_prompt` computes
+            only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value, or to
-            training's default.
+            Micro-batches per optimizer step. This option and those below default to the recipe's value, or else to the
+            default in training.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -148,7 +148,7 @@ class PlanArguments:
         lora_target_modules (`list[str]`, *optional*):
             Layers that the adapter covers.
         load_in_4bit (`bool`, *optional*):
-            QLoRA: an adapter over 4-bit weights.
+            QLoRA: an adapter on top of 4-bit weights.
         num_generations (`int`, *optional*):
             Critiques per response in a step of stage 4. Without it, the plan is for stage 3.
         beta (`float`, *optional*):
@@ -185,7 +185,7 @@ class PlanArguments:
         stage = Path(self.config or "").stem
         if stage == "critique_sft":
             raise ValueError(
-                f"{self.config} counts critiques, but the plan counts pairs, which have two critiques. Plan the stage 3 recipe "
+                f"{self.config} counts critiques, but the plan counts pairs, each with two critiques. Plan the stage 3 recipe "
                 "instead, with half of this recipe's `per_device_train_batch_size` as `micro_batch`."
             )
         recipe = _read_recipe(self.config) if self.config else {}
@@ -208,21 +208,21 @@ class PlanArguments:
         check_bounds(self, **dict.fromkeys(names, 1), num_generations=0, beta=0)
         if self.gpu_memory_gb <= self.reserve_gb:
             raise ValueError(
-                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, but `reserve_gb` {self.reserve_gb:g} leaves none of it to training; "
+                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, but `reserve_gb` {self.reserve_gb:g} leaves none of it for training; "
                 "lower `reserve_gb`."
             )
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
+            raise ValueError(f"`dtype` is {self.dtype!r}; the plan supports only float32 and bfloat16.")
         if self.prompt_share is not None and not self.shared_prompt:
             raise ValueError("`prompt_share` matters only with `shared_prompt`; set both, or omit it.")
         if not 0 <= self.labelled_share <= 1:
-            raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be from 0 to 1.")
+            raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be between 0 and 1.")
         not_critique = 1.0 if self.classic else 1 - self.labelled_share
         if self.prompt_share is None:
             self.prompt_share = not_critique / 2
         if not 0 <= self.prompt_share <= not_critique:
             raise ValueError(
-                f"`prompt_share` is {self.prompt_share}; it must be from 0 to {not_critique}, the share outside the critique."
+                f"`prompt_share` is {self.prompt_share}; it must be between 0 and {not_critique}, the share outside the critique."
             )
         if self.offload and self.zero not in ("1", "2", "3"):
             raise ValueError("`offload` needs `zero` 1, 2 or 3.")
@@ -231,7 +231,9 @@ class PlanArguments:
         if self.lora_target_modules is not None and self.lora_r is None:
             raise ValueError("`lora_target_modules` needs an adapter: give `lora_r`.")
         if not str(self.optim).startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
-            raise ValueError(f"`optim` is {self.optim!r}; only AdamW (torch's, or with 8-bit moments) can be planned.")
+            raise ValueError(
+                f"`optim` is {self.optim!r}; the plan supports only AdamW (torch's, or with 8-bit moments)."
+            )
 
     @property
     def sharded(self) -> bool:
@@ -242,21 +244,21 @@ class PlanArguments:
 @dataclass(frozen=True)
 class Plan:
     """
-    Bytes on each GPU.
+    Memory use on each GPU, in bytes.
 
     Args:
         parameters, gradients, optimizer, gathered, buckets (`float`):
-            See the top of this file. `gradients` are those held at the peak of the forward and backward pass.
+            See the top of this file. `gradients` are those in memory at the peak of the forward and backward pass.
         activations (`float`):
-            All other bytes held at that peak, except `lm_loss`.
+            All other bytes in use at that peak, except `lm_loss`.
         lm_loss (`float`):
             Bytes that the critique loss adds to that peak.
         host (`float`):
             Offloaded bytes in CPU memory, per GPU.
         step (`float`):
-            Bytes at the optimizer's step, once activations are freed.
+            Bytes in use during the optimizer step, once activations are freed.
         simulated ([`StepMemory`]):
-            The simulated step from which they are computed.
+            The simulated step from which the other fields are computed.
 
     Examples:
 
@@ -290,13 +292,13 @@ class Plan:
 
 def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batch: int | None = None) -> Plan:
     """
-    Plan one setting.
+    Plan the memory use of one setting.
 
     Args:
         args ([`PlanArguments`]):
             The setting.
         config ([`CLoudConfig`], *optional*):
-            Config to use instead of reading the one of `args.model`.
+            Config to use instead of reading the config of `args.model`.
         micro_batch (`int`, *optional*):
             Pairs per GPU, instead of `args.micro_batch`.
 
@@ -304,20 +306,20 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
         [`Plan`]
     """
     config = config or read_model(args)
-    setting: Any = args  # its checks have filled in every option
+    setting: Any = args  # `__post_init__` has filled in every option
     return _plan(setting, config, micro_batch or setting.micro_batch, {})
 
 
 def _plan(args: Any, config: CLoudConfig, micro_batch: int, simulated: dict[int, StepMemory]) -> Plan:
-    """Plan a number of pairs; `simulated` holds the steps that were simulated already, by the number of pairs."""
-    sequences = micro_batch * (args.num_generations + 1)  # the dataset's critiques are trained on, too, as an anchor
+    """Plan a micro-batch of `micro_batch` pairs. `simulated` caches the steps simulated so far, by number of pairs."""
+    sequences = micro_batch * (args.num_generations + 1)  # the dataset's critiques are also trained on, as an anchor
     if micro_batch not in simulated:
         simulated[micro_batch] = _simulate(args, config, sequences)
     return _divide(args, config, simulated[micro_batch], _lm_loss_bytes(args, config, sequences))
 
 
 def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
-    """Return the largest number of pairs that fits on each GPU, 0 if none does, given the plan of `args.micro_batch`."""
+    """Return the largest number of pairs that fits on each GPU, or 0 if not even one does. `plan` is the plan for `args.micro_batch`."""
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     simulated = {args.micro_batch: plan.simulated}
 
@@ -326,7 +328,7 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
 
     if not fits(1):
         return 0
-    # A simulation takes seconds, and the expected number is nearly always right: bracket the result from there, in steps that double
+    # A simulation takes seconds, and the expected number is nearly always right, so start there and bracket the result in steps that double
     most = max(1, _expected_largest(args, config, limit, simulated))
     too_many, step = most + 1, 1
     while not fits(most):
@@ -396,13 +398,13 @@ def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
 
 
 def _bytes_of_weights(args: Any) -> tuple[int, int]:
-    """Return the bytes of a frozen parameter outside 4-bit layers, and of a trained parameter."""
+    """Return the bytes per frozen parameter outside 4-bit layers, and per trained parameter."""
     loaded = 2 if args.dtype == "bfloat16" else 4
     if args.zero == "fsdp":  # stores frozen weights as loaded, and trained ones in fp32 under bf16
         return loaded, 4 if args.bf16 else loaded
     weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
     if args.lora_r is not None and not args.sharded:
-        # PEFT keeps an adapter in fp32 except under DeepSpeed, and TRL casts it to bf16 over 4 bits
+        # PEFT keeps an adapter in fp32 except under DeepSpeed, and TRL casts it to bf16 on a 4-bit base
         return weight, 2 if args.load_in_4bit else 4
     return weight, weight
 
@@ -416,15 +418,16 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
-        # In bf16. The largest of a layer's seven linear modules is at most half of the layer
+        # A module is unpacked to bf16. The largest of a layer's seven linear modules has at most half of the layer's
+        # weights
         gathered += 2 * step.linear / layers / 2
     return gathered
 
 
 def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
-    """Divide the memory of a step among GPUs by the formulas at the top of this file."""
+    """Divide the memory of a step among GPUs, with the formulas at the top of this file."""
     weight, trained = _bytes_of_weights(args)
-    stage = 3 if args.zero == "fsdp" else int(args.zero)  # FSDP2 divides what ZeRO-3 does
+    stage = 3 if args.zero == "fsdp" else int(args.zero)  # FSDP2 shards everything that ZeRO-3 shards
     of_optimizer, of_gradients, of_parameters = (args.gpus if stage >= least else 1 for least in (1, 2, 3))
     moments = 2 if "8bit" in args.optim else 4 if trained == 2 and stage == 0 else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
@@ -480,7 +483,7 @@ def _read_recipe(path: str) -> dict:
     arguments = (DataArguments, CLoudOutcomeConfig, RewardModelConfig)
     known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
     if unknown := sorted(recipe.keys() - known):
-        raise ValueError(f"{path} has {', '.join(unknown)}, which the training scripts do not take.")
+        raise ValueError(f"{path} has {', '.join(unknown)}, which the training scripts do not accept.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
             f"{path} has `{unplanned[0]}`, which cannot be planned. Use a file without it (for a `token_budget`, with the "
@@ -503,7 +506,7 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
-    """Say how much memory one pair takes with each option that makes it fit or, if none does, with the option that saves most."""
+    """Report how much memory one pair takes with each option that makes it fit or, if none does, with the option that saves the most."""
     one_pair = copy.copy(args)
     one_pair.micro_batch = 1
     totals = {"": make_plan(one_pair, config).total / GB}

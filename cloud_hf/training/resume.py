@@ -70,8 +70,8 @@ def check_launch(args: TrainingArguments):
 
 class ExactResume(MixedTrainer):
     """
-    Mixin for TRL's trainers: a run that is resumed ends with the same weights, metrics and logs as one that was never
-    interrupted. It also checks the launch settings.
+    Mixin for TRL's trainers with which a resumed run ends with the same weights, metrics and logs as one that was
+    never interrupted. The mixin also checks the launch settings.
 
     transformers restores weights, optimizer, scheduler, random states and the position in the data, but not the running
     sums for the next log entry, and it accepts an interrupted checkpoint as complete.
@@ -94,7 +94,7 @@ class ExactResume(MixedTrainer):
         checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **self._trained)
         check_unused(self.args, checkpoint)
         self._run = run_of(checkpoint)
-        self.accelerator.wait_for_everyone()  # every process must find it before any checkpoint is removed
+        self.accelerator.wait_for_everyone()  # every process must find it before the first one tidies up
         if self.args.should_save:
             tidy_up(Path(str(self.args.output_dir)), checkpoint)
         restore = _RestoreRunningMetrics(self, checkpoint)
@@ -106,8 +106,8 @@ class ExactResume(MixedTrainer):
 
     def _get_dataloader(self, *args, **kwargs):
         dataloader: Any = super()._get_dataloader(*args, **kwargs)
-        # Starting workers draws from the default random generator, and a resumed run starts persistent workers once
-        # more than an uninterrupted run does
+        # Starting workers draws a number from the default random generator, and a resumed run starts persistent
+        # workers one more time than an uninterrupted run does
         if self.args.dataloader_persistent_workers:
             dataloader.base_dataloader.generator = torch.Generator()
         return dataloader
@@ -120,8 +120,8 @@ class ExactResume(MixedTrainer):
         return super().create_optimizer(*args, **kwargs)
 
     def _run_epoch(self, **kwargs):
-        # transformers compares steps with `max_steps` only after each step, so a run that was killed after its last step
-        # would take one more
+        # transformers compares steps with `max_steps` only after each step, so a run that was killed after its last step and is then
+        # resumed would take one step too many
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -129,15 +129,16 @@ class ExactResume(MixedTrainer):
 
     def get_batch_samples(self, *args, **kwargs):
         samples = super().get_batch_samples(*args, **kwargs)
-        # TRL gathers sums of each rank's micro-batch for metrics, not rows. At the end of an epoch, accelerate would cut
-        # them to the number of remaining rows, but not in a resumed epoch
+        # For its metrics, TRL gathers sums over each rank's micro-batch, not rows. At the end of an epoch, accelerate would truncate these
+        # sums to the number of remaining rows, except in a resumed epoch
         self.accelerator.gradient_state.active_dataloader.remainder = 0
         return samples
 
     def _save_checkpoint(self, model, trial):
         output_dir = self._get_output_dir(trial)
         folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        # transformers deletes older checkpoints before this one is complete; a full disk or a kill would then leave none
+        # transformers deletes older checkpoints before this one is complete; if the disk were full or the process were killed, none would
+        # be left
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with explain_failure(folder, output_dir):
@@ -145,7 +146,7 @@ class ExactResume(MixedTrainer):
                     # If an earlier run left a checkpoint of this step, it is incomplete from here on
                     (folder / RECORD).unlink(missing_ok=True)
                 super()._save_checkpoint(model, trial)
-                folder.mkdir(parents=True, exist_ok=True)  # with `save_only_model`, only the first process has made it
+                folder.mkdir(parents=True, exist_ok=True)  # with `save_only_model`, only rank 0 has created it
                 _rank_file(folder, self.args.process_index).write_text(json.dumps(self._running_metrics()))
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
@@ -171,7 +172,7 @@ class ExactResume(MixedTrainer):
         return self._total_train_tokens
 
     def _running_metrics(self) -> dict[str, Any]:
-        """Return the running sums since the last log entry, and over the run."""
+        """Return the running sums since the last log entry, and those over the complete run."""
         return {
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
@@ -193,7 +194,7 @@ class ExactResume(MixedTrainer):
 
 
 class _RestoreRunningMetrics(TrainerCallback):
-    """Restore the running sums when training begins: by then, the training loop has reset them."""
+    """Callback that restores the running sums when training begins. By then, the training loop has reset them."""
 
     def __init__(self, trainer: ExactResume, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
@@ -207,7 +208,7 @@ class _RestoreRunningMetrics(TrainerCallback):
 
 
 def write_record(folder: Path, args: TrainingArguments, **trained):
-    """Mark a checkpoint as complete: note its files, the settings of its run, and `trained` (run, data, adapter)."""
+    """Mark a checkpoint as complete: record its files, the settings of its run, and `trained` (run, data, adapter)."""
     record = {
         "version": VERSION, "launch": launch_settings(args), **trained, "only_model": args.save_only_model,
         "files": _sizes(folder),
@@ -228,18 +229,18 @@ def interrupted_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def check_unused(args: TrainingArguments, resumed: Path | None = None):
-    """Raise `ValueError` if the output folder holds complete checkpoints, unless `resumed` is one of them."""
+    """Raise `ValueError` if the output folder contains complete checkpoints, unless `resumed` is one of them."""
     whole = whole_checkpoints(str(args.output_dir))
     if whole and (resumed is None or not any(folder.samefile(resumed) for folder in whole)):
         raise ValueError(
-            f"{args.output_dir} holds {whole[-1].name} of an earlier run, and a new run would mix its checkpoints with "
+            f"{args.output_dir} contains {whole[-1].name} from an earlier run, and a new run would mix its checkpoints with "
             "those. Continue that run with `--resume_from_checkpoint true`, name another `--output_dir`, or move the earlier "
             "checkpoints away."
         )
 
 
 def check_new_run(args: TrainingArguments):
-    """Raise `ValueError` if a run that does not resume would start in a folder that holds checkpoints."""
+    """Raise `ValueError` if a run that does not resume would start in a folder that contains checkpoints."""
     if args.resume_from_checkpoint is None:
         check_unused(args)
 
@@ -259,15 +260,16 @@ def tidy_up(output_dir: Path, resumed: Path):
 
 
 def hash_rows(dataset: Dataset) -> str:
-    """Hash the contents of all rows, in their order."""
-    # Not the dataset's fingerprint, which changes with the path and with the code that encoded it
+    """Hash the contents of all rows, in order."""
+    # Hash contents instead of using the dataset's fingerprint, which changes with its path and with the code that
+    # encoded it
     digest = hashlib.sha256()
     for batch in dataset.with_format("pandas").iter(1000):
         for name in sorted(batch):
             digest.update(name.encode())
             for value in batch[name]:
                 array = np.asarray(value)
-                # The bytes of an array of objects are addresses, which differ in every process
+                # The bytes of an array of objects are addresses, which differ between processes
                 content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
                 digest.update(f"{array.shape}".encode() + content)
     return digest.hexdigest()
@@ -277,11 +279,12 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     """
     Find the checkpoint to resume from, and check it.
 
-    `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` has
-    `train_dataset_rows` and `adapter`, as [`write_record`] records them, once they are known.
+    `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` has the data
+    and adapter entries that [`write_record`] records, once they are known.
 
     Raises:
-        `ValueError`: If there is none, it is incomplete or has lost a file, or it was written with other settings.
+        `ValueError`: If there is no such checkpoint, or it is incomplete, lacks a file, or was written with other
+            settings.
     """
     output_dir: Any = args.output_dir
     folder = _last_whole(output_dir) if str(asked).lower() == "true" else Path(str(asked))
@@ -291,7 +294,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
             f"{name_last(folder.parent)}."
         )
     record = json.loads((folder / RECORD).read_text())
-    new_run = f"from the weights: `--model_name_or_path {folder}` and another `--output_dir`."
+    new_run = f"from its weights: `--model_name_or_path {folder}` and another `--output_dir`."
     if record["version"] != VERSION:
         raise ValueError(
             f"{folder} was written by another version of cloud_hf. Resume with that version, or start a new run {new_run}"
@@ -311,7 +314,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     if differences:
         raise ValueError(
             f"{folder} was written with other settings: {'; '.join(differences)}. Its optimizer states and its position in the "
-            f"data fit that run only. Use the same settings, or start a new run {new_run}"
+            f"data fit only those settings. Use the same settings, or start a new run {new_run}"
         )
     return folder
 
@@ -358,7 +361,7 @@ def _last_whole(output_dir: str | Path) -> Path:
     # The steps of different runs are not comparable, so none of them is the last
     if len({run_of(folder) for folder in whole}) > 1:
         raise ValueError(
-            f"{output_dir} holds checkpoints of several runs: name the one to resume from, `--resume_from_checkpoint FOLDER`."
+            f"{output_dir} contains checkpoints from several runs: name one, with `--resume_from_checkpoint FOLDER`."
         )
     if not whole:
         torn = ", ".join(folder.name for folder in interrupted_checkpoints(output_dir))

@@ -10,8 +10,8 @@ from .resume import name_last
 
 def train_and_save(trainer: Any, rows: Dataset):
     """
-    Train, save state, model and card, and upload them if `push_to_hub` is set. `rows` are the training rows before encoding, one of which
-    the card shows.
+    Train, then save the trainer's state, the model and its card, and upload them if `push_to_hub` is set. `rows` are the training rows
+    before encoding; the card shows one of them.
     """
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
@@ -20,14 +20,14 @@ def train_and_save(trainer: Any, rows: Dataset):
         raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None
     trainer.save_state()
     trainer.create_model_card()
-    trainer.save_model()  # after the card, because it also uploads, which the Hub may refuse
+    trainer.save_model()  # after the card, because this also uploads, and the Hub may refuse that
     trainer.add_example(rows)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
 
 
 def _end_bars(trainer: Any):
-    """End the progress bar's line; otherwise the bar would be redrawn after the last message."""
+    """Close the progress bar; otherwise, it would be redrawn after the last message."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
             callback.training_bar.close()

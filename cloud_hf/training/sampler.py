@@ -16,7 +16,10 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch that holds only them."""
+    """
+    Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch that
+    contains only these pairs.
+    """
 
     pairs: tuple[int, ...]
     tokens: int
@@ -26,11 +29,11 @@ def group_pairs(
     dataset: Dataset, collator: DataCollatorForCLoud, max_pairs: int, token_budget: int | None = None
 ) -> list[PairGroup]:
     """
-    Group the pairs of an encoded dataset, in its order. The pairs of one row form a group if the collator shares prompts and
-    they fit `max_pairs` and `token_budget`; otherwise each pair is its own group.
+    Group the pairs of an encoded dataset, in dataset order. The pairs of one row form a group if the collator shares prompts and the pairs
+    fit within `max_pairs` and `token_budget`; otherwise, each pair is its own group.
 
     Raises:
-        `ValueError`: If one pair alone exceeds the budget.
+        `ValueError`: If a single pair exceeds the budget.
     """
     groups = []
     for pairs in _rows(dataset, max_pairs if collator.shared_prompt else 1):
@@ -50,7 +53,10 @@ def group_pairs(
 
 
 def _rows(dataset: Any, max_pairs: int) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """Yield up to `max_pairs` neighbours with the same prompt and responses, and their indices: the pairs of one row."""
+    """
+    Yield the pairs of each row (consecutive pairs with the same prompt and responses) with their indices, at most
+    `max_pairs` at a time.
+    """
 
     def prefixes(pair: tuple[int, dict[str, Any]]) -> list[list[int]]:
         return [pair[1][f"{side}_ids"][: pair[1][f"{side}_prefix_length"]] for side in SIDES]
@@ -67,7 +73,7 @@ class _SeededSampler(Sampler):
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int):
-        """Choose the order of this epoch."""
+        """Select the epoch whose order the sampler uses."""
         self.epoch = epoch
 
     def _generator(self) -> torch.Generator:
@@ -76,15 +82,16 @@ class _SeededSampler(Sampler):
 
 class TokenBudgetSampler(_SeededSampler):
     """
-    Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
+    Sampler of batches whose pairs have about the same length. Each batch has at most `token_budget` tokens and
+    `max_pairs` pairs.
 
-    Batches come in rounds of `num_processes`, one per process, with the same number of pairs in all batches of a round.
-    Seed and epoch decide which pairs share a batch and in which order the rounds come, but not the number of rounds,
-    so all epochs have the same number of steps. This works because lengths are rounded up by at most a sixteenth, and
-    only pairs of the same rounded length trade places.
+    Batches come in rounds of `num_processes`, one per process, with the same number of pairs in all batches of a
+    round. Seed and epoch determine which pairs share a batch and the order of the rounds, but not the number of
+    rounds, so all epochs have the same number of steps. This works because lengths are rounded up by at most a
+    sixteenth, and only pairs with the same rounded length trade places.
 
-    If the shortest pairs do not fill a round, one of them is repeated. `drop_last` drops them instead, and raises
-    `ValueError` if no pair is left.
+    If the shortest pairs do not fill a round, one of them is repeated to fill it. With `drop_last`, they are dropped
+    instead, and `ValueError` is raised if no pair is left.
 
     Examples:
 
@@ -102,8 +109,9 @@ class TokenBudgetSampler(_SeededSampler):
         super().__init__(seed)
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
         self.num_processes = num_processes
-        # `alike` has the groups by number of pairs and rounded length, `turns` the keys of the groups that each batch
-        # draws. An epoch may draw any groups with these keys, so batches stay within the budget in every epoch
+        # `alike` maps each key (number of pairs, rounded length) to its groups, and `turns` has the keys of the groups
+        # in each batch. An epoch may choose any groups with these keys, so batches stay within the budget in every
+        # epoch
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
         self.turns: list[list[list[tuple[int, int]]]] = []
         for members in self._by_size(groups, drop_last):
@@ -115,7 +123,10 @@ class TokenBudgetSampler(_SeededSampler):
             )
 
     def _by_size(self, groups: list[PairGroup], drop_last: bool) -> Iterator[list[PairGroup]]:
-        """Yield groups with the same number of pairs, longest first, in a multiple of the number of processes."""
+        """
+        Yield lists of groups with the same number of pairs, longest first. The length of each list is a multiple of
+        the number of processes.
+        """
         # Size 1 always exists and comes last, since groups of larger sizes may be split into it
         by_size: dict[int, list[PairGroup]] = defaultdict(list, {1: []})
         for group in groups:
@@ -133,7 +144,10 @@ class TokenBudgetSampler(_SeededSampler):
             yield members
 
     def _plan_turns(self, members: list[PairGroup]):
-        """Cut groups of one size into rounds, each as large as fits; process `i` takes every `num_processes`th group from `i`."""
+        """
+        Divide groups of one size into rounds, each as large as fits. In a round, process `i` gets every
+        `num_processes`-th group, starting with group `i`.
+        """
         keys = [(len(group.pairs), self._rounded(group.tokens)) for group in members]
         for key, group in zip(keys, members, strict=True):
             self.alike[key].append(group)
@@ -147,7 +161,7 @@ class TokenBudgetSampler(_SeededSampler):
             start = end
 
     def _rounded(self, tokens: int) -> int:
-        # To five significant bits, coarse enough to make groups of similar length interchangeable and fine enough to fill batches
+        # Round to five significant bits: coarse enough to make groups of similar length interchangeable, but fine enough to fill batches
         unit = 2 ** max(0, tokens.bit_length() - 5)
         return min(-(-tokens // unit) * unit, self.token_budget)
 
@@ -169,7 +183,7 @@ class TokenBudgetSampler(_SeededSampler):
 
 
 class GroupSampler(_SeededSampler):
-    """Pairs in random order; pairs of a group are consecutive."""
+    """Sampler of pairs in random order that keeps the pairs of a group together."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
         super().__init__(seed)

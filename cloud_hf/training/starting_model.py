@@ -1,4 +1,4 @@
-"""Load the model and the tokenizer to train, and choose the weights that training changes."""
+"""Load the model and the tokenizer to train, and choose which weights to train."""
 
 from typing import Any
 
@@ -23,14 +23,14 @@ _MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking
 
 
 def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
+    """Load the model's tokenizer unless one is given, and set the chat template that `args` names."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if tokenizer is None:
         if not name:
             raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     if args.chat_template_path is not None:
-        # TRL would set the template later, but the critique format is built from it before that
+        # TRL would set the template only after the critique format has been built from it
         set_chat_template(tokenizer, args.chat_template_path)
         args.chat_template_path = None
     return tokenizer
@@ -44,12 +44,12 @@ def load_model(
     peft_config=None,
 ) -> CLoudForRewardModeling | PeftModel:
     """
-    Load a model for training by name: a CLoud model, a plain language model (which becomes one), or a LoRA adapter of
-    either on its base.
+    Load a model for training by name: a CLoud model, a plain language model (which becomes a CLoud model), or a LoRA
+    adapter for either, attached to its base.
     """
     given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
     kwargs: dict[str, Any] = dict(given)
-    kwargs.setdefault("dtype", "float32")  # weights in bf16 would lose small updates
+    kwargs.setdefault("dtype", "float32")  # bf16 weights would lose small updates
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
@@ -74,7 +74,7 @@ def load_model(
 def _make_model(
     name: str, args: CLoudTrainingConfig, tokenizer, quantization_config, kwargs
 ) -> CLoudForRewardModeling:
-    """Make a reward model from a plain language model, with a new reward head."""
+    """Create a reward model from a plain language model, with a new reward head."""
     config = CLoudForRewardModeling.config_from_base(
         name,
         tokenizer,
@@ -88,14 +88,14 @@ def _make_model(
 
 
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
-    """Check that a CLoud model is trained with the options it was made with."""
+    """Check that a CLoud model is trained with the options with which it was created."""
     for option in _MODEL_OPTIONS:
         value = getattr(args, option)
         # An option left at its default follows the model; `critique` never does, since it selects the loss
         follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
         if not follows and getattr(config, option) != value:
             raise ValueError(
-                f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
+                f"{name} was created with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
                 "base model, or change the option."
             )
 
@@ -108,7 +108,7 @@ def check_model(model: Any, quantization_config, peft_config):
         raise ValueError("`model` is already an adapter; omit `peft_config`, or merge the adapter first.")
     if not isinstance(model.config, CLoudConfig):
         raise ValueError(
-            f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
+            f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` creates one), or a name."
         )
 
 

@@ -8,8 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .resume import MixedTrainer
 
 
-# Dense bf16 operations per second of one device, from the vendors' data sheets, by a substring of its name. The first match counts, so
-# longer names come first
+# Peak dense bf16 FLOPs per second of one device, from the vendors' data sheets. The key is a substring of the device's name; the first
+# match counts, so longer names come first
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -29,7 +29,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Look up the dense bf16 operations per second of a device by its name from `torch.cuda.get_device_name`."""
+    """Look up a device's peak dense bf16 FLOPs per second by its name, as returned by `torch.cuda.get_device_name`."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name.lower() in device_name.lower()), None)
 
 
@@ -39,9 +39,9 @@ class LogsThroughput(MixedTrainer):
     and `mfu` if the device's peak is known. A log covers the steps since the previous one, excluding evaluation and
     saving.
 
-    MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
-    for frozen ones (an adapter's base, which needs no weight gradients). It does not count the LM head of a model that writes
-    no critiques, the second forward pass of gradient checkpointing, or attention scores.
+    For MFU, each token counts as 6 FLOPs per trained parameter (forward and backward pass) and 4 per frozen parameter (an adapter's base,
+    which needs no weight gradients). Input embeddings, the LM head of a model that writes no critiques, the second forward pass of gradient
+    checkpointing, and attention scores are not counted.
     """
 
     def __init__(self, *args, **kwargs):
@@ -87,13 +87,16 @@ class LogsThroughput(MixedTrainer):
 
 
 def _size(weight: torch.nn.Parameter) -> int:
-    """Return the full number of elements, also of weights that ZeRO-3 sharded (which look empty) and of packed 4-bit weights."""
-    size = getattr(weight, "ds_numel", weight.numel())  # an adapter's weights are sharded when training begins
+    """
+    Return the number of elements of the full weight, even if ZeRO-3 has sharded it (it then looks empty) or if it is
+    packed into 4 bits.
+    """
+    size = getattr(weight, "ds_numel", weight.numel())  # an adapter's weights are not sharded until training begins
     return 2 * size * weight.element_size() if type(weight).__name__ == "Params4bit" else size
 
 
 class _TrainingClock(TrainerCallback):
-    """Measure the seconds of training steps and data loading, excluding evaluation and saving."""
+    """Callback that measures the seconds spent on training steps and data loading, excluding evaluation and saving."""
 
     def __init__(self, trainer: LogsThroughput):
         self._trainer = trainer
@@ -122,7 +125,7 @@ class _TrainingClock(TrainerCallback):
             self._started = None
 
     def take(self) -> float:
-        """Return the seconds since the last call."""
+        """Return the seconds measured since the last call."""
         self._stop()
         seconds, self._seconds = self._seconds, 0.0
         return seconds

@@ -1,4 +1,4 @@
-"""TRL's reward trainer with the critique LM loss of arXiv 2408.11791, equation 4."""
+"""TRL's reward trainer, plus the critique LM loss from arXiv 2408.11791, equation 4."""
 
 from dataclasses import fields
 from typing import Any
@@ -34,7 +34,7 @@ from .starting_model import check_model, choose_trained_weights, load_model, pre
 from .throughput import LogsThroughput
 
 
-# Tokens inside each critique that `partial_reward_weight` trains
+# Number of tokens inside each critique at which `partial_reward_weight` trains the reward
 _INNER_REWARDS = 4
 
 
@@ -53,24 +53,24 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
-            A CLoud model or its name; or the name of a plain language model, which becomes one with the critique options of
-            `args`; or the name of a LoRA adapter of either, which is trained further.
+            A CLoud model or its name; the name of a plain language model, which becomes a CLoud model with the critique options in `args`;
+            or the name of a LoRA adapter for either, whose training continues.
         args ([`CLoudTrainingConfig`] or [`~trl.RewardConfig`] or [`~transformers.TrainingArguments`], *optional*):
-            Configuration for this trainer. With the latter two, a CLoud model keeps its kind (`critique`), and the other
-            options of [`CLoudTrainingConfig`] have their defaults.
+            Configuration for this trainer. With the latter two, a CLoud model keeps its kind (`critique`), and the other options of
+            [`CLoudTrainingConfig`] have their default values.
         data_collator (`DataCollator`, *optional*):
             Defaults to [`DataCollatorForCLoud`].
         train_dataset (`Dataset`):
-            Preference pairs with critiques, in any form that [`~data.preference_rows.read_preferences`] reads; see
+            Preference pairs with critiques, in any form that [`~data.preference_rows.read_preferences`] accepts; see
             [`~training.encoding.encode_pairs`] for the columns.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
             One or several datasets with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's.
         **kwargs:
-            Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`. The predictions for
-            `compute_metrics`, and the predictions of `predict`, are rewards of shape `(2 * pairs, 1)`: all chosen responses, then all
-            rejected ones, each in the order of the dataset.
+            Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`. The predictions that
+            `compute_metrics` gets and `predict` returns are rewards of shape `(2 * pairs, 1)`: all chosen responses, then all rejected
+            ones, both in dataset order.
 
     Examples:
 
@@ -118,7 +118,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         revision = init_kwargs.get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
-            args.model_init_kwargs = None  # already used; TRL warns about them for a model instance
+            args.model_init_kwargs = None  # already used; TRL would warn about them for a model instance
         else:
             check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
@@ -126,7 +126,8 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         self._context_length = context_length(model.config)
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
         model = choose_trained_weights(model, peft_config, args.disable_dropout, revision)
-        # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
+        # With QLoRA, TRL casts all trained weights to bf16, which is too coarse for rewards. Keep the head's weights, and restore them
+        # below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         super().__init__(
             model,
@@ -175,7 +176,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         if rows < processes or batches < processes * self.args.gradient_accumulation_steps:
             raise ValueError(
                 f"The train dataset has {rows} pairs, which `token_budget` {self.args.token_budget} puts into {batches} "
-                f"batches, but one optimizer step takes {self.args.gradient_accumulation_steps} "
+                f"batches, but one optimizer step needs {self.args.gradient_accumulation_steps} "
                 f"(`gradient_accumulation_steps`) on each of {processes} processes. Lower one of them, or add rows."
             )
 
@@ -187,7 +188,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     # ------------------------------------------------------------------------------------------------------- batches
 
     def _make_train_sampler(self) -> Sampler | None:
-        """Make a sampler that groups pairs if an option needs one; otherwise return `None`, and TRL's is used."""
+        """Create a sampler that groups pairs, if an option needs one. Otherwise return `None`, and TRL's sampler is used."""
         args = self.args
         shares = args.shared_prompt and args.train_sampling_strategy == "random"
         if self.train_dataset is None or (args.token_budget is None and not shares):
@@ -216,7 +217,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.token_budget is None:
             return super().get_train_dataloader()
-        # The Trainer's dataloader takes only samplers of rows, not of batches
+        # The Trainer's dataloader accepts only samplers of rows, not of batches
         dataset: Any = self._remove_unused_columns(self.train_dataset, description="Training")
         dataloader = DataLoader(
             dataset,
@@ -242,14 +243,14 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     # the device until a logging step
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
-        """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
+        """Count the optimizer step's pairs and labelled tokens, over all micro-batches and ranks. The result has shape `(2,)`."""
         if not batch_samples:
             return None
         counts = torch.stack([_counts(batch).to(device) for batch in batch_samples]).sum(0)
         return self.accelerator.gather(counts[None]).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        cut = inputs.pop("cut", None)  # for the metrics only: the model does not take it
+        cut = inputs.pop("cut", None)  # for the metrics only: the model does not accept it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
         inputs["use_cache"] = False  # gradient checkpointing would warn
@@ -258,7 +259,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
         partial_P = self._partial_losses(inputs, outputs)
         self._add_metrics(inputs, cut, outputs, partial_P)
-        if num_items_in_batch is None:  # called outside the Trainer's loops: means over this batch
+        if num_items_in_batch is None:  # called outside the Trainer's loops, so average over this batch
             share = torch.ones(2, device=pairwise_loss.device)
         else:
             # DDP, DeepSpeed and FSDP average gradients over ranks; multiplying by the number of ranks makes that a sum
@@ -292,7 +293,10 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     def _add_metrics(
         self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: Any, partial_P: torch.Tensor | None
     ):
-        """Add to the sums behind `_take_means`. Sums, unlike means of means, do not depend on the batch size."""
+        """
+        Add a batch's metrics to the sums from which `_take_means` computes means. Unlike means of batch means, these
+        do not depend on the batch size.
+        """
         chosen, rejected = outputs.logits[:, 0].detach().chunk(2)
         columns = {
             "pairs": torch.ones_like(chosen),
@@ -323,19 +327,19 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         folder, model = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
-        # For adapters, too: their folder must identify the kind of reward model that they adapt
+        # Save the config with adapters, too: their folder must identify the kind of reward model that they adapt
         model.config.save_pretrained(folder)
         if is_peft_model(model):
             record_base(folder, model)
 
 
 def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingConfig:
-    """Convert arguments as TRL's trainers convert [`~transformers.TrainingArguments`]."""
+    """Convert arguments to a [`CLoudTrainingConfig`], as TRL's trainers convert [`~transformers.TrainingArguments`] to their own."""
     if isinstance(args, CLoudTrainingConfig):
         return args
     if args is None:
         return CLoudTrainingConfig("cloud-model")
-    # Not `to_dict`, which hides the values of all options that end in `_token`
+    # Read the fields instead of calling `to_dict`, which hides the values of all options that end in `_token`
     options = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
     given: Any = options.get("model_init_kwargs") or {}
     config = read_model_config(model, revision=given.get("revision")) if isinstance(model, str) else model.config
@@ -354,7 +358,7 @@ def _complete_config(config: CLoudConfig, critique_format: CritiqueFormat):
 def _prepare_batches(
     data_collator: DataCollator | None, model: Any, args: CLoudTrainingConfig, pad: int
 ) -> DataCollator:
-    """Make the data collator for `args`, and prepare the model's attention for its batches."""
+    """Create the data collator for `args`, and prepare the model's attention for its batches."""
     pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
     options = ("padding_free", "shared_prompt", "token_budget", "partial_reward_weight")
     if data_collator is not None and (given := [name for name in options if getattr(args, name)]):
@@ -366,7 +370,7 @@ def _prepare_batches(
             "`partial_reward_weight`: a model with `format` 'reference' reads no reward inside critiques."
         )
     return data_collator or DataCollatorForCLoud(
-        pad_token_id=pad,  # padding is masked, so any id of the vocabulary works
+        pad_token_id=pad,  # padding is masked, so any id in the vocabulary works
         pad_to_multiple_of=pad_to_multiple_of,
         critique=model.config.critique,
         padding_free=args.padding_free,

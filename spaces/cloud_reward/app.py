@@ -1,10 +1,10 @@
 """
-CLoud reward in a browser: score prompts and predictions, and show the mean reward and each reward with its spread and critiques.
+CLoud reward in a browser: score predictions for prompts, and show the mean reward and each reward with its spread and critiques.
 
 python spaces/cloud_reward/app.py --model runs/quickstart/cloud
 python spaces/cloud_reward/app.py --model runs/quickstart/cloud --backend server --server_url http://127.0.0.1:8000
 
-On a Space the options are environment variables: CLOUD_MODEL, CLOUD_BACKEND, CLOUD_SERVER_URL, ...
+On a Space, set the options as environment variables: CLOUD_MODEL, CLOUD_BACKEND, CLOUD_SERVER_URL, ...
 """
 
 import json
@@ -29,14 +29,14 @@ from cloud_hf.serving.backends import BackendArguments, open_backend
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 
 
-# Load by file, because a Space's folder has a different name than its module
+# Load the module by its file: `evaluate` expects a folder to have the module's name, but a Space's folder may have another
 MODULE = str(Path(__file__).with_name("cloud_reward.py"))
 TITLE = "CLoud reward"
 INTRODUCTION = """
 # CLoud reward
 
-A reward model judges responses: it writes a critique of each, and reads the reward at the critique's end. With several critiques
-their rewards are averaged, and their spread says how sure the model is.
+A CLoud reward model writes a critique of each response and computes the reward at the end of the critique. With several critiques
+per response, the rewards are averaged, and their spread shows how sure the model is.
 """
 EXAMPLES = [
     'prompt,prediction\nWhat is 2+2?,4\nWhat is 2+2?,5\nName a river in Egypt.,"The Nile, which flows north."',
@@ -81,8 +81,8 @@ def read_arguments(command_line: Sequence[str]) -> tuple[SpaceArguments, Backend
 
 @dataclass(frozen=True)
 class Judge:
-    """A loaded model, and the limits of this Space. `context` is the largest number of tokens that the model
-    takes, critique included."""
+    """A loaded model and the limits of this Space. `context` is the model's context length in tokens, which must also fit the
+    critique."""
 
     name: str
     scorer: Scorer
@@ -93,7 +93,7 @@ class Judge:
 
     @property
     def usual_tokens(self) -> int:
-        """Default token limit of a critique."""
+        """Default token limit for a critique."""
         return 1024 if self.context is None else min(1024, self.context // 2)
 
     def compute(
@@ -106,9 +106,9 @@ class Judge:
         seed: int | None = None,
     ) -> dict[str, Any]:
         """
-        Compute the module cloud_reward. prompts: strings, or chats of messages with role and content; predictions: one
-        response to each; num_critiques above 1 needs a temperature above 0; max_new_tokens: longest critique; seed
-        (optional): makes sampling repeatable.
+        Compute rewards with the module cloud_reward. prompts: strings, or chats (lists of messages with role and content);
+        predictions: one response to each prompt; num_critiques: critiques per response, where more than 1 needs a temperature
+        above 0; max_new_tokens: maximum critique length; seed (optional): makes sampling repeatable.
         """
         with ui.user_errors(RuntimeError):
             check_columns(prompts, predictions, self.max_rows)
@@ -128,7 +128,7 @@ class Judge:
 
 
 def check_columns(prompts: list, predictions: list, max_rows: int):
-    """Check the columns as a table; the module checks each row."""
+    """Check the types and lengths of the columns. The module checks each row."""
     for name, values in (("prompts", prompts), ("predictions", predictions)):
         if not isinstance(values, list) or not values:
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
@@ -136,16 +136,16 @@ def check_columns(prompts: list, predictions: list, max_rows: int):
         raise ValueError(f"{len(prompts)} prompts but {len(predictions)} predictions; give the same number of both.")
     if len(predictions) > max_rows:
         raise ValueError(
-            f"There are {len(predictions)} rows, but this Space takes at most {max_rows} per run (`max_rows`)."
+            f"There are {len(predictions)} rows, but this Space accepts at most {max_rows} per run (`max_rows`)."
         )
 
 
 def check_server(url: str):
-    """Raise `ValueError` immediately if a server is down, because its client would retry for a while."""
+    """Raise `ValueError` immediately if the server is down; the client would retry for a while first."""
     try:
         CLoudClient(url).served_model()
     except RewardServerError as error:
-        raise ValueError(f"The reward server at {url} does not answer. Start it, or try again later.") from error
+        raise ValueError(f"The reward server at {url} does not respond. Start it, or try again later.") from error
 
 
 # ------------------------------------------------------------------------------------------------------- on the page
@@ -161,7 +161,7 @@ def show(
     max_new_tokens: int,
     seed: int | None,
 ):
-    """Score a table. Returns mean and rewards, histogram and download, in the order of the page's outputs."""
+    """Score a table. Returns updates in the order of the page's outputs: results column, rewards, histogram and download."""
     with ui.user_errors():
         columns = ui.read_table(text if file is None else ui.read_text(file), ("prompt", "prediction"))
     prompts, predictions = columns["prompt"], columns["prediction"]
@@ -219,11 +219,11 @@ def critiques_text(critiques: list[str]) -> str:
 def ends_text(finish_reasons: list[str]) -> str:
     """Count the critiques that were truncated at the token budget."""
     cut = finish_reasons.count("length")
-    return f"{cut} of {len(finish_reasons)} cut" if cut else "by itself"
+    return f"{cut} of {len(finish_reasons)} truncated" if cut else "on its own"
 
 
 def plot_rewards(rewards: list[float]) -> gr.BarPlot:
-    """Draw a histogram of about ten bars."""
+    """Draw a histogram with about ten bars."""
     finite = [reward for reward in rewards if math.isfinite(reward)]
     spread = max(finite, default=0.0) - min(finite, default=0.0)
     table = pd.DataFrame({"reward": finite, "responses": 1})
@@ -243,7 +243,7 @@ def write_download(downloads: Path, prompts: list, predictions: list[str], resul
 
 
 def build(judge: Judge, downloads: Path) -> gr.Blocks:
-    """Make the page; `downloads` is the folder for files to download."""
+    """Build the page; `downloads` is the folder for downloadable files."""
     with gr.Blocks(title=TITLE, analytics_enabled=ui.analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         kind = "a CLoud model" if judge.writes_critiques else "a classic model, which writes no critiques"
@@ -285,18 +285,22 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
 
 
 def sampling_options(judge: Judge) -> list[gr.components.Component]:
-    """Make the inputs for critiques, temperature, length and seed; hidden for a classic model."""
+    """Create the inputs for critiques, temperature, length and seed; they are hidden for a classic model."""
     with gr.Group(visible=judge.writes_critiques):
         return [
             gr.Slider(1, 16, value=1, step=1, label="Critiques per response"),
-            gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="Several critiques need one above 0."),
-            gr.Slider(1, judge.context or 8192, value=judge.usual_tokens, step=1, label="Longest critique in tokens"),
+            gr.Slider(
+                0, 2, value=0, step=0.1, label="Temperature", info="Several critiques need a temperature above 0."
+            ),
+            gr.Slider(
+                1, judge.context or 8192, value=judge.usual_tokens, step=1, label="Maximum critique length in tokens"
+            ),
             gr.Number(0, label="Seed", precision=0),
         ]
 
 
 def build_refusal(reason: str) -> gr.Blocks:
-    """Make a page that explains why there is no judge."""
+    """Build a page that explains why there is no judge."""
     with gr.Blocks(title=TITLE, analytics_enabled=ui.analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         gr.HTML(
@@ -307,10 +311,10 @@ def build_refusal(reason: str) -> gr.Blocks:
 
 
 def open_page(stack: ExitStack, space: SpaceArguments, backend: BackendArguments) -> gr.Blocks:
-    """Make the page of the model, or one that says why the model cannot be opened."""
+    """Build the model's page, or a page that explains why the model cannot be opened."""
     downloads = Path(stack.enter_context(TemporaryDirectory()))
     if space.model is None:
-        return build_refusal("No model is named.")
+        return build_refusal("No model was given.")
     try:
         scorer, critique_format, context = stack.enter_context(open_backend(space.model, backend, show_progress=False))
     except (ValueError, OSError, RuntimeError) as error:

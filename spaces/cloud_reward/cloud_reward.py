@@ -10,19 +10,19 @@ from cloud_hf.serving.backends import AnyModelArguments, open_any_model
 
 _DESCRIPTION = """
 The mean reward that a reward model gives to responses. A CLoud model (critique-out-loud) first writes a critique of the
-response and reads the reward at its end; the critiques are returned too.
+response and computes the reward at the end of the critique; the critiques are returned as well.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): The responses.
-    prompts (`list[str]` or `list[list[dict]]`): The prompts: all strings, or all chats of messages with `role` and `content`
-        that end with the user's turn.
+    prompts (`list[str]` or `list[list[dict]]`): The prompts: either all strings, or all chats (lists of messages with `role`
+        and `content`) that end with a user turn.
     model (`str` or a scorer, *optional*): Hub id or folder of a CLoud, classic or scalar (`*ForSequenceClassification`) model, or
-        a scorer of `cloud_hf`. Defaults to the `model` with which the module was loaded.
-    num_critiques (`int`, *optional*, defaults to 1): Critiques per response, whose rewards are averaged.
+        a `cloud_hf` scorer. Defaults to the `model` that was passed to `evaluate.load`.
+    num_critiques (`int`, *optional*, defaults to 1): Number of critiques per response; their rewards are averaged.
     temperature (`float`, *optional*, defaults to 0.0): Sampling temperature; 0 is greedy.
-    max_new_tokens (`int`, *optional*, defaults to 1024): Longest critique in tokens.
+    max_new_tokens (`int`, *optional*, defaults to 1024): Maximum critique length in tokens.
     seed (`int`, *optional*): Makes sampling repeatable.
     **backend (*optional*): For a model given by name: `backend` ("transformers", "vllm" or "server"), `batch_size`, `dtype`,
         `vllm_options`, `server_url`, `api_key_env`, `label_weights`, `trust_remote_code`.
@@ -30,8 +30,8 @@ Returns:
     mean_reward (`float`): Mean of the rewards.
     rewards (`list[float]`): The reward of each response.
     reward_stds (`list[float]`): For each response, the population standard deviation of its critiques' rewards.
-    critiques (`list[list[str]]`): The critiques of each response; `[""]` from a classic model.
-    finish_reasons (`list[list[str]]`): For each critique "stop", or "length" if it was cut at `max_new_tokens`.
+    critiques (`list[list[str]]`): The critiques of each response; a classic model returns `[""]`.
+    finish_reasons (`list[list[str]]`): For each critique, "stop", or "length" if it was truncated at `max_new_tokens`.
 Examples:
     >>> import evaluate
     >>> cloud_reward = evaluate.load("spaces/cloud_reward")
@@ -97,7 +97,7 @@ class CloudReward(evaluate.Metric):
     ):
         model = self.model if model is None else model
         if model is None:
-            raise ValueError("No `model` is given: name one to `compute`, or to `evaluate.load(..., model=...)`.")
+            raise ValueError("No `model` is given: pass one to `compute` or to `evaluate.load(..., model=...)`.")
         options = {
             "num_critiques": num_critiques,
             "temperature": temperature,
@@ -123,7 +123,7 @@ class CloudReward(evaluate.Metric):
 
 
 def check_rows(prompts, predictions):
-    """Raise `ValueError`, naming the row, unless predictions are text and prompts are text or chats, all of one kind."""
+    """Raise `ValueError`, naming the row, unless all predictions are text and the prompts are either all text or all chats."""
     for name, values in (("prompts", prompts), ("predictions", predictions)):
         if values is None or isinstance(values, str) or not len(values):
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
@@ -140,12 +140,12 @@ def check_rows(prompts, predictions):
 
 
 def is_text(value):
-    """Check that a value is a string without lone surrogates, which JSON can contain."""
+    """Check that a value is a string without lone surrogates, which JSON allows."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def is_chat(value):
-    """Check that a value is a list of messages with only `role` and `content`, both text."""
+    """Check that a value is a list of messages whose only keys are `role` and `content`, both text."""
     return (
         isinstance(value, list)
         and len(value) > 0

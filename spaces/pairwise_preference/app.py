@@ -1,5 +1,5 @@
 """
-Pairwise preference in a browser: show accuracy, margins and calibration of the rewards of chosen and rejected responses.
+Pairwise preference in a browser: show the accuracy, margins and calibration of rewards for chosen and rejected responses.
 
 python spaces/pairwise_preference/app.py
 """
@@ -21,7 +21,7 @@ from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
 
 
-# Load by file, because a Space's folder has a different name than its module
+# Load the module by its file: `evaluate` expects a folder to have the module's name, but a Space's folder may have another
 MODULE = str(Path(__file__).with_name("pairwise_preference.py"))
 MOST_SUBSETS_SHOWN = 100
 LARGEST_REWARD = 1e100
@@ -42,7 +42,7 @@ EXAMPLES = [
 
 
 def read_pairs(text: str) -> tuple[list[float], list[float], list[str] | None]:
-    """Read chosen and rejected rewards from a table, and the subsets if it has them."""
+    """Read the chosen and rejected rewards from a table, and the subsets if the table has them."""
     columns = ui.read_table(text, ("chosen", "rejected"), ("subset",))
     subsets = columns.get("subset")
     return (
@@ -53,7 +53,7 @@ def read_pairs(text: str) -> tuple[list[float], list[float], list[str] | None]:
 
 
 def read_numbers(name: str, values: list) -> list[float]:
-    """Convert rewards to numbers. The module rejects those that are not finite."""
+    """Convert rewards to numbers. The module itself rejects rewards that are not finite."""
     if not isinstance(values, list):
         raise ValueError(f"`{name}` is {values!r:.60}; give a list of numbers.")
     numbers = []
@@ -71,8 +71,8 @@ def compute(
     chosen: list[float], rejected: list[float], subsets: list[str] | None = None, num_bins: int = 10
 ) -> dict[str, Any]:
     """
-    Compute the module pairwise_preference. chosen and rejected: the rewards of each pair; subsets (optional): the subset of
-    each pair; num_bins: bins of the calibration error.
+    Compute metrics with the module pairwise_preference. chosen and rejected: the rewards of each pair; subsets (optional): the
+    subset of each pair; num_bins: number of bins for the calibration error.
     """
     with ui.user_errors():
         chosen, rejected = read_numbers("chosen", chosen), read_numbers("rejected", rejected)
@@ -103,13 +103,13 @@ def list_figures(results: dict) -> str:
         ("Margin, mean", f"{results['margin']:.4g}", "chosen − rejected"),
         ("Margin, median", f"{results['margin_median']:.4g}", ""),
         ("Margin, standard deviation", f"{results['margin_std']:.4g}", ""),
-        ("Log loss", f"{results['log_loss']:.4f}", "nats; not knowing costs ln 2 = 0.6931"),
-        ("Calibration error", f"{results['ece']:.4f}", "mean distance of confidence and accuracy"),
+        ("Log loss", f"{results['log_loss']:.4f}", "nats; random guessing costs ln 2 = 0.6931"),
+        ("Calibration error", f"{results['ece']:.4f}", "mean gap between confidence and accuracy"),
     ]
     if temperature is None:
         rows.append(("Best temperature", "none", "no pair is wrong, or the mean margin is not positive"))
     else:
-        rows.append(("Best temperature", f"{temperature:.4g}", f"margins divided by it: log loss {better:.4f}"))
+        rows.append(("Best temperature", f"{temperature:.4g}", f"log loss {better:.4f} with margins divided by it"))
     tables = [ui.make_table("Metrics", ("Metric", "Value", "Note"), rows)]
     if sections := results.get("section_scores"):
         scores = [(name, f"{score:.1f} %") for name, score in sections.items()]
@@ -123,11 +123,14 @@ def list_figures(results: dict) -> str:
 
 
 def _caption_of_sections(missing: list[str]) -> str:
-    """Name the subsets that the section scores lack: only the complete benchmark gives the official scores."""
+    """Return the caption, which names missing subsets: only the complete benchmark gives the official scores."""
     if not missing:
         return "RewardBench sections, official weights"
     known = len(OFFICIAL_COUNTS) - len(missing)
-    return f"RewardBench, only {known} of its {len(OFFICIAL_COUNTS)} subsets: not the official scores. Missing: {', '.join(missing)}"
+    return (
+        f"RewardBench, only {known} of its {len(OFFICIAL_COUNTS)} subsets, so these are not the official scores. "
+        f"Missing: {', '.join(missing)}"
+    )
 
 
 def percent(share: float) -> str:
@@ -144,7 +147,7 @@ def draw(plot, margins: list[float]) -> Image.Image:
 
 
 def show(text: str, file: str | None, downloads: Path):
-    """Compute a table. Returns metrics, both plots and the download, in the order of the page's outputs."""
+    """Compute the metrics of a table. Returns updates in the order of the page's outputs: results column, metrics, both plots, download."""
     with ui.user_errors():
         chosen, rejected, subsets = read_pairs(text if file is None else ui.read_text(file))
     results = compute(chosen, rejected, subsets)
@@ -161,7 +164,7 @@ def show(text: str, file: str | None, downloads: Path):
 
 
 def build(downloads: Path) -> gr.Blocks:
-    """Make the page; `downloads` is the folder for files to download."""
+    """Build the page; `downloads` is the folder for downloadable files."""
     with gr.Blocks(title="Pairwise preference", analytics_enabled=ui.analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
@@ -184,8 +187,8 @@ def build(downloads: Path) -> gr.Blocks:
                         results,
                         gr.HTML(label="Metrics", padding=False),
                         make_picture("Margins", "Histogram of the margins"),
-                        make_picture("Reliability", "Reliability diagram: its bins are listed with the metrics"),
-                        gr.DownloadButton("Download the figures (JSON)"),
+                        make_picture("Reliability", "Reliability diagram; its bins are included in the download"),
+                        gr.DownloadButton("Download the metrics (JSON)"),
                     ]
         ui.compute_on(
             [button.click, text.submit],
@@ -199,7 +202,7 @@ def build(downloads: Path) -> gr.Blocks:
 
 
 def make_picture(label: str, alt_text: str) -> gr.Image:
-    """Make an image that can be downloaded."""
+    """Create an image component with a download button."""
     return gr.Image(
         label=label, alt_text=alt_text, format="png", interactive=False, buttons=["download", "fullscreen"]
     )
@@ -208,7 +211,7 @@ def make_picture(label: str, alt_text: str) -> gr.Image:
 def main(arguments: Sequence[str]):
     """Serve the page until the process is told to stop."""
     if arguments:
-        raise UsageError(f"Unknown option `{arguments[0]}`: this app takes none.")
+        raise UsageError(f"Unknown option `{arguments[0]}`: this app has no options.")
     with TemporaryDirectory() as folder:
         build(Path(folder)).queue(max_size=20).launch(**ui.launch_options())
 

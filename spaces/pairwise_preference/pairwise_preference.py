@@ -18,25 +18,25 @@ _KWARGS_DESCRIPTION = """
 Args:
     chosen (`list[float]`): Rewards of the chosen responses.
     rejected (`list[float]`): Rewards of the rejected responses, in the same order.
-    subsets (`list[str]`, *optional*): The subset of each pair. To pass subsets to `add` and `add_batch` too, load the module
+    subsets (`list[str]`, *optional*): The subset of each pair. To pass subsets to `add` and `add_batch` as well, load the module
         with the configuration "subsets".
-    num_bins (`int`, *optional*, defaults to 10): Bins of the calibration error.
+    num_bins (`int`, *optional*, defaults to 10): Number of bins for the calibration error.
 Returns:
-    accuracy (`float`): Share of pairs whose chosen response has the strictly higher reward: a tie is wrong.
-    accuracy_ci95 (`tuple[float, float]`): Its Wilson interval at 95 %.
-    accuracy_ties_half (`float`): The accuracy with ties counted half.
-    n (`int`): Pairs.
-    ties (`int`): Pairs with equal rewards.
+    accuracy (`float`): Share of pairs whose chosen response has the strictly higher reward; a tie counts as wrong.
+    accuracy_ci95 (`tuple[float, float]`): 95 % Wilson interval of the accuracy.
+    accuracy_ties_half (`float`): The accuracy when each tie counts half.
+    n (`int`): Number of pairs.
+    ties (`int`): Number of pairs with equal rewards.
     margin, margin_median, margin_std (`float`): Mean, median and population standard deviation of chosen - rejected.
-    log_loss (`float`): Bradley-Terry log loss in nats; a guess costs ln 2 = 0.693.
+    log_loss (`float`): Bradley-Terry log loss in nats; random guessing costs ln 2 = 0.693.
     ece (`float`): Expected calibration error over confidences from 0.5 to 1.
-    temperature (`float` or `None`): The divisor of the margins that minimizes the log loss; `None` if there is none.
-    log_loss_at_temperature (`float` or `None`): The log loss with it.
+    temperature (`float` or `None`): The divisor of the margins that minimizes the log loss; `None` if no divisor does.
+    log_loss_at_temperature (`float` or `None`): The log loss at that temperature.
     bins (`list`): Mean confidence, accuracy and number of pairs of each nonempty bin.
-    subset_accuracies (`dict[str, float]`): Accuracy by subset, if subsets are given.
-    section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, for sections
-        that have rows, if subsets of RewardBench are given. A section score uses its subsets that have rows.
-    missing_subsets (`list[str]`): Subsets of RewardBench without rows, if there are section scores.
+    subset_accuracies (`dict[str, float]`): Accuracy of each subset, if subsets are given.
+    section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, if
+        RewardBench subsets are given. Only sections with rows get a score, which covers only the subsets with rows.
+    missing_subsets (`list[str]`): RewardBench subsets without rows, if there are section scores.
 Examples:
     >>> import evaluate
     >>> preference = evaluate.load("spaces/pairwise_preference")

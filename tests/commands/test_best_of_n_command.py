@@ -419,7 +419,7 @@ def test_more_candidates_and_models_join(models, data, tmp_path):
         page = choose(models, tmp_path, "classic", "cloud", **arena(server, data))
         check_not_asked_again(server, before, kept)
         before_again = server.requests.total()
-        with pytest.raises(SystemExit, match=r"`temperature` was 1\.0 and is 0\.5"):
+        with pytest.raises(SystemExit, match=r"`temperature` was 1\.0 and is now 0\.5"):
             choose(models, tmp_path, "classic", **arena(server, data, gen_temperature=0.5))
         assert server.requests.total() == before_again
     assert {result["most_candidates"] for result in page["results"]} == {CANDIDATES}
@@ -483,16 +483,16 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
         ({}, "no candidates to choose from"),
         ({"dataset_name": ["x"], "num_seeds": 2}, "`num_seeds` needs a `temperature`"),
         ({"dataset_name": ["x"], "largest_n": 0}, "must be at least 1"),
-        ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` is for `arena_hard`"),
+        ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` requires `arena_hard`"),
         ({"arena_hard": "x"}, "needs either `gen_base_url` or `candidates`"),
         ({"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"]}, "go together"),
-        ({"arena_hard": "x", "candidates": "y", "judge_all": True}, "`judge_all` is for a judge"),
-        ({"arena_hard": "x", "candidates": "y", "judge_model": "z"}, "`judge_model` is for a judge"),
-        ({"arena_hard": "x", "candidates": "y", "judge_prompt_file": "z"}, "`judge_prompt_file` is for a judge"),
-        ({"arena_hard": "x", "candidates": "y", "judge_system_file": ["z"]}, "`judge_system_file` is for a judge"),
-        ({"dataset_name": ["x"], "judge_system_role": False}, "`judge_system_role` is for a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_all": True}, "`judge_all` requires a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_model": "z"}, "`judge_model` requires a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_prompt_file": "z"}, "`judge_prompt_file` requires a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_system_file": ["z"]}, "`judge_system_file` requires a judge"),
+        ({"dataset_name": ["x"], "judge_system_role": False}, "`judge_system_role` requires a judge"),
         ({**ASKED, "judge_prompt_file": "z", "judge_system_role": False}, "`judge_system_role` has no effect"),
-        ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` is for a judge"),
+        ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` requires a judge"),
         (
             {"arena_hard": "x", "gen_base_url": ["y"], "gen_temperature": 0.0},
             "candidates of a question are identical",
@@ -508,7 +508,7 @@ def test_arguments_that_do_not_go_together(options, says, models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"baseline_answers": ["math={data}/math.jsonl"]}, "no file for the questions of the category 'poem'"),
+        ({"baseline_answers": ["math={data}/math.jsonl"]}, "no file for questions in the category 'poem'"),
         ({"baseline_answers": ["{data}/math.jsonl", "{data}/poem.jsonl"]}, "'q0' has a second answer"),
         ({"arena_hard": "{data}/absent.jsonl"}, "no such file"),
         ({"judge_prompt_file": "{data}/math.jsonl"}, "must contain it exactly once"),

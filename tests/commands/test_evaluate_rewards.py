@@ -180,7 +180,7 @@ def test_cascades_and_compute(models, data, tmp_path):
     assert (tmp_path / "out" / "accuracy_vs_compute.png").stat().st_size > 5000
     text = (tmp_path / "out" / "report.md").read_text()
     assert "### Cascades" in text and "| critiques of | k | mean | median | trimmed mean | vote | likelihood |" in text
-    with pytest.raises(ValueError, match=r"forty\.jsonl has 39 rows\. It needs 40"):
+    with pytest.raises(ValueError, match=r"forty\.jsonl has 39 rows\. It needs at least 40"):
         evaluate(models, data, tmp_path / "few", "classic", "cloud", limit=39, **options)
 
 
@@ -192,7 +192,7 @@ def test_cascades_and_compute(models, data, tmp_path):
         ({"cascade": ["classic,cloud@4"]}, "samples no critiques"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "tokens=many"}, "could not convert"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "speed=1"}, "write accuracy=, loss=, tokens= or threshold="),
-        ({"combine": "median"}, "give `num_critiques` above 1"),
+        ({"combine": "median"}, "set `num_critiques` above 1"),
         ({"combine": "best", "num_critiques": 2, "temperature": 1.0}, "must be one of mean, median"),
     ],
 )
@@ -306,7 +306,7 @@ def test_further_benchmarks_join_those_that_are_done(models, data, tmp_path, cap
 
 def test_other_settings_other_weights_and_a_second_writer_are_refused(models, data, tmp_path):
     evaluate(models, data, tmp_path, "classic", limit=1)
-    with pytest.raises(JournalError, match="`max_new_tokens` was 8 and is 9"):
+    with pytest.raises(JournalError, match="`max_new_tokens` was 8 and is now 9"):
         evaluate(models, data, tmp_path, "classic", max_new_tokens=9)
     other = tmp_path / "other" / "classic"
     make_model(models / "base", seed=5, critique=False).save_pretrained(other)
@@ -560,7 +560,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),
         ({"dataset_name": [], "best_of_n": [], "benchmarks": []}, "nothing to score"),
         ({"best_of_n": ["{data}/twice.jsonl"]}, "rows 0 and 1 have the same id 'a'"),
-        ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` holds 7, but must be from 0 to 1"),
+        ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` contains 7, but values must be from 0 to 1"),
         ({"best_of_n": ["{data}/bon.jsonl", "{data}//bon.jsonl"]}, "`best_of_n` lists .*bon.jsonl twice"),
         ({"dataset_name": ["{data}/reward_bench"]}, "are both called 'reward_bench'"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
@@ -575,7 +575,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"num_critiques": 2}, "`num_critiques` above 1 needs `temperature`"),
         ({"overlong_policy": "cut"}, "`overlong_policy` is 'cut'; use one of error, drop, truncate_prompt"),
         ({"group_column": "topic", "dataset_name": []}, "`group_column` is a column of `dataset_name`"),
-        ({"update_card": True, "limit": 3}, "leave `limit` out"),
+        ({"update_card": True, "limit": 3}, "omit `limit`"),
         ({"self_consistency": 4}, "cannot sample at temperature 0.0"),
         ({"self_consistency": 1, "temperature": 1.0}, "`self_consistency` is 1"),
         ({"self_consistency": 4, "self_consistency_temperatures": [0.5, -1.0]}, "at temperature -1.0"),
@@ -585,7 +585,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"self_consistency": 2, "temperature": 1.0, "length_column": "swap"}, "rename 'swaps' to 'swap'"),
         ({"probes": ["stile"]}, "Did you mean 'style'"),
         ({"probes": ["all"], "probe_rows": 0}, "`probe_rows` is 0"),
-        ({"probes": ["style"], "paraphrase_column": "reworded"}, "name it in `probes`"),
+        ({"probes": ["style"], "paraphrase_column": "reworded"}, "list it in `probes`"),
         ({"probes": ["all"], "paraphrase_column": "swaps"}, "row 0: the paraphrases are 1"),
         ({"probes": ["all"], "dataset_name": [], "benchmarks": []}, "right and wrong responses"),
     ],
@@ -607,7 +607,7 @@ def test_options_of_a_comparison(tmp_path):
         ({}, "`models` is missing"),
         ({"models": ["m"]}, "`output_dir` is missing"),
         ({"compare": ["a"]}, "`compare` has 1 folder"),
-        ({"compare": ["a", "b"], "temperature": 1.0}, "leave `temperature` out"),
+        ({"compare": ["a", "b"], "temperature": 1.0}, "omit `temperature`"),
     ):
         with pytest.raises(ValueError, match=says):
             evaluate_rewards.EvaluationArguments(**options)

@@ -32,7 +32,7 @@ def runs(base_folder, tmp_path_factory):
     )  # fmt: skip
     data[1] = out / "self"
     said = run("train_cloud", "--model_name_or_path", out / "sft", "--output_dir", out / "cloud", *data)
-    assert "training continues it, together with the reward head" in said
+    assert "training continues from it, together with the reward head" in said
     return out
 
 

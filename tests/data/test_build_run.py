@@ -141,7 +141,7 @@ def interruptible():
 
 def test_the_first_interrupt_keeps_what_is_in_flight_and_the_same_command_resumes(tmp_path, interruptible, capsys):
     first, again = (Rows(tmp_path / "out", interrupts) for interrupts in (1, 0))
-    with pytest.raises(KeyboardInterrupt, match=r"journal.jsonl keeps 8 answers so far; run the same command"):
+    with pytest.raises(KeyboardInterrupt, match=r"journal.jsonl contains 8 answers so far; run the same command"):
         first.build(max_concurrency=1)
     assert "Press Ctrl-C again to stop now" in capsys.readouterr().err
     counts = again.build(max_concurrency=1)
@@ -160,7 +160,7 @@ def test_requests_that_wait_for_their_turn_are_not_sent_after_an_interrupt(tmp_p
 
 def test_the_second_interrupt_does_not_wait(tmp_path, interruptible):
     rows = Rows(tmp_path / "out", 2)
-    with pytest.raises(KeyboardInterrupt, match=r"keeps [67] answers so far"):
+    with pytest.raises(KeyboardInterrupt, match=r"contains [67] answers so far"):
         rows.build(max_concurrency=1)
 
 
@@ -173,5 +173,5 @@ def test_a_request_that_waits_for_a_retry_does_not_delay_an_interrupt(tmp_path, 
 
     rows = Rows(tmp_path / "out", 1)
     rows.write = refuse
-    with pytest.raises(KeyboardInterrupt, match="keeps 0 answers so far"):
+    with pytest.raises(KeyboardInterrupt, match="contains 0 answers so far"):
         rows.build(max_concurrency=2)

@@ -257,7 +257,7 @@ def test_stalls_end_in_bounded_time():
 def test_a_wrong_key_is_said_once_and_never_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
     with serve_completions(key="sk-right") as server:
-        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY holds a key that the server rejects") as error:
+        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY contains a key that the server rejects") as error:
             run([server.url], ask)
         assert "sk-wrong" not in str(error.value)
         monkeypatch.delenv("OPENAI_API_KEY")
@@ -420,7 +420,7 @@ def test_no_redirect_is_followed(use, status):
     [{"data": [{"id": "\x1b]0;title\x07"}]}, {"data": [{"id": 5}, {"id": "a"}]}, {"data": ["a"]}, b"[" * 100_000],
 )
 def test_names_that_are_none_are_not_printed(models):
-    with tricks((200, {}, models)) as (url, _), pytest.raises(ServerUnusable, match="not answer like") as error:
+    with tricks((200, {}, models)) as (url, _), pytest.raises(ServerUnusable, match="not respond like") as error:
         list_models(url, model=None)
     assert str(error.value).isprintable()
 

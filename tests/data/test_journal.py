@@ -46,7 +46,7 @@ def test_a_torn_line_is_removed_wherever_it_was_cut(tmp_path, capsys):
             assert len(journal) == len(KEYS) - 1 and KEYS[-1] not in journal
             journal.add(KEYS[-1], json.loads(last)["value"])
         assert path.read_bytes() == content
-    assert "line 6, torn when an earlier run ended, was removed" in capsys.readouterr().out
+    assert "line 6, which an earlier run left incomplete, was removed" in capsys.readouterr().out
 
 
 def test_a_torn_header_begins_anew(tmp_path):
@@ -71,9 +71,9 @@ def test_damage_before_the_end_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "b"}, '`model` was "a judge" and is "b"'),
-        ({"rows": {"hash": "y"}}, '`rows` was {"hash": "x"} and is {"hash": "y"}'),
-        ({"seed": 1}, "`seed` was null and is 1"),
+        ({"model": "b"}, '`model` was "a judge" and is now "b"'),
+        ({"rows": {"hash": "y"}}, '`rows` was {"hash": "x"} and is now {"hash": "y"}'),
+        ({"seed": 1}, "`seed` was null and is now 1"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, change, message):
@@ -89,7 +89,7 @@ def test_a_journal_without_entries_takes_other_settings(tmp_path):
     Journal(path, {**SETTINGS, "temperature": 0.5}).close()
     with Journal(path, {**SETTINGS, "temperature": 1.0}) as journal:
         journal.add(KEYS[0], "x")
-    with pytest.raises(JournalError, match=r"`temperature` was 1\.0 and is 0\.0"):
+    with pytest.raises(JournalError, match=r"`temperature` was 1\.0 and is now 0\.0"):
         Journal(path, SETTINGS)
 
 
@@ -137,7 +137,7 @@ def test_a_header_that_lacks_a_field_is_refused(missing, tmp_path):
     header = json.loads(path.read_text())
     del header[missing]
     path.write_text(json.dumps(header) + "\n")
-    with pytest.raises(JournalError, match=f"the first line lacks `{missing}`"):
+    with pytest.raises(JournalError, match=f"its first line lacks `{missing}`"):
         Journal(path, SETTINGS)
 
 

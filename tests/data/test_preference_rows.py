@@ -73,23 +73,23 @@ BAD = [
     ({"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}, "no user turn that .* share"),
     ({"prompt": [user("x")], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "do not begin"),
     ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a complete chat and the other only a response"),
-    ({"chosen": [assistant("a")], "rejected": "b"}, "`chosen` reads as messages but `rejected` as text"),
-    ({"chosen": [assistant("a"), user("q")], "rejected": [assistant("b"), user("q")]}, "ends on a 'user' turn"),
+    ({"chosen": [assistant("a")], "rejected": "b"}, "`chosen` was read as messages but `rejected` as text"),
+    ({"chosen": [assistant("a"), user("q")], "rejected": [assistant("b"), user("q")]}, "ends with a 'user' turn"),
     ({"chosen": [assistant([{"type": "image_url"}])], "rejected": [assistant("b")]}, "content part .*image_url.*text only"),
     ({"chosen": [sharegpt("alien", "a")], "rejected": [sharegpt("gpt", "b")]}, "turn 0 is .*alien.*give `value` as text"),
     ({"chosen": [sharegpt("function_call", "a")], "rejected": [sharegpt("gpt", "b")]}, "message with `tool_calls`"),
-    ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "could be text, or chat messages that are not JSON"),
-    ({"chosen": ["a", "c"], "rejected": ["b", "d"]}, "`chosen` holds 2 texts; put each pair into its own row"),
+    ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "could be text, or chat messages that are not valid JSON"),
+    ({"chosen": ["a", "c"], "rejected": ["b", "d"]}, "`chosen` contains 2 texts; put each pair into its own row"),
     ({"prompt": '{"messages": [{"role": "user", "content": "q"}]}'}, "could be text, or a chat as JSON with the key `messages`"),
     ({"prompt": "", "chosen": "a"}, "`prompt` is empty"),
     ({"prompt": [{"role": "human", "content": "q"}]}, "`prompt` message 0 has the role 'human'; use 'user'"),
     ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [{"role": "bot", "content": "b"}]}, "the role 'bot'; use 'assistant'"),
     ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a text followed by"),
     ({"chosen": [{"role": "User", "content": "q"}, assistant("a")], "rejected": [{"role": "User", "content": "q"}, assistant("b")]}, "the role 'User'; use 'user'"),
-    ({"prompt": {"messages": "q"}}, "`prompt` holds 'q'; give a list of chat messages"),
+    ({"prompt": {"messages": "q"}}, "`prompt` contains 'q'; give a list of chat messages"),
     ({"prompt": [user(3)]}, "`prompt` message 0 has the `content` 3; give text"),
     ({"prompt": [sharegpt(["human"], "q")]}, "turn 0 is .*give `value` as text"),
-    ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` differ by row"),
+    ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` are set per row"),
 ]  # fmt: skip
 ABSENT = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
@@ -110,7 +110,8 @@ def test_rows_that_cannot_be_read_are_refused(row, says):
 def test_mixed_forms_are_an_error_that_says_what_was_found():
     rows = Dataset.from_list([ROW, ROW, {**ROW, "prompt": TRANSCRIPT}])
     with pytest.raises(
-        ValueError, match=r"mixes forms .*2 rows as prompt as text.*\(row 0\); 1 rows as prompt as transcripts"
+        ValueError,
+        match=r"mixes rows of different forms.*2 rows as prompt as text.*\(row 0\); 1 rows as prompt as transcripts",
     ):
         read_preferences(rows, "The set", bad_rows="drop")
 
@@ -133,7 +134,10 @@ def test_equal_responses_are_counted(caplog):
 
 def test_a_column_system_that_is_not_read_is_named(caplog):
     read_preferences(Dataset.from_list([{**ROW, "system": text} for text in ("", "Be kind.")]), "The set")
-    assert "the column `system` is not read, but 1 rows have one. Make it the prompt's first message" in caplog.text
+    assert (
+        "the column `system` is ignored, but 1 rows have a value there. Make it the prompt's first message"
+        in caplog.text
+    )
 
 
 def test_prompts_rendered_by_a_template_are_refused():

@@ -47,7 +47,7 @@ def test_what_is_ambiguous_or_unknown_is_named():
         ValueError, match=r"^rows.jsonl fits none of the layouts ultrafeedback, .* The dataset has: text"
     ):
         find_layout("auto", ["text"], {}, SOURCE)
-    with pytest.raises(ValueError, match=r"It has chats, but no pairs. Take their prompts: cloud-hf build-prompts"):
+    with pytest.raises(ValueError, match=r"It has chats, but no pairs. Extract their prompts: cloud-hf build-prompts"):
         find_layout("auto", ["messages"], {}, SOURCE)
 
 
@@ -57,22 +57,22 @@ def test_each_layout_keeps_the_columns_that_it_does_not_replace():
 
 
 BAD_ROWS = [
-    ("Nectar", {"answers": [{"answer": "a"}]}, "`answers` holds .*; each item needs `rank`"),
+    ("Nectar", {"answers": [{"answer": "a"}]}, "`answers` contains .*; each item needs `rank`"),
     ("Nectar", {"answers": "[{'answer'"}, "`answers` is not JSON"),
     ("UltraFeedback", {"completions": None}, "`completions` is None; give a list"),
     ("HelpSteer 3", {"overall_preference": "first"}, "`overall_preference` is 'first'; give a number"),
     ("Chatbot Arena", {"winner": "model_c"}, "`winner` is 'model_c'; it must be model_a, model_b or a tie"),
-    ("Chatbot Arena 55k", {"response_a": '["a", "b"]'}, "hold different numbers of turns"),
+    ("Chatbot Arena 55k", {"response_a": '["a", "b"]'}, "have different numbers of turns"),
     ("Chatbot Arena 55k", {"response_a": "[1]"}, "must be lists of texts"),
     ("LLaMA-Factory ranking", {"input": 3}, "`instruction` and `input` must be texts"),
-    ("WebGPT", {"question": {"id": 1}}, "`question` holds .*; each item needs `full_text`"),
+    ("WebGPT", {"question": {"id": 1}}, "`question` contains .*; each item needs `full_text`"),
     (
         "Truthy DPO",
         {"prompt": [{"role": "system", "content": "Be rude."}]},
-        "`system` and the first turn of the prompt differ",
+        "`system` differs from the system message in the prompt",
     ),
-    ("Truthy DPO", {"prompt": 3}, "the prompt is 3; with the column `system` give text"),
-    ("LLaMA-Factory ranking", {"history": [["a", "b"]]}, "`history` holds earlier turns"),
+    ("Truthy DPO", {"prompt": 3}, "the prompt is 3; with the column `system`, give text"),
+    ("LLaMA-Factory ranking", {"history": [["a", "b"]]}, "`history` contains earlier turns"),
 ]
 
 
@@ -129,7 +129,7 @@ HINTS = [
     ("05_helpsteer2", "It looks like HelpSteer 2. Convert it: cloud-hf prepare --layout helpsteer2 --dataset_name rows.jsonl"),
     ("08_nectar", "It looks like Nectar. Convert it: cloud-hf prepare --layout nectar .* --output_dir rows-pairs"),
     ("41_messages", "It has chats, but no pairs. .* cloud-hf build-prompts .* --prompt_column messages --drop_last_answer True"),
-    ("44_hh_prompt", "It has prompts, but no pairs. Make them: cloud-hf build-preferences --dataset_name rows.jsonl"),
+    ("44_hh_prompt", "It has prompts, but no pairs. Build them: cloud-hf build-preferences --dataset_name rows.jsonl"),
 ]  # fmt: skip
 
 

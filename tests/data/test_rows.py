@@ -33,14 +33,14 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="has no splits"):
         load_rows(str(tmp_path / "one"), "test", needs_split=True)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="is a folder, but holds no data files"):
+    with pytest.raises(ValueError, match="is a folder, but contains no data files"):
         load_rows(str(tmp_path / "folder"))
     Dataset.from_dict({"prompt": []}).save_to_disk(tmp_path / "no-rows")
-    with pytest.raises(ValueError, match="no-rows holds no rows"):
+    with pytest.raises(ValueError, match="no-rows contains no rows"):
         load_rows(str(tmp_path / "no-rows"))
     for name, text in (("empty.jsonl", ""), ("blank.jsonl", "\n\n"), ("empty.json", "[]"), ("header.csv", "prompt\n")):
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=f"{name} cannot be read as (json|csv): it holds no rows"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as (json|csv): it contains no rows"):
             load_rows(str(tmp_path / name))
     (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a": ')
     with pytest.raises(ValueError, match=r"broken.jsonl cannot be read as json: \w"):
@@ -77,9 +77,9 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
             load_rows(str(tmp_path / name))
     Dataset.from_list(ROWS).to_parquet(tmp_path / "empty/a.parquet")
     pq.write_table(Dataset.from_list(ROWS).data.table.slice(0, 0), tmp_path / "empty/b.parquet")
-    with pytest.raises(ValueError, match="one of its files holds no rows; remove it"):
+    with pytest.raises(ValueError, match="one of its files contains no rows; remove it"):
         load_rows(str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="it holds no rows"):
+    with pytest.raises(ValueError, match="it contains no rows"):
         load_rows(str(tmp_path / "empty/b.parquet"))
 
 

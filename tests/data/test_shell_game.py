@@ -75,7 +75,7 @@ def test_held_out_rows_are_distinct():
     problems = best_of_n_rows(200)
     assert len({row["prompt"] for row in problems}) == len({row["id"] for row in problems}) == 200
     assert len(preference_rows(24, "test", [1])) == 24
-    with pytest.raises(ValueError, match="The test split has 24 distinct rows of 1 swaps, but 25 were requested"):
+    with pytest.raises(ValueError, match="The test split has 24 distinct rows with 1 swaps, but 25 were requested"):
         preference_rows(25, "test", [1])
 
 

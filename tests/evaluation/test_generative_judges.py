@@ -233,19 +233,19 @@ def test_a_judge_that_answers_prose_is_refused_before_a_model_is_loaded(evaluate
     monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
     with serve_completions(write=lambda body: ("A fine pair.", "stop")) as server:
         for mode in ("pairwise", "pointwise"):
-            with pytest.raises(ValueError, match=r"No answer from the judge has a verdict.*'A fine pair.'"):
+            with pytest.raises(ValueError, match=r"No judgement contains a verdict.*'A fine pair.'"):
                 run(server, mode, judge_mode=mode, judge_tries=1)
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"judge_model": "m"}, "are for a judge: give `judge_base_url`"),
-        ({"judge_base_url": ["http://x"], "dataset_name": [], "best_of_n": ["b"]}, "leave `best_of_n` out"),
+        ({"judge_model": "m"}, "require a judge: set `judge_base_url`"),
+        ({"judge_base_url": ["http://x"], "dataset_name": [], "best_of_n": ["b"]}, "omit `best_of_n`"),
         ({"judge_base_url": ["http://x"], "judge_tries": 0}, "`judge_tries`"),
         ({"judge_base_url": ["http://x"], "judge_mode": "both"}, "`judge_mode` is 'both'"),
-        ({"judge_mode": "pointwise"}, "are for a judge: give `judge_base_url`"),
-        ({"judge_price": [1.0, 2.0]}, "are for a judge: give `judge_base_url`"),
+        ({"judge_mode": "pointwise"}, "require a judge: set `judge_base_url`"),
+        ({"judge_price": [1.0, 2.0]}, "require a judge: set `judge_base_url`"),
         ({"judge_base_url": ["http://x"], "judge_price": [1.0]}, r"`judge_price` is \[1.0\]; give two numbers"),
         ({"judge_base_url": ["http://x"], "judge_price": [1.0, -2.0]}, "give two numbers of at least 0"),
     ],

@@ -39,7 +39,7 @@ def test_halving_is_compared_with_the_full_choice():
     ("texts", "critiques", "says"),
     [
         (["c"], 4, "'c' is not one of `models`"),
-        (["a,a"], 4, "name one model, or a cheap one and another"),
+        (["a,a"], 4, "name one model, or a cheap model and another one"),
         (["a"], 1, "leaves nothing to save"),
         (["a,b", "a,b"], 4, "twice"),
     ],

@@ -172,5 +172,5 @@ def test_a_model_that_was_trained_again_is_said_as_it_is(tmp_path):
     ):
         open_score_journal("journal", str(folder), "rm", args, ["dtype"])
     args.dtype = "float32"  # another setting differs too
-    with pytest.raises(JournalError, match='`dtype` was "auto" and is "float32"'):
+    with pytest.raises(JournalError, match='`dtype` was "auto" and is now "float32"'):
         open_score_journal("journal", str(folder), "rm", args, ["dtype"])

@@ -44,9 +44,9 @@ SERVER = {"backend": "server", "server_url": ["http://127.0.0.1:1"]}
 @pytest.mark.parametrize(
     ("backend", "temperature", "says"),
     [
-        ({"backend": "vllm"}, 2.5, "`temperature` is 2.5; `backend` 'vllm' takes 0 \\(greedy\\) or 0.01 to 2"),
+        ({"backend": "vllm"}, 2.5, "`temperature` is 2.5; `backend` 'vllm' accepts 0 \\(greedy\\) or 0.01 to 2"),
         ({"backend": "vllm"}, 0.001, "or 0.01 to 2"),
-        (SERVER, 101.0, "`temperature` is 101; `backend` 'server' takes 0 \\(greedy\\) or 0.001 to 100"),
+        (SERVER, 101.0, "`temperature` is 101; `backend` 'server' accepts 0 \\(greedy\\) or 0.001 to 100"),
         ({}, float("inf"), "`temperature` is inf; it must be a finite number of at least 0"),
         ({"backend": "vllm"}, -1.0, "of at least 0"),
     ],

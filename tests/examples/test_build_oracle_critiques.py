@@ -323,7 +323,7 @@ def test_other_settings_are_refused(pairs, tmp_path):
         assert server.requests.total() == before
     with serve_completions(model="bigger") as server:
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out")[:-2], log_dir=tmp_path)
-        assert ended.status == 2 and '`critic_model` was "tiny" and is "bigger"' in ended.output
+        assert ended.status == 2 and '`critic_model` was "tiny" and is now "bigger"' in ended.output
         assert server.requests.total() == 0
 
 
@@ -392,7 +392,7 @@ def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):
     with serve_completions(key="sk-right") as server:
         arguments = options(server, pairs, tmp_path / "out")
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-wrong")
-        assert ended.status == 2 and "holds a key that the server rejects" in ended.output
+        assert ended.status == 2 and "contains a key that the server rejects" in ended.output
         assert server.requests.total() == 0
         assert run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-right").status == 0
     for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:

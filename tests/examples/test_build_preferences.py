@@ -219,7 +219,7 @@ def test_two_models_with_keys_of_their_own(prompts, tmp_path):
         assert all(is_judged(json.loads(body)) for body in judge.requests)
         arguments = options(writer, prompts, tmp_path / "x", "--gen_api_key_env", "GEN_KEY", judge=judge)
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-judge", GEN_KEY="sk-other")
-        assert ended.status == 2 and "GEN_KEY holds a key that the server rejects" in ended.output
+        assert ended.status == 2 and "GEN_KEY contains a key that the server rejects" in ended.output
     settings = json.loads((tmp_path / "out" / "build.json").read_text())["settings"]
     assert (settings["gen_model"], settings["judge_model"]) == ("writer", "judge")
     for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:
@@ -487,7 +487,7 @@ def test_other_settings_are_refused(prompts, tmp_path):
         assert server.requests.total() == before
         with serve_completions(model="other") as other:
             ended = run_script(SCRIPT, *options(server, prompts, tmp_path / "out", judge=other), log_dir=tmp_path)
-            assert ended.status == 2 and '`judge_model` was "tiny" and is "other"' in ended.output
+            assert ended.status == 2 and '`judge_model` was "tiny" and is now "other"' in ended.output
             assert other.requests.total() == 0
 
 

@@ -247,8 +247,8 @@ def test_a_folder_is_not_mixed_with_another_dataset(tmp_path):
     before = read_rows(tmp_path / "out")
     build(tmp_path, "--dataset_name", prompts)
     assert read_rows(tmp_path / "out") == before
-    assert "`ngram` was 13 and is 5" in build(tmp_path, "--dataset_name", prompts, "--ngram", "5", fails=True)
-    assert "`limit` was null and is 2" in build(tmp_path, "--dataset_name", prompts, "--limit", "2", fails=True)
+    assert "`ngram` was 13 and is now 5" in build(tmp_path, "--dataset_name", prompts, "--ngram", "5", fails=True)
+    assert "`limit` was null and is now 2" in build(tmp_path, "--dataset_name", prompts, "--limit", "2", fails=True)
     assert read_rows(tmp_path / "out") == before
     Dataset.from_dict({"prompt": ["x"]}).save_to_disk(tmp_path / "foreign")
     assert "already contains other files" in build(tmp_path, "--dataset_name", prompts, out="foreign", fails=True)
@@ -337,4 +337,7 @@ def test_transcripts_become_turns_and_failures_are_explained(tmp_path):
     out = build(tmp_path, "--dataset_name", tmp_path / "rows.jsonl")
     assert [row["prompt"] for row in read_rows(tmp_path / "out")] == [CHAT[:1]]
     assert "rows: 1 prompts are read as transcripts." in out
-    assert "1 x not usable, such as row 1 of rows" in out and "`--drop_last_answer` takes the turns before it." in out
+    assert (
+        "1 row(s) not usable, such as row 1 of rows" in out
+        and "With `--drop_last_answer`, the turns before the last one become the prompt." in out
+    )

@@ -93,5 +93,5 @@ def test_answers_are_judged_once(grpo):
 
 
 def test_problems_that_cannot_be_held_out_are_refused(grpo, tmp_path):
-    with pytest.raises(ValueError, match="can be held out"):
+    with pytest.raises(ValueError, match="distinct problems to hold some out"):
         arguments(grpo, tmp_path, swaps=[1, 2])

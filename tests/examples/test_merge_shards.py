@@ -29,7 +29,7 @@ def test_shards_of_oracle_critiques(tmp_path):
         build(server, tmp_path / "whole")
     merged = ["--shards", *reversed(folders), "--output_dir", tmp_path / "merged"]
     ended = run_script("merge_shards", *merged, log_dir=tmp_path)
-    assert ended.status == 0 and "19 rows of 4 shards" in ended.output, ended.output
+    assert ended.status == 0 and "19 rows from 4 shards" in ended.output, ended.output
     assert read_rows(tmp_path / "merged") == read_rows(tmp_path / "whole")
     assert read_rejects(tmp_path / "merged") == read_rejects(tmp_path / "whole")
     counts = [json.loads((tmp_path / name / "build.json").read_text())["counts"] for name in ("merged", "whole")]

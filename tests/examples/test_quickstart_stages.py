@@ -136,7 +136,7 @@ def test_twice(scripts):
 def test_another_seed_is_refused(scripts):
     scripts.complete()
     ran, status, output = scripts.complete(seed=1)
-    assert (ran, status) == ([], 1) and "holds a run with seed 0, not 1" in output
+    assert (ran, status) == ([], 1) and "contains a run with seed 0, not 1" in output
     scripts.check()
 
 
@@ -144,7 +144,7 @@ def test_a_folder_of_something_else_is_refused(scripts):
     (scripts.run / "left").mkdir(parents=True)
     (scripts.run / "left/my-model").write_text("mine")
     ran, status, output = scripts.complete()
-    assert (ran, status) == ([], 1) and "holds left, but not stages/run.json" in output
+    assert (ran, status) == ([], 1) and "contains left, but not stages/run.json" in output
     assert (scripts.run / "left/my-model").read_text() == "mine"
 
 

@@ -229,9 +229,9 @@ def test_text_that_the_reward_model_is_not_shown_is_told(caplog):
     for function in both(Hiding()):
         rewards, _, metrics = call(function, ["p"] * 2, texts)
         assert rewards == [5.0, 24.0] and metrics["cloud_reward/response_changed"] == 0.5
-        assert "hides or changes text of 1 of 2 responses" in caplog.text
+        assert "hides or changes text in 1 of 2 responses" in caplog.text
     for function in both(Hiding(), on_response_changed="error"):
-        with pytest.raises(ValueError, match="hides or changes text of 1 of 2 responses"):
+        with pytest.raises(ValueError, match="hides or changes text in 1 of 2 responses"):
             call(function, ["p"] * 2, texts)
 
 

@@ -87,7 +87,7 @@ def test_replicas_of_other_models_and_releases_are_refused(talker):
         client = CLoudClient([one.url, two.url])
         for call in (client.served_model, lambda: client.score(["x"], ["y"])):
             with pytest.raises(
-                RewardServerError, match=r"serves .*, but .* serves .*start all replicas with one model"
+                RewardServerError, match=r"serves .*, but .* serves .*start all replicas with the same model"
             ):
                 call()
     assert not client._pools
@@ -101,7 +101,7 @@ def test_a_replica_that_comes_back_with_another_model_ends_the_call(talker):
         client._replicas.all[1].back_at = 0
         with (
             serving(make_engine(talker), model_version="b", port=port),
-            pytest.raises(RewardServerError, match="start all replicas with one model"),
+            pytest.raises(RewardServerError, match="start all replicas with the same model"),
         ):
             client.score(["x"], ["y"], max_new_tokens=2)
 

@@ -83,7 +83,7 @@ def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
 
     groups = {"linear": {"weights": {"type": "int", "num_bits": 4}}}
     config = SimpleNamespace(quantization_config={"config_groups": groups}, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"in bf16 only\. Start it with `dtype='bfloat16'`"):
+    with pytest.raises(ValueError, match=r"only in bf16\. Start it with `dtype='bfloat16'`"):
         requests.check_dtype(config, {})
     requests.check_dtype(config, {"dtype": "bfloat16"})
     monkeypatch.setattr(requests, "current_platform", SimpleNamespace(is_cpu=lambda: False))
@@ -474,7 +474,7 @@ def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
     bos = [tokenizer.bos_token_id] if ids[0] == tokenizer.bos_token_id else []
     wrong = {
         "does not open the critique turn": [*bos, *tokenizer.encode("x", add_special_tokens=False)],
-        "holds no critique turn": [*ids[:-9], model.config.reward_token_id],
+        "contains no critique turn": [*ids[:-9], model.config.reward_token_id],
         "exceeds the context": [*ids[:1], *[ids[5]] * (511 - len(ids)), *ids[1:]],
     }
     if bos:

@@ -121,7 +121,7 @@ def test_options_that_would_lose_the_reward_are_refused_when_a_request_arrives()
 
 def test_other_releases_are_refused(monkeypatch):
     monkeypatch.setattr("vllm.__version__", "0.31.2")
-    with pytest.raises(ImportError, match=r"vLLM 0\.31\.2 is installed, but CLoud models are served with vLLM 0\.32"):
+    with pytest.raises(ImportError, match=r"vLLM 0\.31\.2 is installed, but CLoud models need vLLM 0\.32"):
         importlib.reload(cloud_hf.serving.vllm)
 
 

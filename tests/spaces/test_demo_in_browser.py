@@ -85,7 +85,7 @@ def test_a_critique_is_shown_as_it_is_written_and_then_the_reward(visit, app):
     seen, final = page.evaluate("window.seen"), page.locator("#score-critique .critique").text_content()
     assert all(final.startswith(text) for text in seen)
     assert len(page.evaluate("[...window.places]")) == 1, "The critique moved."
-    assert "Cut at the maximum length" in page.locator("#score-critique").text_content()
+    assert "Truncated at the maximum length" in page.locator("#score-critique").text_content()
     assert float(page.locator("#score-result .reward strong").text_content())
     assert (
         "cloud, float32 with transformers on cpu; 1 critique at temperature 0"
@@ -281,7 +281,7 @@ def test_empty_and_huge_fields_get_a_sentence(visit):
     for prompt, response, sentence in (
         ("", "x", "The prompt is empty."),
         ("x", " \n", "The response is empty."),
-        ("x", "y" * 1_000_000, "The response has 1,000,000 characters; this demo takes 20,000."),
+        ("x", "y" * 1_000_000, "The response has 1,000,000 characters; this demo accepts at most 20,000."),
         ("z" * 5_000, "y" * 15_000, "but the model's context holds 2048"),
     ):
         field(page, "Prompt").fill(prompt)

@@ -75,13 +75,13 @@ def test_the_command_line_goes_over_the_environment():
     [
         (["--backend", "server"], "needs `server_url`"),
         (["--model", "a", "--backend", "tpu"], "use transformers, vllm or server"),
-        (["--model", "a", "--server_url", "http://b"], "are for `backend` 'server'"),
+        (["--model", "a", "--server_url", "http://b"], "require `backend` 'server'"),
         (["--model", "a", "--max_waiting", "0"], "`max_waiting` is 0"),
         (["--model", "a", "--policy_url", "http://b"], "go together"),
         (["--model", "a", "--analytics", "maybe"], "neither True nor False"),
         (["--model", "a", "--modle", "b"], "unrecognized arguments: --modle b"),
         (["--model", "runs/no/model"], "`model` is 'runs/no/model', but there is no such folder."),
-        (["--model", "a", "--results", "b"], "`results` are scores of rows: give those rows with `rows`."),
+        (["--model", "a", "--results", "b"], "`results` are scores of rows; name those rows with `rows`."),
         (
             ["--model", "a", "--rows", "c", "--results", "./none"],
             "`results` is './none', but there is no such folder.",
@@ -644,7 +644,7 @@ def test_rows_that_cannot_be_judged_are_left_out(caplog):
     assert list(judged.found) == [0, 2, 4, 5] and judged.wanted == 4
     assert judged.chosen == [1.0] * 4 and judged.rejected == [5.0] * 4
     assert all(row.classic[1].reward == 5.0 for row in judged.found.values())
-    assert "Not judged: row 1. " in caplog.text and "Not judged: row 3. " in caplog.text
+    assert "Could not judge row 1. " in caplog.text and "Could not judge row 3. " in caplog.text
     assert "could not be measured" in judge_rows(["refuse"] * 6, PickyEngine()).describe(0.0)
 
 

@@ -159,7 +159,7 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, gate, 
         for place in (1, 2):
             field(page, f"Response {place}").fill(RESPONSES[place])
         open_options(page)
-        set_slider(page, "Longest critique in tokens", 50)
+        set_slider(page, "Maximum critique length in tokens", 50)
         gate.clear()
         for thread in threads:
             thread.start()
@@ -427,7 +427,7 @@ def test_odd_arguments_of_programs_get_a_sentence(demo):
         ({"num_critiques": 2}, "need a temperature above 0"),
         ({"temperature": -1}, "temperature of 0, or between"),
         ({"max_new_tokens": 0}, "between 1 and 1800 tokens"),
-        ({"seed": 2**63}, "fits into 64 bits"),
+        ({"seed": 2**63}, "fits in 64 bits"),
         ({"turns": [["a"]]}, "pairs of texts"),
         ({"turns": 7}, "`turns` must be a list of pairs of texts"),
         ({"turns": [["a", ""]]}, "Earlier turn 1 needs both"),
@@ -451,7 +451,7 @@ def test_a_reward_server_elsewhere(demo, found):
     model, tokenizer = load_reward_model(found["cloud"])
     port = free_port()
     with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (_, url):
-        assert "The reward server cannot be reached or failed: ConnectError" in sentence_from(url, PROMPT, "x")
+        assert "The reward server could not be reached or failed: ConnectError" in sentence_from(url, PROMPT, "x")
         with serving(TransformersEngine(model, tokenizer), port=port, limits=Limits(max_new_tokens=30)):
             got = make_client(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
             [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
@@ -501,7 +501,7 @@ def test_candidates_from_a_policy_server(chromium):
             assert page.locator("#best-result .text").first.text_content() == "an answer to Why?"
             assert make_client(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
     with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url):
-        assert "cannot be reached" in sentence_from(url, "Why?", 2, api_name="/generate")
+        assert "could not be reached" in sentence_from(url, "Why?", 2, api_name="/generate")
 
 
 # ------------------------------------------------------------------------------------------------------- ZeroGPU

@@ -111,7 +111,7 @@ def test_rewards_become_figures(chromium, preference_app, preference, tmp_path):
             )
         assert faults(visit.page) == []
         visit.page.screenshot(path=tmp_path / "pairwise_preference.png", full_page=True)
-        found = json.loads(download(visit.page, "Download the figures", tmp_path))
+        found = json.loads(download(visit.page, "Download the metrics", tmp_path))
         assert found == json.loads(json.dumps(wanted))
         assert quiet(preference_app, visit)
 
@@ -228,7 +228,7 @@ def scorer(model_folder):
 
 
 def compute_rewards(page, text: str, longest: int = 8):
-    page.get_by_label("number input for Longest critique in tokens").fill(str(longest))
+    page.get_by_label("number input for Maximum critique length in tokens").fill(str(longest))
     compute(page, text, "Prompts and predictions")
 
 
@@ -249,7 +249,7 @@ def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
             assert text == f"{score.critique}\n(and 2 more, in the download)"
         ends = cells(visit.page, "Rewards and critiques", 5)
         cut = [score.finish_reasons.count("length") for score in scores]
-        assert ends == [f"{count} of 3 cut" if count else "by itself" for count in cut] and max(cut) > 0
+        assert ends == [f"{count} of 3 truncated" if count else "on its own" for count in cut] and max(cut) > 0
         visit.page.locator(".vega-embed").wait_for()
         assert faults(visit.page) == []
         visit.page.screenshot(path=tmp_path / "cloud_reward.png", full_page=True)
@@ -263,7 +263,7 @@ def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
 @pytest.mark.parametrize("look", LOOKS)
 def test_rewards_by_keyboard_in_any_light(chromium, reward_app, tmp_path, look):
     with open_page(chromium, reward_app.url, **look) as visit:
-        visit.page.get_by_label("number input for Longest critique in tokens").fill("8")
+        visit.page.get_by_label("number input for Maximum critique length in tokens").fill("8")
         box_of(visit.page, "Prompts and predictions").focus()
         visit.page.keyboard.insert_text("prompt,prediction\nHi!,Hello.")
         visit.page.keyboard.press("Shift+Enter")
@@ -292,7 +292,7 @@ def test_bad_rows_get_a_sentence(chromium, reward_app):
         json_lines(prompt=["a", chat], prediction=["c", "d"]): "Row 1: text and chats are mixed",
         json_lines(prompt=[["a"]], prediction=["c"]): "give text, or a list of messages",
         json_lines(prompt=["\ud800"], prediction=["c"]): "Row 0: `prompt` is '\\ud800'",
-        json_lines(prompt=["a"] * 21, prediction=["b"] * 21): "21 rows, but this Space takes at most 20",
+        json_lines(prompt=["a"] * 21, prediction=["b"] * 21): "21 rows, but this Space accepts at most 20",
         json_lines(prompt=["word " * 200_000], prediction=["b"]): "the model's context holds 512",
         '{"prompt": ["a", "b"], "prediction": ["c"]}': "The columns differ in length",
     }
@@ -365,7 +365,7 @@ def test_behind_a_server_and_without_it(reward_script, model_folder, scorer):
             judge = reward_script.Judge(space.model, opened[0], True, opened[2], backend.server_url, space.max_rows)
             found = judge.compute(PROMPTS, ANSWERS, max_new_tokens=8)
             assert found["critiques"] == [list(s.critiques) for s in scorer.score(PROMPTS, ANSWERS, max_new_tokens=8)]
-        with pytest.raises(gr.Error, match=f"The reward server at {running.url} does not answer"):
+        with pytest.raises(gr.Error, match=f"The reward server at {running.url} does not respond"):
             judge.compute(PROMPTS, ANSWERS, max_new_tokens=8)
 
 

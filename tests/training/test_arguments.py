@@ -29,7 +29,7 @@ def test_chats_are_prompts_too():
 
 @pytest.mark.parametrize("test_size", [0.0, 1.0, 5.0, 0.01, float("nan")])
 def test_a_share_that_leaves_a_side_empty(test_size):
-    with pytest.raises(ValueError, match="leaves one side of 16 prompts empty"):
+    with pytest.raises(ValueError, match="puts all 16 prompts on one side"):
         split_by_prompt(make_rows(16), test_size)
 
 

@@ -91,7 +91,7 @@ def test_margins_are_kept():
         ({"chosen": ""}, "row 1 .*`chosen` is empty"),
         ({"rejected": None}, "row 1 .*`rejected` is None"),
         ({"chosen_feedback": None}, "row 1 .*`chosen_feedback` is None"),
-        ({"chosen_feedback": "  "}, "row 1 .*`chosen_feedback` holds an empty"),
+        ({"chosen_feedback": "  "}, "row 1 .*`chosen_feedback` contains an empty"),
         ({"margin": None}, "row 1 .*`margin` is None"),
         ({"margin": float("nan")}, "row 1 .*`margin` is nan"),
     ],
@@ -104,8 +104,8 @@ def test_bad_rows_are_named(change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C."]}, "holds 2 critique.* but `rejected_feedback` holds 1"),
-        ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."], "chosen_feedback_ids": [[5]]}, "2 critique.* but `chosen_feedback_ids` holds 1"),
+        ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C."]}, "contains 2 critique.* but `rejected_feedback` contains 1"),
+        ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."], "chosen_feedback_ids": [[5]]}, "2 critique.* but `chosen_feedback_ids` contains 1"),
         ({"chosen_feedback": [], "rejected_feedback": []}, "non-empty list"),
         ({"chosen_finish_reason": "stop"}, "give one per critique in both columns"),
         ({"chosen_feedback_ids": [5, 6, 7]}, "do not decode to"),
@@ -135,9 +135,9 @@ def test_overlong_rows(caplog):
         encode(ROW, LONG, max_length=150)
     with caplog.at_level(logging.WARNING):
         assert len(encode(ROW, LONG, max_length=150, policy="drop")) == 1
-        assert "dropped 1 of 2 rows, which are over-long" in caplog.text
+        assert "dropped 1 of 2 rows because they are over-long" in caplog.text
         pairs = encode(ROW, LONG, max_length=150, policy="truncate_prompt")
-        assert "training uses a shortened prompt in 1 pair(s)" in caplog.text
+        assert "the prompt was shortened in 1 pair(s)" in caplog.text
     assert len(pairs) == 2 and 130 < max(map(len, pairs["rejected_ids"])) <= 150
     contexts = [pairs[1][f"{side}_ids"][: pairs[1][f"{side}_prefix_length"]] for side in ("chosen", "rejected")]
     shared = sum(a == b for a, b in zip(*contexts, strict=False))

@@ -59,7 +59,7 @@ def training_args(folder, **options):
     ("name", "zero", "changes", "says"),
     [
         ("zero3", {"stage3_gather_16bit_weights_on_model_save": False}, {}, "no model would be saved"),
-        ("zero2", {}, {"train_batch_size": 48}, "`train_batch_size` 48, but the training arguments make it 12"),
+        ("zero2", {}, {"train_batch_size": 48}, "`train_batch_size` 48, but the training arguments imply 12"),
         ("zero2", {}, {"train_micro_batch_size_per_gpu": 3}, "`train_micro_batch_size_per_gpu` 3"),
         ("zero2", {}, {"gradient_accumulation_steps": 4}, "`gradient_accumulation_steps` 4"),
         ("zero2", {}, {"gradient_clipping": 7.0}, "contradicts the training arguments: ds gradient_clipping=7.0"),
@@ -97,7 +97,7 @@ def test_bf16_needs_a_gpu_that_can(tmp_path, monkeypatch, config):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"packing": True}, "`packing` is on, but this stage trains each critique in a separate row"),
+        ({"packing": True}, "`packing` is on, but this stage trains on each critique in a separate row"),
         ({"padding_free": True, "neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is set, but with `padding_free`"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_dataset_smaller_than_a_step(base_folder, tmp_path):
     trainer = make_trainer(
         str(base_folder), tmp_path, make_rows(7), per_device_train_batch_size=2, gradient_accumulation_steps=4
     )
-    with pytest.raises(ValueError, match="7 rows, but one optimizer step takes 8"):
+    with pytest.raises(ValueError, match="7 rows, but one optimizer step needs 8"):
         trainer.train()
     assert trainer.state.global_step == 0
 

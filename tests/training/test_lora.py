@@ -253,7 +253,7 @@ def test_dropout_of_an_existing_adapter_is_reported_when_it_is_turned_off(
     trainer = make_trainer(adapted, tmp_path, disable_dropout=disable_dropout)
     rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.0 if disable_dropout else 0.1}
-    assert ("made with lora_dropout=0.1, but trains without" in caplog.text) == disable_dropout
+    assert ("created with lora_dropout=0.1, but is trained without" in caplog.text) == disable_dropout
 
 
 @pytest.mark.parametrize("kind", [TrainedModelConfig, RewardModelConfig])

@@ -181,7 +181,7 @@ def test_critiques_that_are_all_cut_are_reported(stage3, tmp_path, caplog, monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_generations": 1}, "`num_generations` is 1, but a critique's return is compared"),
+        ({"num_generations": 1}, "`num_generations` is 1, but a critique's return is measured"),
         ({"num_generations": -1}, "`num_generations` is -1; it must be at least 0"),
         ({"max_completion_length": 0}, "`max_completion_length` is 0; it must be at least 1"),
         ({"beta": -0.1}, "`beta` is -0.1; it must be a finite number of at least 0"),

@@ -175,7 +175,7 @@ def test_short_prefixes_are_not_shared(shared):
     ("architecture", "options", "says"),
     [
         ("mamba", {}, "its linear_attention would mix"),
-        ("falcon", {}, "allows setting neither positions nor attention"),
+        ("falcon", {}, "does not allow setting positions or the attention implementation"),
         ("llama", {"attn_implementation": "eager"}, "cannot be used with the attention implementation 'eager'"),
     ],
 )

@@ -270,7 +270,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"dtype": "float16"}, "`dtype` is 'float16'"),
         ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),
         ({"prompt_share": 0.3}, "`prompt_share` matters only with `shared_prompt`"),
-        ({"shared_prompt": True, "prompt_share": 0.6}, "`prompt_share` is 0.6; it must be from 0 to 0.5"),
+        ({"shared_prompt": True, "prompt_share": 0.6}, "`prompt_share` is 0.6; it must be between 0 and 0.5"),
     ],
 )
 def test_settings_that_cannot_be_planned_are_refused(options, says):

@@ -75,7 +75,7 @@ def test_a_run_that_is_over_makes_no_further_step(base_folder, run, max_steps):
 def test_a_new_run_does_not_start_in_a_used_folder(base_folder, run):
     """Interrupted before its third checkpoint, it would resume from the earlier run's third one."""
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    with pytest.raises(ValueError, match=r"holds checkpoint-6 of an earlier run.*another `--output_dir`"):
+    with pytest.raises(ValueError, match=r"contains checkpoint-6 from an earlier run.*another `--output_dir`"):
         make_trainer(str(base_folder), run, **{**OPTIONS, "learning_rate": 0.1}).train()
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
     for folder in whole_checkpoints(run):
@@ -86,7 +86,7 @@ def test_a_new_run_does_not_start_in_a_used_folder(base_folder, run):
 
 def test_commands_refuse_a_used_folder_before_the_model_loads(run, tmp_path):
     args = CLoudTrainingConfig(str(run), use_cpu=True, bf16=False)
-    with pytest.raises(ValueError, match="holds checkpoint-6 of an earlier run"):
+    with pytest.raises(ValueError, match="contains checkpoint-6 from an earlier run"):
         train_cloud.main(None, args, None)
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_resumes_from_elsewhere_needs_an_unused_folder(base_folder, r
     first = str(run / "checkpoint-2")
     make_trainer(str(base_folder), tmp_path / "other", **OPTIONS).train(resume_from_checkpoint=first)
     assert names(tmp_path / "other") == ["checkpoint-4", "checkpoint-6"]
-    with pytest.raises(ValueError, match="holds checkpoint-6 of an earlier run"):
+    with pytest.raises(ValueError, match="contains checkpoint-6 from an earlier run"):
         make_trainer(str(base_folder), tmp_path / "other", **OPTIONS).train(resume_from_checkpoint=first)
 
 
@@ -109,7 +109,7 @@ def test_checkpoints_of_two_runs_in_one_folder(base_folder, run, tmp_path):
     other = tmp_path / "other"
     make_trainer(str(base_folder), other, **{**OPTIONS, "max_steps": 2}).train()
     shutil.copytree(other / "checkpoint-2", run / "checkpoint-8")
-    with pytest.raises(ValueError, match="checkpoints of several runs"):
+    with pytest.raises(ValueError, match="checkpoints from several runs"):
         make_trainer("no-such-model", run, resume_from_checkpoint="true", **OPTIONS)
 
 

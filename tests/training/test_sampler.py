@@ -136,7 +136,7 @@ def test_fewer_batches_than_a_step_takes_are_refused(base_folder, tmp_path):
     trainer = make_budget_trainer(base_folder, tmp_path, make_rows(4), gradient_accumulation_steps=64)
     batches = len(trainer.get_train_dataloader())
     assert batches < 64
-    with pytest.raises(ValueError, match=f"into {batches} batches, but one optimizer step takes 64"):
+    with pytest.raises(ValueError, match=f"into {batches} batches, but one optimizer step needs 64"):
         trainer.train()
 
 

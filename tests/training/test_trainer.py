@@ -280,10 +280,10 @@ def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classi
     with pytest.raises(ValueError, match="Pass a CLoudForRewardModeling"):
         make_trainer(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path)
     classic_model.save_pretrained(tmp_path / "classic")
-    with pytest.raises(ValueError, match="made with critique=False, but `critique` is True"):
+    with pytest.raises(ValueError, match="created with critique=False, but `critique` is True"):
         make_trainer(str(tmp_path / "classic"), tmp_path)
     model.save_pretrained(tmp_path / "cloud")
-    with pytest.raises(ValueError, match="made with keep_thinking=False, but `keep_thinking` is True"):
+    with pytest.raises(ValueError, match="created with keep_thinking=False, but `keep_thinking` is True"):
         make_trainer(str(tmp_path / "cloud"), tmp_path, keep_thinking=True)
     with pytest.raises(ValueError, match="map-style"):
         make_trainer(model, tmp_path, make_rows().to_iterable_dataset())

@@ -1,4 +1,4 @@
-"""Command-line arguments that the data builders share."""
+"""Command-line arguments shared by the data builders."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class SourceArguments:
     """
-    Input and output of a command that makes a dataset from another.
+    Input and output of a command that creates a dataset from another one.
 
     Parameters:
         dataset_name (`str`):
@@ -41,7 +41,7 @@ class SourceArguments:
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that cannot be used: `error` or `drop`. Dropping reports how many.
+            Handling of rows that cannot be used: `error` stops the command, and `drop` leaves the rows out and reports their number.
     """
 
     dataset_name: str
@@ -62,7 +62,7 @@ class SourceArguments:
             )
 
     def load_source(self) -> Dataset:
-        """Load the first `limit` rows unchanged. Raises `ValueError` if there are none."""
+        """Load the first `limit` rows unchanged. Raises `ValueError` if the dataset has no rows."""
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         if not len(rows):
             raise ValueError(f"{self.dataset_name} has no rows.")
@@ -73,11 +73,11 @@ class SourceArguments:
 @dataclass(kw_only=True)
 class BuilderArguments(SourceArguments):
     """
-    [`SourceArguments`] of a builder.
+    [`SourceArguments`] of a builder, plus an option for processing only a part of the rows.
 
     Parameters:
         shard (`str`, *optional*, defaults to `"0/1"`):
-            `i/n`, i from 0 to n - 1: process only part i of n. `merge_shards.py` joins the outputs.
+            Part of the rows to process, as `i/n`: part i of n, with i from 0 to n - 1. `merge_shards.py` joins the outputs.
     """
 
     shard: str = "0/1"
@@ -94,13 +94,13 @@ class BuilderArguments(SourceArguments):
         return int(match[1]), int(match[2])
 
     def load_prompts(self) -> Dataset:
-        """Load this shard's rows, with prompts in any form that [`read_prompts`] reads; see [`BuilderArguments.load_pairs`]."""
+        """Load this shard's rows, whose prompts may have any form that [`read_prompts`] accepts; see [`BuilderArguments.load_pairs`]."""
         return self._load(read_prompts, ("prompt",))
 
     def load_pairs(self) -> Dataset:
         """
-        Load this shard's preference rows, in any form that [`read_preferences`] reads. Without a column `id`, a row's position in the
-        complete dataset becomes its id.
+        Load this shard's preference rows, which may have any form that [`read_preferences`] accepts. If there is no column `id`, each row's
+        position in the complete dataset becomes its id.
 
         Raises `ValueError` if a column is missing, rows cannot be used, an id is repeated, or a shard would be empty.
         """
@@ -124,13 +124,14 @@ class BuilderArguments(SourceArguments):
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: origin, counts, and hashes of `columns`, `id`
-        and `tools`; with shards, also hashes of all columns, because the output keeps them.
+        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: their origin, their number, and a hash of
+        `columns`, `id` and `tools`. With several shards, the description also contains a hash of all columns, because the output keeps all
+        columns.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)
         if self.parsed_shard()[1] > 1:
-            # Shards from two versions of a file can have equal ids; they must not be merged
+            # Shards built from two versions of a file must not be merged, but may have equal ids
             shared["contents_of_all_shards"] = hash_of_rows(self._rows_of_all_shards.select_columns(rows.column_names))
         return {
             "dataset": dataset_label(self.dataset_name),
@@ -146,13 +147,13 @@ class BuilderArguments(SourceArguments):
 @dataclass(kw_only=True)
 class ServerArguments:
     """
-    Request options for servers.
+    Options for requests to servers.
 
     Parameters:
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the servers' API key, if they need one.
+            Environment variable that contains the servers' API key, if they need one.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests in flight at once.
+            Maximum number of requests in flight.
         max_retries (`int`, *optional*, defaults to `8`):
             Retries per request.
         request_timeout (`float`, *optional*, defaults to `600.0`):
@@ -165,7 +166,7 @@ class ServerArguments:
     request_timeout: float = 600.0
 
     def client(self, base_urls: list[str], model: str | None, api_key_env: str | None = None) -> CompletionClient:
-        """Create a client with these settings, optionally with another API key. Raises `ValueError` if they are invalid."""
+        """Create a client with these settings, optionally with another API key. Raises `ValueError` if a setting is invalid."""
         return CompletionClient(
             base_urls,
             model,
@@ -191,7 +192,7 @@ def check_ids(rows: Dataset):
         seen[name] = index
 
 
-# Options that only a language model needs; a CLoud model's config already sets them
+# Options that are needed only for a language model, because a CLoud model's config already sets them
 _PROMPT_OPTIONS = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
 
 
@@ -205,7 +206,7 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
         model_name_or_path (`str`):
             Stage 1 model (a language model or a LoRA adapter), or a CLoud model.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn; use the same text as in stage 1. A CLoud model stores its own.
+            Text that opens the critique turn; use the same text as in stage 1. The config of a CLoud model already contains its text.
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn, `user` or `assistant`; use the same role as in stage 1.
         keep_thinking (`bool`, *optional*, defaults to `False`):
@@ -233,9 +234,9 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
 
     def read_critic(self) -> "CLoudConfig":
         """
-        Read the config of a CLoud model, or make one for a language model.
+        Load the config of a CLoud model, or create a config for a language model.
 
-        Raises `ValueError` for a classic reward model, or if a CLoud model is given options that only a language model takes.
+        Raises `ValueError` if the model is a classic reward model, or if it is a CLoud model and options for language models were given.
         """
         from transformers import AutoTokenizer
 

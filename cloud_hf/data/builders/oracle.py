@@ -1,4 +1,4 @@
-"""Build stage 1 critiques of preference pairs with a strong model behind an OpenAI-compatible server."""
+"""Have a strong model on OpenAI-compatible servers write the critiques for stage 1, one or more per response of a preference pair."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from ..row_values import FEEDBACK_COLUMNS, judged_chat, prompt_of, response_of
 from .arguments import BuilderArguments, ServerArguments
 
 
-# Options on which the critiques depend
+# Options that affect the critiques
 SETTINGS = ("temperature", "top_p", "max_tokens", "longer_tries", "truncated", "num_critiques", "seed")
 
 
@@ -43,7 +43,7 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         critic_prompt_file (`str`, *optional*):
             File that replaces the critic's instructions; it must contain `{conversation}` and `{response}`.
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response, for self-consistency training; with several, the columns contain lists.
+            Critiques per response, for self-consistency training. If there are several, the critique columns contain lists.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         top_p (`float`, *optional*, defaults to `1.0`):
@@ -53,9 +53,9 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         longer_tries (`int`, *optional*, defaults to `2`):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with critiques that remain truncated: drop the row, keep them, or retry with twice the tokens for as long as the
-            context has room, regardless of `longer_tries`, and then drop the row. The card counts what was dropped or kept. Dropping
-            favours short responses.
+            What to do with critiques that remain truncated: drop the row, keep the critiques, or keep retrying with twice the tokens for as
+            long as they fit in the context, regardless of `longer_tries`, and then drop the row. The card counts what was dropped or kept.
+            Dropping favours short responses.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """
@@ -109,7 +109,7 @@ def main(args: OracleCritiqueArguments):
 
 
 def judged_messages(row: dict[str, Any], side: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
-    """Return the chat that asks the critic about a response."""
+    """Return the chat messages that ask the critic for a critique of a response."""
     return messages_for_critic(*judged_chat(prompt_of(row), response_of(row, side)), template)
 
 

@@ -30,9 +30,9 @@ from .arguments import BuilderArguments, ServerArguments
 
 # Indices of two responses to a prompt
 Pair = tuple[int, int]
-# Columns of the output; prompt_id only if a prompt may have several rows
+# Columns that this builder adds; it writes prompt_id only if a prompt may have several rows
 NEW_COLUMNS = ("prompt_id", "chosen", "rejected", "margin", "judgements")
-# Options on which the rows depend
+# Options that affect the rows
 SETTINGS = (
     "num_responses", "gen_temperature", "gen_top_p", "gen_max_tokens", "longer_tries", "truncated", "pairs", "margin",
     "judge_temperature", "judge_max_tokens", "judge_tries", "seed",
@@ -46,8 +46,8 @@ JUDGEMENTS = List(
 @dataclass(kw_only=True)
 class PreferenceArguments(BuilderArguments, ServerArguments):
     """
-    Options for the generator, the judge and the selection of pairs. Includes [`BuilderArguments`] and [`ServerArguments`]; `max_concurrency` applies to
-    each of the two models separately.
+    Options for the generator, the judge and the selection of pairs. Includes [`BuilderArguments`] and [`ServerArguments`]. The limit
+    `max_concurrency` applies separately to the generator and to the judge.
 
     Parameters:
         gen_base_url (`list[str]`):
@@ -59,9 +59,9 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         judge_model (`str`, *optional*):
             Name of the judge on its servers. Optional if they serve only one model.
         gen_api_key_env (`str`, *optional*):
-            Environment variable that holds the API key of the generator's servers. Defaults to `api_key_env`.
+            Environment variable that contains the API key for the generator's servers. Defaults to `api_key_env`.
         judge_api_key_env (`str`, *optional*):
-            Environment variable that holds the API key of the judge's servers. Defaults to `api_key_env`.
+            Environment variable that contains the API key for the judge's servers. Defaults to `api_key_env`.
         num_responses (`int`, *optional*, defaults to `2`):
             Responses per prompt.
         gen_temperature (`float`, *optional*, defaults to `1.0`):
@@ -71,19 +71,20 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a response.
         longer_tries (`int`, *optional*, defaults to `1`):
-            Retries of a truncated response, each with twice the tokens, if the generator's context has room.
+            Retries of a truncated response, each with twice the tokens, as long as they fit in the generator's context.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with responses that remain truncated: drop their pairs, keep them, or retry with twice the tokens for as long as the
-            context has room, regardless of `longer_tries`, and then drop them. The card counts what was dropped or kept. Dropping favours
-            short responses.
+            What to do with responses that remain truncated: drop their pairs, keep the responses, or keep retrying with twice the tokens
+            for as long as they fit in the context, regardless of `longer_tries`, and then drop the pairs. The card counts what was dropped
+            or kept. Dropping favours short responses.
         pairs (`str`, *optional*, defaults to `"all"`):
-            Rows to write for more than two responses; the judge compares all pairs in any case. `"all"`: one row per pair with a
-            winner, with an id such as `prompt7/0-2` (the responses' numbers) and the column `prompt_id`; if you split the data, keep
-            the rows of a prompt together. `"best_worst"`: one row per prompt, the pair whose responses differ most in their points
-            over all pairs with a winner (the first of several).
+            Rows to write if there are more than two responses; the judge compares all pairs in any case. `"all"` writes one row for each
+            pair with a winner. Its id, such as `prompt7/0-2`, ends with the numbers of the two responses, and the column `prompt_id`
+            contains the prompt's id; if you split the data, keep all rows of a prompt in the same split. `"best_worst"` writes one row per
+            prompt, for the pair whose responses differ most in their total points over all pairs with a winner (the first such pair in
+            case of a tie).
         margin (`bool`, *optional*, defaults to `False`):
-            Write the column `margin`, which the trainers of TRL and of this package subtract from the difference of rewards: the chosen
-            response's lead in points, averaged over both orders (0.5, 1.0, 1.5 or 2.0).
+            Write the column `margin`: the chosen response's lead in points, averaged over both orders (0.5, 1.0, 1.5 or 2.0). The trainers
+            of TRL and of this package subtract it from the difference between the two rewards.
         keep_columns (`list[str]`, *optional*):
             Columns of the prompt dataset to keep, in addition to `id` and `prompt`.
         judge_prompt_file (`str`, *optional*):
@@ -92,9 +93,9 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `2048`):
-            Token limit of a judgement; doubled after a truncated one.
+            Token limit of a judgement; doubled whenever a judgement is truncated.
         judge_tries (`int`, *optional*, defaults to `3`):
-            Maximum tries to get a readable verdict. All but the first sample at a temperature of at least 0.5.
+            Maximum number of tries to get a readable verdict. All tries except the first sample at a temperature of at least 0.5.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """
@@ -135,7 +136,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
 
     @property
     def several_rows(self) -> bool:
-        """Return whether a prompt may have several output rows."""
+        """Whether a prompt may have several output rows."""
         return self.pairs == "all" and self.num_responses > 2
 
 
@@ -172,16 +173,16 @@ def main(args: PreferenceArguments):
 
 
 def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the prompt as chat messages. Raises `ValueError` if the response might not be text."""
+    """Return the prompt as chat messages. Raises `ValueError` if it has tools, because the response might not be text."""
     if row.get("tools"):
         raise ValueError(
-            "`tools` are given, but the response to such a prompt may be a tool call instead of text. Remove the row."
+            "`tools` are given, but the response to a prompt with tools may be a tool call instead of text. Remove the row."
         )
     return read_prompt(row["prompt"]).messages
 
 
 def new_features(rows: Dataset, args: PreferenceArguments) -> Features:
-    """Return the columns of the output."""
+    """Return the columns of the output dataset."""
     several = {"id": Value("string"), "prompt_id": rows.features["id"]} if args.several_rows else {}
     return Features(
         {
@@ -198,9 +199,9 @@ def new_features(rows: Dataset, args: PreferenceArguments) -> Features:
 
 
 async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: PreferenceArguments) -> list[dict | Dropped]:
-    """Return one row per pair of the prompt's responses, or a [`Dropped`] for a pair that is left out."""
+    """Return, for each pair of responses to the prompt, its row, or a [`Dropped`] if the pair is left out."""
     responses = await all_of(*(respond(row, number, gen, args) for number in range(args.num_responses)))
-    # All pairs are judged even for "best_worst", because a response's points are summed over all its games
+    # All pairs are judged even for "best_worst", because a response's points are summed over all pairs it is part of
     pairs = list(itertools.combinations(range(args.num_responses), 2))
     compared = await all_of(
         *(compare(row, pair, [responses[number] for number in pair], judge, args) for pair in pairs)
@@ -217,7 +218,7 @@ async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: Preference
 
 
 async def respond(row: dict, number: int, gen: JournaledClient, args: PreferenceArguments) -> Answer:
-    """Request a response, and retry with more tokens while it is truncated."""
+    """Request a response, retrying with more tokens if it is truncated."""
     seed = {} if args.seed is None else {"seed": seed_of(args.seed, "gen", row["id"], number)}
     return await gen.chat_until_complete(
         [row["id"], number],
@@ -234,12 +235,12 @@ async def respond(row: dict, number: int, gen: JournaledClient, args: Preference
 async def compare(
     row: dict, pair: Pair, responses: list[Answer], judge: Judge, args: PreferenceArguments
 ) -> Comparison | str:
-    """Compare two responses, or return the reason why one of them is not complete."""
+    """Compare two responses. If one of them is incomplete, return the reason instead."""
     for response in responses:
         if reason := why_incomplete(response, "a response", args.longer_tries):
             return reason
     first, second = (response.text for response in responses)
-    # Skip the judge: the verdict could only be a tie
+    # Do not ask the judge about identical responses: the verdict could only be a tie
     if first.strip() == second.strip():
         return Comparison((first, second))
     judgements = await judge.compare([row["id"], *pair], row["prompt"], first, second)
@@ -247,7 +248,7 @@ async def compare(
 
 
 def furthest_apart(decided: dict[Pair, Comparison]) -> Pair:
-    """Return the pair whose winner has the largest lead in points, among all pairs with a winner."""
+    """Return the pair whose winner leads by the most total points, among all pairs with a winner."""
     totals: Counter[int] = Counter()
     for (first, second), comparison in decided.items():
         totals[first] += comparison.points
@@ -261,7 +262,7 @@ def furthest_apart(decided: dict[Pair, Comparison]) -> Pair:
 
 
 def new_row(row: dict, pair: Pair, comparison: Comparison, args: PreferenceArguments) -> dict:
-    """Return the row of a pair with a winner."""
+    """Return the output row for a pair with a winner."""
     new = {name: row[name] for name in ("id", "prompt", *args.keep_columns)} | comparison.record()
     if args.margin:
         new["margin"] = comparison.margin
@@ -271,7 +272,7 @@ def new_row(row: dict, pair: Pair, comparison: Comparison, args: PreferenceArgum
 
 
 def left_out(row: dict, pair: Pair, comparison: Comparison | str, args: PreferenceArguments) -> Dropped:
-    """Return the reason a pair is not in the dataset."""
+    """Return a [`Dropped`] with the reason why a pair is left out of the dataset."""
     name = pair_id(row, pair) if args.num_responses > 2 else row["id"]
     if isinstance(comparison, str):
         return Dropped(comparison, name)
@@ -280,5 +281,5 @@ def left_out(row: dict, pair: Pair, comparison: Comparison | str, args: Preferen
 
 
 def pair_id(row: dict, pair: Pair) -> str:
-    """Return the id of a pair. The response numbers at its end make it unique."""
+    """Return the id of a pair: the prompt's id and the two response numbers, which make it unique."""
     return f"{row['id']}/{pair[0]}-{pair[1]}"

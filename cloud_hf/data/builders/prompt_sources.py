@@ -1,4 +1,4 @@
-"""Read prompts from datasets, with ids that depend only on a source's name and the text."""
+"""Read prompts from datasets, and give each an id that depends only on the name of its source and on its text."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ class Prompt:
     prompt: str | list[dict[str, str]]
     source: str
     row: int
-    form: str = TEXT  # in which it was read
+    form: str = TEXT  # form of the column value from which it was read
 
 
 @dataclass(frozen=True)
 class PromptReject(Reject):
     """
-    A rejected row of a source. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
-    is `"failed"`. `details` holds the duplicated prompt, the shared n-grams, or the error.
+    A rejected row of a source. `index` is the row's position in the source. If the row has no usable prompt, `id` is `None` and `kind` is
+    usually `"failed"`. `details` contains the duplicated prompt, the shared n-grams, or the error.
     """
 
     source: str
@@ -46,10 +46,10 @@ class PromptReject(Reject):
 @dataclass(frozen=True)
 class PromptSource:
     """
-    A dataset with a column of prompts. The name is part of the ids, so it should not depend on a path.
+    A dataset with a column of prompts. The ids are derived from `name`, which should therefore not depend on a path.
 
-    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Only single-turn ones
-    become prompts.
+    With `trajectories`, the column contains trajectories in the layout of UltraInteract: lists of `{"from": ..., "value": ...}`. Only
+    single-turn trajectories become prompts.
     """
 
     name: str
@@ -91,8 +91,8 @@ def plain_prompt(value: Any) -> str | list[dict[str, str]]:
     """
     Check a prompt, and reduce chat messages to `role` and `content`. Strings are returned unchanged.
 
-    Raises `ValueError` if it is empty, does not end with a turn that asks for a response, or contains anything that would be lost
-    (tools, tool calls, names).
+    Raises `ValueError` if the prompt is empty, does not end with a turn that asks for a response, or contains anything that would be lost
+    (tools, tool calls or names).
     """
     conversation = read_prompt(value)
     if isinstance(value, str):
@@ -112,8 +112,8 @@ def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
 
 def canonical(prompt: str | list[dict[str, str]]) -> str:
     """
-    Return the same text for prompts that differ only in white space, in Unicode composition, or in whether a single user
-    message is wrapped in a list.
+    Return a canonical text, which is the same for prompts that differ only in white space, in Unicode composition, or in whether a
+    single user message is given as a string or as a list.
 
     Examples:
 
@@ -128,20 +128,20 @@ def canonical(prompt: str | list[dict[str, str]]) -> str:
 
 def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
     """
-    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt, not on the position,
-    other rows, the run or the machine.
+    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt, not on the prompt's
+    position, other rows, the run or the machine.
     """
     text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user turns of a prompt, because a single turn can be as short as "yes" and would match too much."""
+    """Join the user turns of a prompt. Separately, a turn as short as "yes" would match too many texts."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Reject a column that is missing or holds neither text nor chats, instead of rejecting its rows one by one."""
+    """Raise `ValueError` if a column is missing or contains neither text nor chats, instead of rejecting its rows one by one."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
@@ -151,7 +151,7 @@ def check_prompts(rows: Dataset, column: str, purpose: str):
 
 
 def check_trajectories(rows: Dataset, column: str, purpose: str):
-    """Check that the layout is UltraInteract's."""
+    """Check that a column has the layout of UltraInteract's trajectories."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     message = feature.feature if isinstance(feature, List | LargeList) else None

@@ -50,8 +50,8 @@ class PromptArguments:
         output_dir (`str`):
             Folder for the dataset, its card, `rejects.jsonl` and `build.json`.
         sources (`list[str]`, *optional*):
-            `ultrafeedback`, `ultrainteract` or both. Single-turn trajectories of UltraInteract are its prompts; with both sources,
-            only as many are sampled as UltraFeedback has prompts left.
+            `ultrafeedback`, `ultrainteract` or both. Prompts from UltraInteract are its single-turn trajectories. With both sources, as
+            many of them are sampled as there are UltraFeedback prompts left.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
@@ -59,8 +59,8 @@ class PromptArguments:
         dataset_name (`list[str]`, *optional*):
             Other datasets with a column of prompts (strings or lists of chat messages): Hub ids, files or folders.
         source_name (`list[str]`, *optional*):
-            Names of these datasets in the column `source` and in ids, one per dataset. Defaults to the Hub id, or to the name of the
-            file or folder without its path and extension.
+            Names of the datasets in `dataset_name`, one per dataset. They are written to the column `source`, and ids are derived from
+            them. By default, a dataset's name is its Hub id, or the name of its file or folder without path and extension.
         dataset_config (`str`, *optional*):
             Configuration of the Hub datasets in `dataset_name`.
         dataset_split (`str`, *optional*, defaults to `"train"`):
@@ -68,20 +68,21 @@ class PromptArguments:
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts in `dataset_name`.
         drop_last_answer (`bool`, *optional*, defaults to `False`):
-            For a chat that ends with an assistant turn, take the turns before it as the prompt.
+            For a chat that ends with an assistant turn, use the turns before that turn as the prompt.
         near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
-            Jaccard similarity of word 5-grams at which a prompt duplicates an earlier one; above 1, only exact duplicates
-            count.
+            Jaccard similarity of word 5-grams from which a prompt counts as a duplicate of an earlier prompt. With a threshold above 1,
+            only exact duplicates count.
         decontaminate_against (`list[str]`, *optional*):
             Evaluation sets: Hub ids, files or folders. Prompts that overlap with any of their prompts are rejected.
         decontaminate_config (`str`, *optional*):
-            Configuration of evaluation sets on the Hub.
+            Configuration of the evaluation sets, if they are on the Hub.
         decontaminate_split (`str`, *optional*, defaults to `"test"`):
             Split of the evaluation sets.
         decontaminate_column (`str`, *optional*, defaults to `"prompt"`):
             Column of prompts in the evaluation sets.
         ngram (`int`, *optional*, defaults to `13`):
-            Number of consecutive shared words that count as an overlap; a shorter prompt overlaps only with an identical word sequence.
+            Number of consecutive shared words that count as an overlap. A prompt with fewer words overlaps only with a prompt that consists
+            of exactly the same words.
         limit (`int`, *optional*):
             Read only the first rows of each dataset.
         seed (`int`, *optional*, defaults to `0`):
@@ -132,7 +133,7 @@ class PromptArguments:
             raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
-        """Return the name, dataset, configuration and column of each source, in order, and whether it contains trajectories."""
+        """Return the name, dataset, configuration and column of each source in order, and whether the column contains trajectories."""
         labels = self.source_name or [source_label(name) for name in self.dataset_name or []]
         places = []
         if FEEDBACK in (self.sources or []):
@@ -172,16 +173,16 @@ def build(
     set_names: list[str],
     folder: DatasetFolder,
 ) -> dict[str, Any]:
-    """Read the prompts, leave out rejected ones, write the dataset, and return the counts."""
+    """Read the prompts, leave out the rejected ones, write the dataset, and return the counts."""
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
     exact = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
     prompts = remove_duplicates(prompts, exact, "exact duplicate", rejects)
-    # After the cheap filter, so that fewer prompts are compared
+    # This filter comes after the cheap one, so that fewer prompts are compared
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
-    # Last, so that both sources are equally large in the dataset
+    # Sampling comes last, so that both sources contribute equally many prompts to the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 
@@ -199,7 +200,7 @@ def build(
 
 def settings_of(args: PromptArguments, sources: list[PromptSource], sets: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return all settings that affect the dataset; `sets` describes the evaluation sets."""
-    # Destinations do not change the dataset, and `read` describes the sources
+    # The destinations do not affect the dataset, and the sources are already described by `read`
     destinations = {"output_dir", "push_to_hub"}
     described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
     read = {
@@ -228,7 +229,7 @@ def hash_of(rows: Dataset, column: str) -> str:
 
 
 def source_label(name: str) -> str:
-    """Return the Hub id, or the name of a file or folder without path and extension, because ids must not depend on paths."""
+    """Return a Hub id as it is, and a file or folder name without its path and extension, because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
 
@@ -247,7 +248,7 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
 
 
 def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[str, dict[str, Any]]]:
-    """Read the n-grams of all evaluation sets, and map the name of each (without folders) to its row count and a hash of its prompts."""
+    """Collect the n-grams of all evaluation sets, and map each set's name (without folders) to its row count and a hash of its prompts."""
     evaluation, described = EvaluationNGrams(args.ngram), {}
     names = args.decontaminate_against or []
     short = short_names([name for name in names if Path(name).exists()])
@@ -274,7 +275,10 @@ def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[
 
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """Compare the other turns of prompts with the same system prompt: system prompts are often long and shared."""
+    """
+    Compare prompts that have the same system prompt by their other turns. System prompts are often long and shared, so prompts would look
+    similar if system prompts were compared, too.
+    """
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
@@ -306,8 +310,8 @@ def remove_contaminated(
 
 def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
     """
-    Sample prompts, keeping their order; return all if there are fewer than `number`. The sample depends on ids and seed, not on
-    positions.
+    Sample `number` prompts and keep their order. Return all prompts if there are fewer than `number`. The sample depends on the ids and
+    the seed, not on positions.
     """
 
     def rank(prompt: Prompt) -> bytes:
@@ -318,7 +322,7 @@ def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
 
 
 def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) -> list[Prompt]:
-    """Sample as many UltraInteract prompts as UltraFeedback has."""
+    """Sample as many UltraInteract prompts as there are UltraFeedback prompts."""
     number = sum(prompt.source == FEEDBACK for prompt in prompts)
     pool = [prompt for prompt in prompts if prompt.source == INTERACT]
     undrawn = {prompt.id for prompt in pool} - {prompt.id for prompt in draw(pool, number, seed)}
@@ -332,7 +336,7 @@ def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) 
 def count_outcomes(
     sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
 ) -> dict[str, dict[str, int]]:
-    """Count the rows of each source: read, rejected by reason, and kept."""
+    """Count, for each source, the rows that were read, those rejected for each reason, and those kept."""
     rejected = Counter((reject.source, reject.reason) for reject in rejects)
     reasons = sorted({reason for _, reason in rejected})
     return {
@@ -346,7 +350,7 @@ def count_outcomes(
 
 
 def count_overlaps(rejects: list[PromptReject], names: list[str]) -> dict[str, dict[str, Any]]:
-    """Count the prompts that overlap with each evaluation set, and find the n-gram that occurs in most of them."""
+    """Count the prompts that overlap with each evaluation set, and determine the most common n-gram that they share with the set."""
     found = [reject.details["ngrams"] for reject in rejects if "ngrams" in reject.details]
     overlaps = {}
     for name in names:
@@ -359,8 +363,8 @@ def print_counts(
     outcomes: dict[str, dict[str, int]], overlaps: dict[str, dict[str, Any]], rejects: list[PromptReject]
 ):
     """
-    Print the counts, the prompt with the most near-duplicates, and each evaluation set's most frequent n-gram. The latter two
-    show whether a task's fixed wording, rather than its content, caused the rejections.
+    Print the counts, the prompt with the most near-duplicates, and the most frequent shared n-gram for each evaluation set. The prompt and
+    the n-grams show whether prompts were rejected because of a task's fixed wording rather than their content.
     """
     for name, counts in outcomes.items():
         print(f"{name}: {', '.join(f'{number} {outcome}' for outcome, number in counts.items())}")
@@ -375,7 +379,7 @@ def print_counts(
 
 
 def explain_failures(rejects: list[PromptReject]) -> list[str]:
-    """Return a line for each of the three most common errors of unusable rows, with the first such row."""
+    """Return a line for each of the three most common errors in unusable rows, naming the first row that has the error."""
     kinds: dict[str, list[PromptReject]] = defaultdict(list)
     for reject in rejects:
         if "error" in reject.details:
@@ -383,13 +387,19 @@ def explain_failures(rejects: list[PromptReject]) -> list[str]:
     lines = []
     for failed in sorted(kinds.values(), key=len, reverse=True)[:3]:
         error = failed[0].details["error"]
-        hint = " `--drop_last_answer` takes the turns before it." if "ends on a 'assistant'" in error else ""
-        lines.append(f"{len(failed)} x not usable, such as row {failed[0].index} of {failed[0].source}: {error}{hint}")
+        hint = (
+            " With `--drop_last_answer`, the turns before the last one become the prompt."
+            if "ends on a 'assistant'" in error
+            else ""
+        )
+        lines.append(
+            f"{len(failed)} row(s) not usable, such as row {failed[0].index} of {failed[0].source}: {error}{hint}"
+        )
     return lines
 
 
 def features_of(chats: bool) -> Features:
-    """Return the columns: prompts are strings, or all chats if one is."""
+    """Return the columns of the dataset. Prompts are strings, unless at least one is a chat; then all are chats."""
     text = Value("string")
     return Features(id=text, prompt=List({"role": text, "content": text}) if chats else text, source=text)
 

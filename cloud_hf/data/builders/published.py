@@ -1,9 +1,9 @@
 """
 Add prompts to the authors' published training data.
 
-The data is published without prompts. Each id names a row: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
-id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number says nothing about content, the sources must be
-the ones the authors used: their row counts are checked, and the published responses must fit the prompts.
+The data was published without prompts, but each id points to a source row: `feedback-12` is row 12 (counting from 0) of UltraFeedback,
+and any other id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number says nothing about the row's content, the
+sources must be the ones that the authors used. Their row counts are therefore checked, and the published responses must fit the prompts.
 """
 
 import re
@@ -36,17 +36,18 @@ SOURCE_ROWS = {"feedback": "64k", "interact": "220k"}
 
 _ID = re.compile(r"([^-]+)-(\d+)")
 _EXAMPLES = 3
-# Number of rows to compare with each other. Neighbours suffice: a missing or moved row shifts the numbers of all later ones
+# Number of consecutive rows to compare with each other. More distant rows need not be compared, because a missing or moved row shifts the
+# numbers of all later rows
 _COMPARED = 100
 _FEWEST_COMPARED = 3
-# In ten preference sets of 67 to 2,096 rows, the fit of 100 rows was 0.87 to 1, and at most 0.22 with shuffled prompts
+# In ten preference datasets of 67 to 2,096 rows, the fit of 100 rows was between 0.87 and 1, and at most 0.22 after shuffling the prompts
 _LEAST_FIT = 0.5
 
 
 def published_name(mode: str, model_size: str | None) -> str:
     """
-    Return the Hub id of a published dataset: critiques by a strong model (`"oracle"`), or by the authors' `"8b"` or `"70b"` model after
-    stage 1 (`"self-gen"`). Raises `ValueError` if no such dataset exists.
+    Return the Hub id of a published dataset. Its critiques were written by a strong model (`"oracle"`), or by the authors' `"8b"` or
+    `"70b"` model after stage 1 (`"self-gen"`). Raises `ValueError` if there is no such dataset.
     """
     if mode not in MODES:
         raise ValueError(f"`mode` is {mode!r}; use {' or '.join(MODES)}.")
@@ -62,20 +63,20 @@ def published_name(mode: str, model_size: str | None) -> str:
 
 
 def check_number(rows: int, expected: str, name: str):
-    """Raise `ValueError` unless the row count rounds to the expected one, for example `"6.13k"`."""
+    """Raise `ValueError` unless the number of rows rounds to the expected number, for example `"6.13k"`."""
     thousands = float(expected.removesuffix("k"))
     half = 0.5 * 10 ** -len(expected.removesuffix("k").partition(".")[2])
     if not thousands - half <= rows / 1000 <= thousands + half:
         raise ValueError(
-            f"{name} has {rows} rows instead of {expected}, so row numbers would select the wrong prompts. To use a part or another "
-            "version of it, set `check_counts` to False."
+            f"{name} has {rows} rows instead of {expected}, so row numbers would select the wrong prompts. To use only a part of it or "
+            "another version, set `check_counts` to False."
         )
 
 
 @dataclass(frozen=True)
 class PromptSources:
     """
-    UltraFeedback, with prompts in the column `instruction`, and UltraInteract_pair, with prompts in the first message of the column
+    UltraFeedback, whose prompts are in the column `instruction`, and UltraInteract_pair, where a prompt is the first message in the column
     `trajectory`.
     """
 
@@ -87,15 +88,16 @@ class PromptSources:
         check_columns(self.interact.column_names, ("trajectory",), "The source of `interact` prompts")
 
     def check_numbers(self):
-        """Raise `ValueError` if a source does not have as many rows as the authors' copy."""
+        """Raise `ValueError` if the number of rows in a source differs from that of the authors' copy."""
         for source, rows in SOURCE_ROWS.items():
             check_number(len(getattr(self, source)), rows, f"The source of `{source}` prompts")
 
     def check_ids(self, splits: Mapping[str, Dataset]) -> dict[str, int]:
         """
-        Check that every id of the published rows (by split) has a prompt, and count the rows from each source.
+        Check that every published row has an id with a prompt, and count the rows from each source. `splits` maps the name of each split to
+        its rows.
 
-        Raises `ValueError` with counts and examples if ids have no prompt or are repeated.
+        Raises `ValueError` with counts and examples if there are ids without a prompt, or repeated ids.
         """
         found: Counter = Counter()
         bad: dict[str, list[str]] = {}
@@ -119,9 +121,9 @@ class PromptSources:
 
     def prompts(self, ids: list[str]) -> list[str]:
         """
-        Return the prompts of the given ids, in order. [`PromptSources.check_ids`] must have accepted the ids.
+        Return the prompts for the given ids, in the same order. The ids must have passed [`PromptSources.check_ids`].
 
-        Raises `ValueError` with counts and examples if source rows hold no prompt.
+        Raises `ValueError` with counts and examples if there are source rows without a prompt.
         """
         places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
         for place, name in enumerate(ids):
@@ -134,13 +136,13 @@ class PromptSources:
                 prompts[place] = prompt
         if bad := [name for name, prompt in zip(ids, prompts, strict=True) if not isinstance(prompt, str)]:
             raise ValueError(
-                f"{len(bad)} of {len(ids)} source rows hold no prompt (a null `instruction`, or a `trajectory` whose first message has "
-                f"no text): rows {', '.join(map(_source_row, bad[:_EXAMPLES]))}. Use the sources as they were published."
+                f"{len(bad)} of {len(ids)} source rows contain no prompt (a null `instruction`, or a `trajectory` whose first message has "
+                f"no text), such as rows {', '.join(map(_source_row, bad[:_EXAMPLES]))}. Use the sources as they were published."
             )
         return prompts
 
     def hashes(self) -> dict[str, str]:
-        """Return hashes of the columns that hold prompts."""
+        """Return hashes of the columns that contain the prompts."""
         return {
             "feedback_hash": hash_of_rows(self.feedback.select_columns("instruction")),
             "interact_hash": hash_of_rows(self.interact.select_columns("trajectory")),
@@ -154,7 +156,7 @@ class PromptSources:
                 yield (trajectory or [{}])[0].get("value")
 
     def _problem(self, source: str, number: int) -> str | None:
-        """Return the problem with an id, or `None` if there is none."""
+        """Return what is wrong with an id, or `None` if nothing is."""
         if not source:
             return "do not have the form feedback-0 or interact-0"
         size = len(getattr(self, source))
@@ -174,9 +176,9 @@ def _source_row(name: str) -> str:
 
 def check_match(splits: Mapping[str, Dataset]) -> int:
     """
-    Check that the responses of rows fit their prompts, and return the number of rows with enough words to tell.
+    Check that the responses fit the prompts of their rows, and return the number of rows whose texts had enough words for the comparison.
 
-    Raises `ValueError` naming the first source rows whose prompts would fit other responses as well as their own.
+    Raises `ValueError` naming the first range of source rows whose prompts fit other rows' responses almost as well as their own.
     """
     found = [
         (*_read_id(name), split, index) for split, rows in splits.items() for index, name in enumerate(rows["id"])
@@ -201,10 +203,12 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
 
 def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[float | None, int]:
     """
-    Compare rows two by two: do their responses share more words with their own prompts, or with each other's?
+    Measure how well responses fit their prompts. For each pair of rows, check whether the responses share more words with their own prompts
+    or with each other's.
 
-    Returns the share of comparisons with the first answer minus the share with the second, from -1 to 1, and the number of rows with at least
-    one such answer. The difference is `None` if these are fewer than half of the rows, or too few.
+    Returns the share of pairs in which their own prompts win minus the share in which the swapped prompts win (from -1 to 1, without ties),
+    and the number of rows that are in at least one pair without a tie. If that number is less than half of the rows, or less than three,
+    returns `None` and 0.
 
     Examples:
 
@@ -231,7 +235,7 @@ def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[f
 
 
 def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
-    """Add a column `prompt` to published rows that [`PromptSources.check_ids`] has accepted."""
+    """Add a column `prompt` to published rows whose ids have passed [`PromptSources.check_ids`]."""
     check_columns(rows.column_names, ("id", "chosen", "rejected", *FEEDBACK_COLUMNS), "A published dataset")
     prompts = sources.prompts(rows["id"])
     if "prompt" in rows.column_names:
@@ -247,15 +251,15 @@ class PublishedDataArguments:
 
     Parameters:
         mode (`str`):
-            Author of the critiques: `"oracle"` (a strong model) or `"self-gen"` (the authors' models after stage 1).
+            Model that wrote the critiques: `"oracle"` (a strong model) or `"self-gen"` (the authors' models after stage 1).
         output_dir (`str`):
             Folder for the dataset, its card and `build.json`.
         model_size (`str`, *optional*):
             Size of the stage 1 model, `"8b"` or `"70b"`; only for `"self-gen"`.
         dataset_name (`str`, *optional*):
-            Published data: Hub id, or a `save_to_disk` folder with both splits. Defaults to the authors' Hub id.
+            Published data: Hub id, or a `save_to_disk` folder with both splits. Defaults to the authors' dataset on the Hub.
         dataset_test_name (`str`, *optional*):
-            Published test split, if `dataset_name` is a file with the training split only.
+            Published test split, needed if `dataset_name` is a file that contains only the training split.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, file or folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
@@ -286,7 +290,7 @@ class PublishedDataArguments:
             raise ValueError(f"`output_dir` is one of the sources ({self.output_dir}); name another folder.")
 
     def sources(self) -> list[str]:
-        """Return the names of all datasets that are read."""
+        """Return the names of all datasets that the command reads."""
         names = [self.published, self.dataset_test_name, self.feedback_name, self.interact_name]
         return [name for name in names if name is not None]
 
@@ -333,7 +337,7 @@ def main(args: PublishedDataArguments):
     counts["empty_prompts"] = sum(not prompt.strip() for rows in complete.values() for prompt in rows["prompt"])
     folder = DatasetFolder(args.output_dir, "Published CLoud data with its prompts", settings, args.sources())
     with folder.locked():
-        if not (folder.path / RECORD).exists():  # a finished dataset is not written again
+        if not (folder.path / RECORD).exists():  # do not write a finished dataset again
             complete.save_to_disk(args.output_dir)
             folder.write_record(counts)
     written = ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items())
@@ -342,7 +346,9 @@ def main(args: PublishedDataArguments):
         f"{counts['rows_from_interact']} in UltraInteract_pair)."
     )
     if counts["empty_prompts"]:
-        print(f"{counts['empty_prompts']} prompt(s) are empty in the sources; training refuses such rows.")
+        print(
+            f"{counts['empty_prompts']} prompt(s) are empty in the sources; training rejects rows with an empty prompt."
+        )
     if args.push_to_hub:
         folder.push(args.push_to_hub)
     stage, output = ("train-critique-sft", "critic-sft") if args.mode == "oracle" else ("train-cloud", "cloud-rm")

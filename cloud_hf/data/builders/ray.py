@@ -31,9 +31,9 @@ from ..rows import Rows
 from .arguments import CriticArguments
 
 
-# Batches that an engine works on at once: Ray's default
+# Batches that an engine processes concurrently; this is Ray's default
 _BATCHES_IN_PROGRESS = 8
-# With a full CPU for each task, Ray on a small node would copy all requests before it returned the first answer
+# If each task needed a full CPU, Ray on a small node would copy all requests before returning the first answer
 _LIGHT_TASKS = {"num_cpus": 0.1, "concurrency": 1}
 # Columns copied from a request to its answer
 _PASSED_ON = ("row", "key", "max_new_tokens")
@@ -43,8 +43,8 @@ def connect(address: str | None = None):
     """
     Connect to a Ray cluster, or start one on this machine only, without a dashboard or usage statistics.
 
-    `address` is `"auto"` or an address like `"head:6379"`; `"local"` starts a new cluster. By default Ray uses `RAY_ADDRESS` or a cluster on
-    this machine, or starts one.
+    `address` is `"auto"` or an address such as `"head:6379"`; `"local"` starts a new cluster. By default, Ray connects to the cluster at
+    `RAY_ADDRESS` or to one that runs on this machine, and starts a new cluster if it finds neither.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(  # pyright: ignore[reportAttributeAccessIssue]  # without Ray, pyright resolves `ray` to this file
@@ -55,10 +55,11 @@ def connect(address: str | None = None):
 @dataclass(frozen=True)
 class RayEngines:
     """
-    vLLM engines on the nodes of the connected Ray cluster, with a model that every node can read, and options of `vllm.AsyncEngineArgs`.
+    vLLM engines on the nodes of the connected Ray cluster. Every node must be able to read `model`, and `vllm_options` are options of
+    `vllm.AsyncEngineArgs`.
 
-    The answers of a batch arrive together and an engine works on eight batches at once, so a killed run loses up to eight batches per
-    engine. With `use_cpu`, each worker uses one of Ray's CPUs.
+    All answers of a batch arrive together, and an engine processes eight batches concurrently, so a killed run loses up to eight batches
+    per engine. With `use_cpu`, each worker uses one of Ray's CPUs.
     """
 
     model: str
@@ -70,17 +71,17 @@ class RayEngines:
 
     def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """
-        Generate tokens, and yield the answers of a batch when it finishes.
+        Generate tokens, and yield the answers to each batch as soon as the batch is complete.
 
-        Requests have `tokenized_prompt` and `sampling_params`, and `row`, `key` and `max_new_tokens`, which are copied to the answer. All requests
-        are read before an engine starts, and are kept in Ray's object store. Answers have `row`, `key`, `max_new_tokens` and `generated_tokens`, or
-        `__inference_error__` with the reason for a failure.
+        A request contains `tokenized_prompt` and `sampling_params`, and also `row`, `key` and `max_new_tokens`, which are copied to its
+        answer. All requests are read before an engine starts, and are kept in Ray's object store. An answer contains `row`, `key`,
+        `max_new_tokens` and `generated_tokens`; if the request failed, `__inference_error__` contains the reason.
         """
         blocks = [ray.put(table) for table in _tables(requests, self.batch_size)]  # pyright: ignore[reportAttributeAccessIssue]
         if not blocks:
             return
         kept = (*_PASSED_ON, "generated_tokens")
-        # A lambda is sent to the workers by value, so they need not import this package
+        # A lambda is sent to the workers by value, so the workers need not import this package
         processor = build_processor(
             self._config(),
             postprocess=lambda answer: {name: answer[name] for name in kept},
@@ -88,7 +89,7 @@ class RayEngines:
             postprocess_map_kwargs=_LIGHT_TASKS,
         )
         answers = processor(ray.data.from_arrow_refs(cast(Any, blocks)))
-        # Do not prefetch, so that stopping between batches loses no answer that has arrived
+        # Do not prefetch, so that no answer that has already arrived is lost when the run stops between batches
         for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield cast(Any, table).to_pylist()
 
@@ -110,7 +111,7 @@ class RayEngines:
             batch_size=self.batch_size,
             runtime_env={"env_vars": {"VLLM_NO_USAGE_STATS": "1"}},
             log_engine_metrics=False,
-            # One request that an engine rejects must not stop the others
+            # A request that an engine rejects must not stop the others
             should_continue_on_error=True,
             # Prompts and answers are token ids
             chat_template_stage=False,
@@ -128,10 +129,10 @@ def _tables(requests: Iterable[dict[str, Any]], size: int) -> Iterator[pa.Table]
 
 class RayCritic:
     """
-    Critic on [`RayEngines`]: a language model, or a CLoud model (`is_reward_model`).
+    Critic that runs on [`RayEngines`]: a language model, or a CLoud model (`is_reward_model`).
 
-    Requests each critique once, with the token limit of the last try of [`CritiqueOptions`]. A retry would restart the engines
-    and generate the tokens of the truncated critique again.
+    The critic requests each critique only once, with the token limit that [`CritiqueOptions`] allows for the last try. A retry would have
+    to restart the engines and generate the tokens of the truncated critique again.
     """
 
     def __init__(self, builder: CritiqueBuilder, config: CLoudConfig, journal: Journal, is_reward_model: bool):
@@ -144,7 +145,7 @@ class RayCritic:
             "repetition_penalty": critique_format.repetition_penalty,
             "detokenize": False,
         }
-        if is_reward_model:  # the plugin closes a critique with the reward token, and the end of turn follows
+        if is_reward_model:  # the plugin closes a critique with the reward token, followed by the end of turn
             self._end_ids = {reward_token_in_vllm(config)}
             self._sampling["stop_token_ids"] = [critique_format.end_token_id]
         else:
@@ -165,8 +166,8 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        The first Ctrl-C raises `KeyboardInterrupt` once the batches in progress are done. Raises `ValueError`, counting the rows that
-        cannot be used, before an engine starts.
+        After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised. If rows cannot be used, raises a
+        `ValueError` that counts them before any engine starts.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}
@@ -208,7 +209,7 @@ class RayCritic:
                     }
 
     def _most_tokens(self, prefix_length: int) -> int:
-        """Return the token limit of the last try."""
+        """Return the token limit of the last try for a prefix of this length."""
         most = self.builder.options.max_new_tokens
         for _ in range(self.builder.options.most_longer_tries):
             if self.builder.has_room(prefix_length, 2 * most):
@@ -227,8 +228,8 @@ class RayCritic:
 
 def reserved_tokens(is_reward_model: bool) -> int:
     """
-    Return the number of tokens to reserve after a full-length critique: one to see whether it ends there and, for a CLoud model,
-    those that close the critique.
+    Return the number of tokens to reserve after a critique of maximum length: one to tell whether the critique ends there and, for a
+    CLoud model, the tokens that close the critique.
     """
     return 3 if is_reward_model else 1
 
@@ -241,18 +242,18 @@ class RayCritiqueArguments(CriticArguments):
 
     Parameters:
         ray_address (`str`, *optional*):
-            Cluster address, for example `auto` or `head:6379`; `local` starts a cluster on this machine only. By default Ray looks for one,
-            and starts one if there is none.
+            Cluster address, for example `auto` or `head:6379`; `local` starts a cluster on this machine only. By default, Ray looks for a
+            running cluster and starts a new one if there is none.
         num_replicas (`int`, *optional*, defaults to `1`):
             Number of vLLM engines.
         tensor_parallel_size (`int`, *optional*, defaults to `1`):
             GPUs per engine.
         batch_size (`int`, *optional*, defaults to `32`):
-            Requests per batch; an engine works on eight batches at once.
+            Requests per batch; an engine processes eight batches concurrently.
         use_cpu (`bool`, *optional*, defaults to `False`):
             Run on nodes without GPUs.
         vllm_options (`str`, *optional*):
-            Options of vLLM's engine as JSON, for example `{"max_model_len": 4096}`.
+            Options for the vLLM engines as a JSON object, for example `{"max_model_len": 4096}`.
     """
 
     ray_address: str | None = None
@@ -268,7 +269,7 @@ class RayCritiqueArguments(CriticArguments):
         self.parsed_vllm_options()
 
     def parsed_vllm_options(self) -> dict[str, Any]:
-        """Return `vllm_options` as a dictionary. Raises `ValueError` if they are not a JSON object."""
+        """Return `vllm_options` as a dictionary. Raises `ValueError` if the text is not a JSON object."""
         return BackendArguments(backend="vllm", vllm_options=self.vllm_options).parsed_vllm_options()
 
 
@@ -284,7 +285,7 @@ def main(args: RayCritiqueArguments):
         )
     config = args.read_critic()
     rows = args.load_pairs()
-    # Cluster and batch size are not settings, because they do not change critiques
+    # The cluster and the batch size are not among the settings, because they do not change the critiques
     settings = args.settings("self critiques with Ray", rows, config, vllm_options=args.parsed_vllm_options())
     folder = DatasetFolder(args.output_dir, "Self critiques", settings, [args.dataset_name])
     build = partial(write_with_ray, args, rows, config, args.is_reward_model(), folder)
@@ -295,7 +296,7 @@ def main(args: RayCritiqueArguments):
 def write_with_ray(
     args: RayCritiqueArguments, rows: Dataset, config: CLoudConfig, is_reward_model: bool, folder: DatasetFolder
 ) -> dict[str, Any]:
-    """Write critiques into the journal with the cluster's engines, then the dataset from the journal."""
+    """Write critiques to the journal with the cluster's engines, then build the dataset from the journal."""
     engines = RayEngines(
         args.model_name_or_path,
         args.num_replicas,
@@ -318,6 +319,6 @@ def write_with_ray(
 
 
 def context_of(args: RayCritiqueArguments, config: CLoudConfig, is_reward_model: bool) -> int | None:
-    """Return the engines' context length minus the tokens reserved after a critique, one of which the builder already counts."""
+    """Return the engines' context length minus the tokens reserved after a critique. The one that the builder counts is not subtracted."""
     context = args.parsed_vllm_options().get("max_model_len", context_length(config))
     return None if context is None else context - reserved_tokens(is_reward_model) + 1

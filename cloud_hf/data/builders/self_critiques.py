@@ -27,7 +27,7 @@ from ..dataset_folder import DatasetFolder
 from .arguments import CriticArguments, ServerArguments
 
 
-# Sequences per call: enough to keep vLLM or a reward server busy. Each is journaled as soon as it ends
+# Sequences per call, enough to keep vLLM or a reward server busy. Each sequence is journaled as soon as it is complete
 _SEQUENCES_PER_CALL = {"vllm": 2048, "server": 512}
 
 
@@ -35,18 +35,18 @@ _SEQUENCES_PER_CALL = {"vllm": 2048, "server": 512}
 @dataclass(kw_only=True)
 class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
     """
-    Options for the stage 1 model. Includes [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`].
+    Options for running the stage 1 model. Includes [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`].
 
     Parameters:
         base_url (`list[str]`, *optional*):
-            Addresses of vLLM servers of the language model, such as `http://127.0.0.1:8000/v1`, to use instead of a `backend`.
-            Tokenizer and config are still read from `model_name_or_path`.
+            Addresses of vLLM servers that serve the language model, such as `http://127.0.0.1:8000/v1`, to use instead of a `backend`.
+            The tokenizer and the config are still loaded from `model_name_or_path`.
         model (`str`, *optional*):
             Name of the model on the servers. Optional if they serve only one.
         context_length (`int`, *optional*):
             Context length of the servers in tokens, if shorter than the model's.
         api_key_env (`str`, *optional*):
-            Environment variable that holds the servers' API key. Defaults to `"OPENAI_API_KEY"` with `base_url`, otherwise to
+            Environment variable that contains the servers' API key. Defaults to `"OPENAI_API_KEY"` with `base_url`, otherwise to
             `"CLOUD_API_KEY"`.
     """
 
@@ -70,8 +70,8 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
             self.api_key_env = "OPENAI_API_KEY" if self.base_url else "CLOUD_API_KEY"
 
     def chunk_size(self) -> int:
-        """Return the responses per call of the scorer."""
-        if self.backend == "transformers":  # the smallest number that fills complete batches
+        """Return the number of responses per scorer call."""
+        if self.backend == "transformers":  # the smallest number of responses whose critiques fill complete batches
             return self.batch_size // math.gcd(self.batch_size, self.num_critiques)
         return max(1, _SEQUENCES_PER_CALL[self.backend] // self.num_critiques)
 
@@ -98,13 +98,13 @@ def main(args: SelfCritiqueArguments):
 
 
 def check_servers(args: SelfCritiqueArguments):
-    """Raise `ValueError` if the kind of server does not match the kind of model."""
+    """Raise `ValueError` if the options name a kind of server that cannot serve the model."""
     name = args.model_name_or_path
     if args.base_url and args.is_reward_model():
-        raise ValueError(f"{name} is a CLoud model, and `base_url` is for language models. Use a `backend`.")
+        raise ValueError(f"{name} is a CLoud model, but `base_url` is for language models. Use a `backend`.")
     if args.backend == "server" and not args.is_reward_model():
         raise ValueError(
-            f"{name} is a language model, and a reward server serves CLoud models. Use another `backend`, or `base_url`."
+            f"{name} is a language model, but a reward server serves CLoud models. Use another `backend`, or `base_url`."
         )
 
 
@@ -123,7 +123,7 @@ def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoud
 async def write_with_servers(
     args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder
 ) -> dict:
-    """Write critiques with the language model behind OpenAI-compatible servers."""
+    """Write critiques with a language model on OpenAI-compatible servers."""
     critique_format = CritiqueFormat.from_config(
         config, AutoTokenizer.from_pretrained(tokenizer_source(args.model_name_or_path))
     )
@@ -136,7 +136,7 @@ async def write_with_servers(
 
     features = features_with_critiques(rows.features, args.num_critiques)
     clients = {"critic": args.client(args.base_url or [], args.model)}
-    # The critic sends completion requests that set all sampling fields
+    # The servers' chat defaults do not matter: the critic sends completion requests, which set all sampling fields
     counts = await build_dataset(folder, rows, features, clients, make_work, chats=False)
     return report(folder, counts, builder, config)
 
@@ -145,7 +145,7 @@ async def write_with_servers(
 def open_critic(
     args: SelfCritiqueArguments, config: CLoudConfig
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
-    """Open the backend. A stage 1 model gets a random reward head; its rewards are not used."""
+    """Open the backend. A stage 1 model gets a randomly initialized reward head, because its rewards are not used."""
     name = args.model_name_or_path
     if args.is_reward_model():
         with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
@@ -168,7 +168,7 @@ def open_critic(
 
 @contextmanager
 def stopped_by_reward_server(args: SelfCritiqueArguments):
-    """Stop the run if a reward server fails, as [`CompletionClient`] does for other servers."""
+    """Stop the run if a reward server fails, just as [`CompletionClient`] does when other servers fail."""
     if args.backend != "server":
         yield
         return
@@ -181,7 +181,10 @@ def stopped_by_reward_server(args: SelfCritiqueArguments):
 
 
 def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config: CLoudConfig) -> dict:
-    """Write the counts of critiques and tokens, and the FLOPs of a forward pass over the tokens (2 per weight)."""
+    """
+    Write the record with the numbers of critiques and tokens, and with the FLOPs of a forward pass over these tokens (2 FLOPs per weight
+    and token).
+    """
     written = builder.counts()
     weights = CLoudForRewardModeling.without_weights(config).num_parameters(exclude_embeddings=True)
     written["flops"] = 2 * weights * (written["prompt_tokens"] + written["critique_tokens"])
@@ -190,8 +193,8 @@ def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config
     folder.write_record(counts)
     print(
         f"{written['critiques']} critiques, {written['critiques_cut']} of them truncated. {written['critiques_written_longer']} were "
-        f"retried with more tokens, {written['critiques_dropped_as_cut']} dropped because they remained truncated; "
-        f"{written['prompts_shortened']} prompt(s) shortened."
+        f"retried with more tokens, {written['critiques_dropped_as_cut']} were dropped because they remained truncated, and "
+        f"{written['prompts_shortened']} prompt(s) were shortened."
     )
     if written["responses_changed"]:
         print(

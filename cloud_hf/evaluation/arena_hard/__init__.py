@@ -1,3 +1,3 @@
-"""ArenaHard: a judge compares best-of-N responses with a baseline's answers."""
+"""ArenaHard: a judge compares best-of-N responses with a baseline model's answers."""
 
 from .win_rate import *  # noqa: F403

@@ -21,11 +21,12 @@ class ArenaHardArguments(JudgeServerArguments):
         arena_hard (`str`, *optional*):
             ArenaHard's questions: a Hub id or file.
         candidates (`str`, *optional*):
-            Existing candidates to use instead of a generator: a file or Hub id with `id` (of the question), `prompt` and `responses`.
+            Existing candidates to use instead of a generator: a file or Hub id with the columns `id` (the question's id), `prompt` and
+            `responses`.
         gen_base_url (`list[str]`, *optional*):
             Addresses of OpenAI-compatible servers that write the candidates.
         gen_model (`str`, *optional*):
-            Model name on the generator's servers. Optional if they serve only one.
+            Model name on the generator's servers. Optional if they serve only one model.
         num_candidates (`int`, *optional*, defaults to `16`):
             Candidates per question. A later run may ask for more.
         gen_temperature (`float`, *optional*, defaults to `1.0`):
@@ -38,11 +39,11 @@ class ArenaHardArguments(JudgeServerArguments):
             Files or Hub ids with the baseline's answers; `CATEGORY=FILE` applies to the questions of one category, because
             version 2.0 has a baseline for each.
         baseline_model (`str`, *optional*):
-            Name of the baseline model, for files that hold the answers of several models.
+            Name of the baseline model, for files that contain answers from several models.
         judge_all (`bool`, *optional*, defaults to `False`):
-            Judge all candidates: the curve is then a mean over all draws of N. By default the curve uses the first N,
-            and the judge sees only candidates that are the best of the first N for some N (3.4 of 16 on average if rewards are in random
-            order).
+            Judge all candidates. The curve is then a mean over all ways to draw N candidates. By default the curve uses the first N
+            candidates, and the judge sees only those that are the best of the first N for some N (3.4 of 16 on average if rewards are in
+            random order).
         judge_prompt_file (`str`, *optional*):
             Replacement for the judge's user-turn prompt, with `{conversation}`, `{response_a}` and `{response_b}`. Without
             `judge_system_file`, the judge sees only this prompt, so it must name the verdicts.
@@ -52,7 +53,7 @@ class ArenaHardArguments(JudgeServerArguments):
         judge_system_role (`bool`, *optional*, defaults to `True`):
             Whether the judge's chat template has a system role. If not, the instructions go into the user's turn.
         gen_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the API key of the generator.
+            Environment variable that contains the generator's API key.
     """
 
     arena_hard: str | None = None
@@ -76,7 +77,7 @@ class ArenaHardArguments(JudgeServerArguments):
         check_bounds(self, num_candidates=1, gen_max_tokens=1)
         for name in ("gen_base_url", "candidates", "judge_base_url", "baseline_answers"):
             if getattr(self, name) and not self.arena_hard:
-                raise ValueError(f"`{name}` is for `arena_hard`, which is not given.")
+                raise ValueError(f"`{name}` requires `arena_hard`: set it as well.")
         if self.arena_hard and bool(self.gen_base_url) == bool(self.candidates):
             raise ValueError("`arena_hard` needs either `gen_base_url` or `candidates`.")
         if bool(self.judge_base_url) != bool(self.baseline_answers):
@@ -86,8 +87,8 @@ class ArenaHardArguments(JudgeServerArguments):
         self._check_for_judge("judge_system_role", not self.judge_system_role)
         if not self.judge_system_role and self.judge_prompt_file and not self.judge_system_file:
             raise ValueError(
-                "The judge reads only `judge_prompt_file`, in the user's turn, so `judge_system_role` has no effect: "
-                "leave it out."
+                "The judge sees only `judge_prompt_file`, in the user's turn, so `judge_system_role` has no effect: "
+                "omit it."
             )
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
             raise ValueError(
@@ -96,12 +97,12 @@ class ArenaHardArguments(JudgeServerArguments):
 
     def _check_for_judge(self, name: str, is_given: bool):
         if is_given and not self.judge_base_url:
-            raise ValueError(f"`{name}` is for a judge: give `judge_base_url` and `baseline_answers` too.")
+            raise ValueError(f"`{name}` requires a judge: set `judge_base_url` and `baseline_answers` as well.")
 
 
 @dataclass(frozen=True)
 class Arena:
-    """The questions by id, and with a judge also the baseline's answers by id and the judge's settings."""
+    """The questions by id and, if there is a judge, the baseline's answers by question id and the judge's settings."""
 
     questions: dict[str, Question]
     baselines: dict[str, str]
@@ -138,21 +139,22 @@ def gather_candidates(
     args: ArenaHardArguments, arena: Arena, seed: int, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Load the candidates of all questions from a file, or let a server write them into `folder`; see [`~judge.write_candidates`].
+    Load the candidates for all questions from a file, or let a server generate them into `folder`; see [`~judge.write_candidates`].
 
-    Raises `ValueError` if the file lacks candidates of a question, `SystemExit` if the server is unusable or no question has all of them.
+    Raises `ValueError` if the file lacks candidates for a question, and `SystemExit` if the server is unusable or no question has all its
+    candidates.
     """
     if args.candidates is None:
         sampling = (args.gen_temperature, args.gen_top_p, args.gen_max_tokens)
         generation = Generation(args.num_candidates, *sampling, seed)
         problems, counts = write_candidates(list(arena.questions.values()), args.client("gen"), generation, folder)
         if not problems:
-            raise SystemExit(f"No question has all its candidates; {folder / 'rejects.jsonl'} says why.")
+            raise SystemExit(f"No question has all its candidates; {folder / 'rejects.jsonl'} lists the reasons.")
         return problems, counts
     found = {problem.id: problem for problem in load_problems(args.candidates, judged=False)}
     if missing := [name for name in arena.questions if name not in found]:
         raise ValueError(
             f"{args.candidates} has no candidates for {len(missing)} of {len(arena.questions)} questions, the first "
-            f"{missing[0]!r}. Add them, or name fewer questions."
+            f"{missing[0]!r}. Add them, or use fewer questions."
         )
     return [found[name] for name in arena.questions], {"failed": 0, "candidates_cut": 0}

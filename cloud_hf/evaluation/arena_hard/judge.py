@@ -2,8 +2,8 @@
 ArenaHard's judge and generator: prompts, settings, and journaled requests to their servers.
 
 As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question and
-the two answers. As in version 2.0, creative writing has another system message, which does not ask the judge to answer the question first.
-The wording differs from the official one, so win rates are not comparable with the leaderboard's.
+the two answers. As in version 2.0, creative writing has a different system message, which does not ask the judge to answer the question
+first. The wording differs from the official one, so win rates are not comparable with the leaderboard's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,9 +78,9 @@ class JudgeSettings:
     max_tokens: int  # of a judgement
     tries: int  # per verdict
     seed: int  # each request derives its own seed from it
-    # Instructions by category, "" for all others; empty if the template holds everything
+    # Instructions by category, with the key "" for all other categories; empty if the template already contains the instructions
     systems: dict[str, str] = field(default_factory=dict)
-    system_role: bool = True  # send them as a system message instead of before the template
+    system_role: bool = True  # send the instructions as a system message instead of before the template
 
     def texts(self, category: str) -> tuple[str, str | None]:
         """Return the template of the user's turn and the system message, if any, for questions of a category."""
@@ -109,10 +109,10 @@ def read_texts(
     prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
     """
-    Read the judge's prompts, by default this package's, as `template` and `systems` of [`JudgeSettings`].
+    Load the judge's prompts, by default the ones in this package, as `template` and `systems` of [`JudgeSettings`].
 
-    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt. Raises `ValueError` or `OSError` if
-    a text lacks a verdict or a placeholder, a category has no file or two, or a file is unreadable.
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt. Raises `ValueError` or
+    `OSError` if a prompt lacks a verdict or a placeholder, if a category has no file or more than one, or if a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}
@@ -136,14 +136,18 @@ def _read_system(path: str) -> str:
     with open(path, encoding="utf-8") as file:
         text = file.read().strip()
     if mark := next((mark for mark in PLACEHOLDERS if mark in text), None):
-        raise ValueError(f"{path} contains {mark}, but texts belong in the user's turn: use `judge_prompt_file`.")
+        raise ValueError(
+            f"{path} contains {mark}, but placeholders belong in the user's turn: use `judge_prompt_file`."
+        )
     if not text:
         raise ValueError(f"{path} is empty; write the judge's instructions into it, or leave `judge_system_file` out.")
     return text
 
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
-    """Group files by category, those without `CATEGORY=` under `""`. Any other text before a `=` is part of the file name."""
+    """
+    Group files by category. Files without `CATEGORY=` go under `""`; text before a `=` that is not a category belongs to the file name.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         category, separator, path = name.partition("=")
@@ -156,7 +160,7 @@ def files_of(option: str, found: Mapping[str, list[str]], category: str) -> list
     """Return the files of a category. Raises `ValueError` if there are none."""
     names = found.get(category) or found.get(ANY)
     if not names:
-        raise ValueError(f"`{option}` has no file for the questions of the category {category!r}.")
+        raise ValueError(f"`{option}` has no file for questions in the category {category!r}.")
     return names
 
 
@@ -182,7 +186,7 @@ _JUDGEMENTS = Features(
 
 @dataclass(frozen=True)
 class Generation:
-    """Sampling settings of the candidates."""
+    """Sampling settings for the candidates."""
 
     num_candidates: int
     temperature: float
@@ -197,8 +201,8 @@ def write_candidates(
     """
     Sample several answers to each question, and store them with their journal in a folder. A later call may request more.
 
-    Returns the questions that have all their candidates, and counts: `failed` questions, and `candidates_cut` at `max_tokens`.
-    Raises `SystemExit` if the server is unusable; its answers so far are kept.
+    Returns the questions that have all their candidates, and two counts: `failed` questions, and candidates truncated at `max_tokens`
+    (`candidates_cut`). Raises `SystemExit` if the server is unusable; the candidates received so far are kept.
     """
     settings = {"builder": "arena_hard_candidates", **asdict(generation)}
     del settings["num_candidates"]
@@ -234,10 +238,11 @@ def write_candidates(
 
 @dataclass(frozen=True)
 class Judged:
-    """The judge's votes."""
+    """The judge's votes on all judged responses."""
 
     votes: dict[tuple[str, str], Votes]  # by question and response
-    # `judged`, `like_the_baseline` (ties without a judge), `without_verdict` and `failed` responses
+    # Number of responses that were `judged`, that are `like_the_baseline` (ties that needed no judge), that remained `without_verdict`, and
+    # that `failed`
     counts: dict[str, int]
 
 
@@ -253,9 +258,9 @@ def judge_candidates(
     """
     Compare candidates with the baseline's answers, in both orders. A later call may judge other candidates.
 
-    `chosen` holds, for each question, the indices of the candidates to judge. Equal texts are judged once; a text equal to the
-    baseline's is a tie without a judge. `folder` stores the judgements and their journal. Raises `SystemExit` if the server is
-    unusable; its answers so far are kept.
+    `chosen` contains, for each question, the indices of the candidates to judge. Identical candidates are judged once; a candidate that is
+    identical to the baseline's answer counts as a tie without asking the judge. `folder` stores the judgements and their journal. Raises
+    `SystemExit` if the server is unusable; the judgements received so far are kept.
     """
     pairs = _pairs_to_judge(problems, chosen, questions, baselines)
     alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}

@@ -1,10 +1,10 @@
 """
 ArenaHard ([Li et al. 2024](https://arxiv.org/abs/2406.11939)): questions, recorded answers, and the win rate against a baseline.
 
-A judge compares an answer with the baseline's in two games: in the first game, A is the baseline's answer, and in the second it is B.
-Each verdict is one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry probability
-of beating the baseline. In version 0.1 the baseline is gpt-4-0314; in version 2.0 it is o3-mini-2025-01-31 for hard prompts and
-gemini-2.0-flash-001 for creative writing, reported separately.
+A judge compares an answer with the baseline's in two games: in the first game, the baseline's answer is A, and in the second it is B.
+Each verdict counts as one vote, or as three votes if it is strong (`A>>B`); a tie counts as half a vote for each side. The win rate is the
+Bradley-Terry probability of beating the baseline. In version 0.1 the baseline is gpt-4-0314; in version 2.0 it is o3-mini-2025-01-31 for
+hard prompts and gemini-2.0-flash-001 for creative writing, reported separately.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from ..rows import read_sources
 from ..stats import Summarised
 
 
-# Number of votes of a strong verdict
+# Number of votes that a strong verdict counts for
 STRONG = 3
-# The official code uses 100, which leaves a few tenths of a point of noise in the interval's ends
+# The official code uses 100, which leaves a few tenths of a point of noise in the bounds of the interval
 ROUNDS = 1000
 
 
@@ -36,10 +36,10 @@ class Question:
 
 def load_questions(name: str) -> list[Question]:
     """
-    Load the questions of a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
+    Load the questions from a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the single entry of `turns`. Raises `ValueError` naming the
-    first row without a text or with an earlier row's id.
+    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the single entry of `turns`. Raises a `ValueError` that
+    names the first row without a text, or the first row whose id occurs in an earlier row.
     """
     questions: dict[str, Question] = {}
     for _, index, row in read_sources([name], "train"):
@@ -48,24 +48,24 @@ def load_questions(name: str) -> list[Question]:
         prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
-                f"{name}, {row_name(index, row)}: the row has neither a `prompt` with text nor a single turn."
+                f"{name}, {row_name(index, row)}: the row has neither a `prompt` with text nor exactly one turn."
             )
         if id_ in questions:
             raise ValueError(f"{name}, row {index}: an earlier row has the same id {id_!r}. List each question once.")
         questions[id_] = Question(id_, prompt, str(row.get("category") or ""))
     if not questions:
-        raise ValueError(f"{name} holds no questions.")
+        raise ValueError(f"{name} contains no questions.")
     return list(questions.values())
 
 
 def load_answers(names: Sequence[str], questions: Sequence[Question], model: str | None = None) -> dict[str, str]:
     """
-    Load one recorded answer to each question, by the question's id; answers to other questions are ignored.
+    Load one recorded answer to each question, keyed by question id. Answers to other questions are ignored.
 
-    An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the single entry of `choices` (the
-    layout of ArenaHard's answer files), or `answers[model]`. With `model`, only rows of this `model` or `model_id` are read,
-    and this entry of `answers`, which defaults to the row's `baseline`. Raises `ValueError` if a question has no answer or two,
-    or an answer is not text.
+    A row's answer is its `answer`, its `response`, the content of the last of its `messages`, the last turn of the single entry of
+    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`. With `model`, rows whose `model` or `model_id` is another
+    one are skipped, and the entry `answers[model]` is used; without `model`, the row's `baseline` selects the entry of `answers`. Raises
+    `ValueError` if a question has no answer or more than one, or if an answer is not text.
     """
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, "train"):
@@ -79,11 +79,11 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
             raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give text.")
         if id_ in answers:
             raise ValueError(
-                f"{name}, row {index}: question {id_!r} has a second answer. Give one model's file only, or `baseline_model`."
+                f"{name}, row {index}: question {id_!r} has a second answer. Give only one model's file, or set `baseline_model`."
             )
         answers[id_] = answer
     if missing := [question.id for question in questions if question.id not in answers]:
-        by = f" of {model!r}" if model else ""
+        by = f" from {model!r}" if model else ""
         raise ValueError(
             f"{len(missing)} of {len(questions)} questions have no baseline answer{by} in {', '.join(names)}, the first "
             f"{missing[0]!r}. Add a file with the missing answers, or use fewer questions."
@@ -103,7 +103,7 @@ def _answer_of(row: dict[str, Any], model: str | None) -> Any:
         model = model or row.get("baseline")
         if row["answers"].get(model) is None:
             known = ", ".join(sorted(row["answers"]))
-            raise ValueError(f"question {row.get('id')!r} has answers of {known}, but none of {model!r}.")
+            raise ValueError(f"question {row.get('id')!r} has answers from {known}, but none from {model!r}.")
         return row["answers"][model]
     if row.get("choices") is not None:
         [choice] = row["choices"]
@@ -117,7 +117,7 @@ def _answer_of(row: dict[str, Any], model: str | None) -> Any:
 @dataclass(frozen=True)
 class Votes:
     """
-    Votes of two games between an answer and the baseline's: for the answer, for neither, and for the baseline.
+    Votes from two games between an answer and the baseline's answer: votes for the answer, for neither, and for the baseline.
 
     Examples:
 
@@ -134,8 +134,8 @@ class Votes:
     @classmethod
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
-        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. Return no votes if a
-        verdict is missing, because the other one alone would favour the response in its position.
+        Count the votes from the game in which the baseline was A and from the game in which the answer was A. Return no votes if either
+        verdict is missing, because the judge's position bias cancels only over both games.
         """
         if baseline_first is None or answer_first is None:
             return cls()
@@ -147,7 +147,7 @@ class Votes:
 
     @property
     def number(self) -> int:
-        """Number of all votes."""
+        """Total number of votes."""
         return self.wins + self.ties + self.losses
 
     @property
@@ -159,15 +159,15 @@ class Votes:
 @dataclass(frozen=True)
 class WinRate(Summarised):
     """
-    Rate at which answers beat the baseline's, from 0.0 to 1.0. `ci95` is the official interval of version 0.1, from resampled votes (version 2.0
-    takes the middle 90 % of the same resamples). It is too narrow, because the votes on a question are not independent.
+    Rate at which answers beat the baseline's, from 0.0 to 1.0. `ci95` is the official interval of version 0.1, computed from resampled
+    votes (version 2.0 uses the middle 90 % of the same resamples). It is too narrow, because the votes on a question are not independent.
     """
 
     value: float  # Bradley-Terry probability of a win
     ci95: tuple[float, float]
     ci95_by_question: tuple[float, float]  # from resampled questions, each with all its votes
-    standard_error: float  # over questions; NaN for a single one
-    questions: int  # those with votes
+    standard_error: float  # over questions; NaN for a single question
+    questions: int  # number of questions with votes
     wins: int
     ties: int
     losses: int
@@ -177,8 +177,8 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     """
     Compute the win rate of answers from the votes on each question, with bootstraps of `rounds` resamples.
 
-    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half; also for several models
-    that each play only the baseline. Raises [`~best_of_n.NothingJudged`] if there are no votes.
+    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half. The same holds for
+    several models if each plays only against the baseline. Raises [`~best_of_n.NothingJudged`] if there are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])

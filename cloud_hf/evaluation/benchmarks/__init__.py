@@ -19,21 +19,21 @@ from . import judge_bench, llm_bar, reward_bench, reward_bench_2, rm_bench
 @dataclass(frozen=True)
 class Benchmark:
     """
-    A benchmark.
+    A benchmark: its dataset, loader and metrics.
 
     Args:
         title (`str`):
-            Its name in reports.
+            The benchmark's name in reports.
         hub_id (`str`):
             The official dataset.
         paper (`str`):
-            Address of the paper.
+            URL of the paper.
         load (`Callable`):
-            `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises `ValueError`
+            `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises a `ValueError`
             that names the file, row and field, the repeated id, or the row with too many responses.
         score (`Callable`):
-            `score(rows, rewards)` returns the scores; `rewards` holds, for each row, one reward per response: chosen first, then
-            rejected. Raises `ValueError` naming the row whose rewards are missing, not numbers or infinite.
+            `score(rows, rewards)` returns the scores; `rewards` contains, for each row, one reward per response: chosen first, then
+            rejected. Raises a `ValueError` that names the row whose rewards are missing, infinite or not numbers.
         tables (`Callable`, *optional*):
             `tables(scores_by_model)` returns additional tables for the report.
         result_files (`Callable`, *optional*):
@@ -68,8 +68,8 @@ def _reward_bench_files(name: str) -> Callable[..., dict[str, dict[str, Any]]]:
     return partial(reward_bench.result_files, parts=parts)
 
 
-# To add a benchmark, write a module with `load` and `score`, and list it here: options, demo and reports read this list.
-# A preference set whose metric is plain accuracy needs no entry: preference_pairs.py reads and scores it.
+# To add a benchmark, write a module with `load` and `score`, and list it here: the options, the demo and the reports use this list.
+# A preference set whose metric is plain accuracy needs no entry: preference_pairs.py loads and scores it.
 BENCHMARKS = {
     "reward_bench": Benchmark(
         *_REWARD_BENCH, reward_bench.load, reward_bench.score, result_files=_reward_bench_files("reward_bench")
@@ -121,7 +121,7 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
     Load benchmarks named on a command line, and keep the first `limit` rows of each subset.
 
     A spec is a key of `BENCHMARKS`, or `NAME=FILES` to replace the official dataset with files: paths, folders or patterns,
-    separated by commas. Raises `ValueError` that names an unknown benchmark, missing files, or the first bad row.
+    separated by commas. Raises a `ValueError` that names an unknown benchmark, missing files, or the first bad row.
 
     Examples:
 
@@ -159,7 +159,9 @@ def _find_files(name: str, patterns: str) -> list[str]:
         else:
             matches = glob.glob(pattern)
         if not matches:
-            raise ValueError(f"{name}={patterns}: {pattern!r} is neither a file nor a folder or pattern with files.")
+            raise ValueError(
+                f"{name}={patterns}: {pattern!r} matches no data file. Give a file, a folder with data files, or a pattern."
+            )
         found += sorted(matches)
     return found
 

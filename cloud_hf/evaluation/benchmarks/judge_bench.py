@@ -1,4 +1,6 @@
-"""JudgeBench: responses with checked correctness, judged in one game or in both orders (arXiv 2410.12784, ScalerLab/JudgeBench)."""
+"""
+JudgeBench: pairs of responses with verified correctness, judged in one game or in both orders (arXiv 2410.12784, ScalerLab/JudgeBench).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from ..stats import BenchmarkScores, by_subset, collect_scores, share
 
 HUB_ID = "ScalerLab/JudgeBench"
 SPLITS = ("gpt", "claude")
-# The paper's categories by the prefix of source dataset names
+# The paper's categories, keyed by prefixes of the source datasets' names
 CATEGORIES = {
     "mmlu-pro": "knowledge",
     "livebench-reasoning": "reasoning",
@@ -25,8 +27,8 @@ def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[Benchma
     """
     Load a split of JudgeBench, `"gpt"` or `"claude"`, by default from `ScalerLab/JudgeBench`. The splits are reported separately.
 
-    Files have the official columns, or `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original place of the
-    chosen response). `details["label"]` of a row is the official label.
+    Files have the official columns, or `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original position
+    of the chosen response). A row's `details["label"]` is the official label.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
@@ -58,10 +60,10 @@ def _check_label(value, name: str, known: tuple[str, ...], source: str, index: i
 
 @dataclass(frozen=True)
 class Games:
-    """Verdicts on a pair, shown as A, B and as B, A."""
+    """Verdicts on a pair that was shown in both orders: first A, B and then B, A."""
 
     label: str  # the right verdict: "A>B" or "B>A"
-    first: str  # "A>B", "B>A", "A=B", or another string for none
+    first: str  # "A>B", "B>A" or "A=B"; any other string means no verdict
     second: str | None = None  # with the responses named as in the first game
 
     @property
@@ -85,8 +87,8 @@ def games_of(label: str, first: tuple[float, float], second: tuple[float, float]
     """
     Derive verdicts from rewards as the official code does: a game's second response wins unless the first has the strictly higher reward.
 
-    Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By default the second
-    game repeats the first: a scorer does not see the order, so rewards differ only if it samples.
+    Each game consists of the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
+    default the second game repeats the first, because a scorer does not see the order: rewards differ only if the scorer samples critiques.
     """
     first_a, first_b = first if label == "A>B" else first[::-1]
     second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]
@@ -99,11 +101,11 @@ def score(
     second_game: Sequence[Sequence[float]] | None = None,
 ) -> BenchmarkScores:
     """
-    Score JudgeBench in one game and in both orders. For the latter, scorers that sample critiques may give a `second_game`.
+    Score JudgeBench in one game and in both orders. A scorer that samples critiques may provide the rewards of a `second_game`.
 
-    `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response it is the
+    `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response, this is the
     share of pairs whose right response has the strictly higher reward. `"single game"`, the official rule for judges that do
-    not see the order, gives ties to response B. Both are also reported by category.
+    not see the order, gives ties to response B. Both metrics are also reported by category.
     """
     first = split_rewards(rows, rewards)
     second = first if second_game is None else split_rewards(rows, second_game)

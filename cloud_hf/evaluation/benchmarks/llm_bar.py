@@ -1,4 +1,4 @@
-"""LLMBar: responses that follow an instruction against responses that only look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
+"""LLMBar: responses that follow an instruction versus responses that only look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_
 
 
 HUB_ID = "princeton-nlp/LLMBar"
-# The Hub repository has only a loading script, which datasets no longer runs; it fetched these files
+# The Hub repository contains only a loading script, which `datasets` no longer runs. The script downloaded these files
 FILES = "https://raw.githubusercontent.com/princeton-nlp/LLMBar/main/Dataset/LLMBar"
 
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SUBSETS = ("Natural", *ADVERSARIAL)
-# Section 4.6 of the paper; reported separately
+# Subsets of the case study in section 4.6 of the paper, which are reported separately
 CASE_STUDY = ("Constraint", "Negation", "Normal", "Base-9", "Base-10")
 
 # Other spellings: RewardBench's, and the names of the Hub's splits
@@ -34,8 +34,8 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
     Load LLMBar, by default the official files of the five subsets.
 
-    Other files either have the official `dataset.json` layout (`input`, `output_1`, `output_2`, `label`), with the subset named by
-    their folder, or have `prompt`, `chosen`, `rejected`, `subset` and optional `id`.
+    Other files either have the official `dataset.json` layout (`input`, `output_1`, `output_2`, `label`), in a folder named after
+    the subset, or have the columns `prompt`, `chosen`, `rejected`, `subset` and optionally `id`.
     """
     if names is not None:
         return check_pairs([_read_row(*item) for item in read_sources(names, "test")])
@@ -67,7 +67,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score LLMBar. The better response must have the strictly higher reward.
 
     Returns an estimate for each of the five subsets, for `"Adversarial"` (the plain mean of four of them) and for `"Average"` (the
-    mean of all five), as in table 2 of the paper. Subsets of the case study have estimates if they have rows.
+    mean of all five), as in table 2 of the paper. Subsets of the case study get an estimate only if they have rows.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])

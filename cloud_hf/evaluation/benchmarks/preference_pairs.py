@@ -15,8 +15,8 @@ from ..stats import BenchmarkScores, Estimate, group, share
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
-    Load files or Hub ids with preferences in any form that [`~data.preference_rows.read_preferences`] reads, and optionally `id`, `subset` and
-    `tools`. Without a `subset` column, the name of the source is the subset.
+    Load preferences from files or Hub ids, in any form that [`~data.preference_rows.read_preferences`] accepts. The columns `id`, `subset`
+    and `tools` are optional. Without a `subset` column, the subset is named after the source.
     """
     return check_pairs(
         [
@@ -40,7 +40,7 @@ class PreferenceScores:
     subsets: dict[str, Estimate]
 
     def details(self) -> dict[str, Any]:
-        """Return everything but accuracy and ties in JSON form; unknown values are `None`."""
+        """Return the other metrics (without accuracy, ties and subsets) in JSON form; unknown values are `None`."""
         names = ("accuracy_ties_half", "margin", "margin_median", "margin_std")
         calibration = asdict(self.calibration)
         unknown = {name: None for name, value in calibration.items() if value != value}  # NaN
@@ -51,8 +51,8 @@ def score_preferences(
     chosen: Sequence[float], rejected: Sequence[float], subsets: Sequence[str] | None = None, num_bins: int = 10
 ) -> PreferenceScores:
     """
-    Score preference pairs, from columns of rewards and optionally of subsets. Raises `ValueError` if there are no pairs, the
-    columns differ in length, or a reward is not a finite number.
+    Score preference pairs from columns of rewards and, optionally, subsets. Raises `ValueError` if there are no pairs, if the
+    columns differ in length, or if a reward is not a finite number.
     """
     subsets = [""] * len(chosen) if subsets is None else subsets
     if not len(chosen) == len(rejected) == len(subsets):
@@ -78,7 +78,7 @@ def score_preferences(
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """Score any preference set; see [`score_preferences`]. The estimate is `"accuracy"`; `details` holds margins and calibration."""
+    """Score any preference set; see [`score_preferences`]. The estimate is `"accuracy"`; `details` contains margins and calibration."""
     chosen, rejected = zip(*pair_rewards(rows, rewards), strict=True)
     scores = score_preferences(chosen, rejected, [row.subset for row in rows])
     return BenchmarkScores(

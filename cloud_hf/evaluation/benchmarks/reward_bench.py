@@ -33,18 +33,18 @@ OFFICIAL_COUNTS = {
     "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
 }  # fmt: skip
 
-# The leaderboard's "Prior Sets" (analysis/get_benchmark_results.py): equal weights, and together half the weight of a section
+# The leaderboard's "Prior Sets" (analysis/get_benchmark_results.py) have equal weights, which add up to half the weight of a section
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 PRIOR_SETS_WEIGHT = 0.5
 
 
 def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
     """
-    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds about six times as many rows of
+    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds about six times as many rows from
     `allenai/preference-test-sets`.
 
-    Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set (`anthropic_hhh.jsonl`) holds
-    that set, regardless of its `subset` column.
+    Files have the columns `prompt`, `chosen`, `rejected`, `subset` and optionally `id`. A file named after a prior set
+    (`anthropic_hhh.jsonl`) is loaded as that set, regardless of its `subset` column.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -61,9 +61,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RewardBench. The chosen response must have the strictly higher reward.
 
-    Estimates are the four sections and `"Average"`, their plain mean. If there are rows of prior sets, also `"Prior Sets"`, the
-    mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` etc. are the sections
-    of the reference implementation, and `"Average, pooled"` their plain mean.
+    There are estimates for the four sections and for `"Average"`, their plain mean. If there are rows from prior sets, there are also
+    estimates for `"Prior Sets"`, the mean over the prior sets present, and for `"Score"`, in which the prior sets together count as half a
+    section. `"Chat, pooled"` etc. are the sections of the reference implementation, and `"Average, pooled"` is their plain mean.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])
@@ -80,8 +80,8 @@ def leaderboard_results(
     scores: BenchmarkScores, model: str, names: Collection[str] = tuple(OFFICIAL_COUNTS)
 ) -> dict[str, float | str]:
     """
-    Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one. By default `names` are
-    RewardBench's own subsets, because the prior sets have a separate file.
+    Build the results file that RewardBench's repository and leaderboard tools expect: the score of each subset that has one. By default
+    `names` are RewardBench's own subsets, because the prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -101,7 +101,7 @@ def result_files(
 
 @dataclass(frozen=True)
 class RewardBenchScores:
-    """Scores on RewardBench in percent; NaN if rows are missing."""
+    """RewardBench scores in percent; NaN if rows are missing."""
 
     # Sections of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, their plain mean
     official: dict[str, float]
@@ -110,7 +110,7 @@ class RewardBenchScores:
     subsets: dict[str, float]
     counts: dict[str, int]  # rows in each section
     ignored: int  # rows that are neither in a section nor a prior set
-    prior_sets: float = math.nan  # mean over those that have rows
+    prior_sets: float = math.nan  # mean over the prior sets that have rows
     # Mean of the sections and of the prior sets, which have half the weight of a section; without prior sets, the `Average`
     score: float = math.nan
     missing: tuple[str, ...] = field(default=())  # subsets without rows
@@ -120,8 +120,8 @@ def score_reward_bench(
     subsets: Sequence[str], chosen: Sequence[float], rejected: Sequence[float]
 ) -> RewardBenchScores:
     """
-    Compute RewardBench scores in percent from columns of rewards and of subsets (prior sets: names of the splits). A tie is wrong.
-    Raises `ValueError` if the columns differ in length, or a reward is not a finite number.
+    Compute RewardBench scores in percent from columns of rewards and subsets. For prior sets, the subset is the name of the split. A tie
+    counts as wrong. Raises `ValueError` if the columns differ in length, or if a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(

@@ -21,8 +21,8 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
     Load RewardBench 2, by default the split `test` of `allenai/reward-bench-2`.
 
-    Columns are `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`. Ids in the subset `Ties` are `ref:7`
-    or `tied:7`: the prompt with one right answer, and its sibling with several.
+    The columns are `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`. Ids in the subset `Ties` have the form
+    `ref:7`, for the prompt with one right response, or `tied:7`, for its sibling with several right responses.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "test"):
@@ -51,10 +51,12 @@ def _check_number_of_chosen(row: BenchmarkRow, source: str):
     if row.details.get("kind") == "tied":
         if chosen < 2:
             raise ValueError(
-                f"{source}, row {row.id!r}: a tied row has several chosen responses; this one has {chosen}."
+                f"{source}, row {row.id!r}: a tied row needs at least two chosen responses; this one has {chosen}."
             )
     elif chosen != 1:
-        raise ValueError(f"{source}, row {row.id!r}: {chosen} chosen responses; rows of {row.subset} have one.")
+        raise ValueError(
+            f"{source}, row {row.id!r}: there are {chosen} chosen responses, but rows of {row.subset} have one."
+        )
 
 
 def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:
@@ -68,20 +70,20 @@ class TiesScore:
     """Score of the subset Ties and its terms; see `_combine`."""
 
     score: float  # can exceed 1 by 0.01
-    ref_accuracy: float  # rows with one right response, whose reward is above all wrong ones
-    tied_accuracy: float  # rows with several, whose rewards are all above all wrong ones
-    # Share of pairs whose tied row has a wider gap between right and wrong than between its best and worst right response
+    ref_accuracy: float  # share of ref rows whose only right response has a higher reward than every wrong response
+    tied_accuracy: float  # share of tied rows whose right responses all have higher rewards than every wrong response
+    # Share of pairs in whose tied row the gap between right and wrong responses is wider than the spread of the right responses
     wider: float
-    wider_hard: float  # the same, with the smaller of the gaps of the tied row and of its sibling
-    margin: float  # mean of tanh(that gap / the spread of the right responses - 1); 0 if both are 0
-    pairs: int  # prompts with both kinds of rows
-    unpaired: int  # rows without their sibling, which count only for the accuracies
+    wider_hard: float  # the same, with the smaller of the tied row's gap and its sibling's gap
+    margin: float  # mean of tanh(smaller gap / spread of the right responses - 1); 0 if both are 0
+    pairs: int  # number of prompts with both kinds of rows
+    unpaired: int  # number of rows without their sibling, which count only towards the accuracies
 
 
 def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]) -> TiesScore:
     """
     Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN. Each row has a kind
-    (`"ref"` or `"tied"`), the number of its prompt, and the rewards of its right and wrong responses.
+    (`"ref"` or `"tied"`), the number of its prompt (shared by siblings), and the rewards of its right and wrong responses.
     """
     ref, tied, gaps = _gaps(kinds, pairs, rewards)
     ref_accuracy = _mean([value > 0 for value in ref.values()])
@@ -112,7 +114,10 @@ def spread(chosen: Sequence[float]) -> float:
 def _gaps(
     kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]
 ) -> tuple[dict[int, float], dict[int, tuple[float, float]], np.ndarray]:
-    """Return the gaps of ref rows and the gaps and spreads of tied rows by prompt, and all three for pairs, shape (3, pairs)."""
+    """
+    Return the gaps of ref rows by prompt, the gaps and spreads of tied rows by prompt, and all three values for the prompts that have both
+    rows, shape (3, pairs).
+    """
     rows = list(zip(kinds, pairs, rewards, strict=True))
     ref = {pair: gap(*row) for kind, pair, row in rows if kind == "ref"}
     tied = {pair: (gap(*row), spread(row[0])) for kind, pair, row in rows if kind == "tied"}
@@ -171,8 +176,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:
     """
-    Compute the interval of the mean of the samples' means and the Ties score. The bootstrap draws prompts of Ties with both of their rows.
-    Returns `None` if a row has no sibling.
+    Compute the interval of the mean over the samples' means and the Ties score. The bootstrap resamples the prompts of Ties, each with both
+    of its rows. Returns `None` if a row of Ties has no sibling.
     """
     if unpaired:
         return None

@@ -12,7 +12,7 @@ from ..stats import Estimate, Summarised, mean_estimate, powers_of_two, share
 @dataclass(frozen=True)
 class Reading:
     """
-    A critique of `tokens` tokens and its rewards: after 1, 2, … times `read_every` tokens, then at its end.
+    A critique with `tokens` tokens, and its rewards after every `read_every` tokens and then at its end.
 
     Examples:
 
@@ -27,7 +27,7 @@ class Reading:
     tokens: int
 
     def at(self, limit: int | None, read_every: int) -> tuple[float, int]:
-        """Return the last reward within `limit` tokens (`None`: the complete critique), and the tokens read for it."""
+        """Return the last reward within `limit` tokens (`None`: the complete critique), and the number of tokens read to get it."""
         inner = len(self.rewards) - 1
         if limit is None or limit // read_every > inner:
             return self.rewards[-1], max(self.tokens, inner * read_every)
@@ -48,7 +48,7 @@ class Anytime(Summarised):
     """Accuracy against tokens read, of a model on a set."""
 
     read_every: int
-    points: list[AnytimePoint]  # limits double from `read_every`, and the last point has the complete critiques
+    points: list[AnytimePoint]  # limits double from `read_every`, and the last point reads complete critiques
 
 
 # The critiques of each response of a row
@@ -59,7 +59,8 @@ def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[in
     """
     Compute pair accuracy by the maximum number of tokens read per critique: 1, 2, 4, … times `read_every`, up to the longest critique.
 
-    `rows` hold the critiques of each row's responses, `num_chosen` right ones first. A response's reward is the mean over its critiques.
+    `rows` contains the critiques of each row's responses; a row's first `num_chosen` responses are the right ones. A response's reward is
+    the mean over its critiques.
     """
     steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
     limits = (*(read_every * power for power in powers_of_two(steps)), None)

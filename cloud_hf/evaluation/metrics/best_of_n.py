@@ -1,4 +1,4 @@
-"""Best-of-N: problems with candidates, the worth of the highest-reward candidate for every N, and baselines."""
+"""Best-of-N: problems with candidates, the value of the highest-reward candidate for every N, and baselines."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ class Problem:
     id: str
     prompt: Any
     responses: tuple[str, ...]
-    worth: tuple[float, ...] | None = None  # value of choosing each candidate; None if they are not judged
+    worth: tuple[float, ...] | None = None  # value of choosing each candidate; None if the candidates are not judged
 
     @property
     def repeated(self) -> int:
@@ -42,17 +42,17 @@ def load_problems(
     bad_rows: str = "error",
 ) -> list[Problem]:  # fmt: skip
     """
-    Load problems with existing candidates, with their worth if `judged`. Raises `ValueError` naming the bad rows (unless `bad_rows`
-    is `"drop"`), or two rows with the same id.
+    Load problems with existing candidates and, if `judged`, the candidates' values. Raises a `ValueError` that names the bad rows (unless
+    `bad_rows` is `"drop"`) or two rows with the same id.
 
-    Columns are `prompt`; `responses` (list of strings) with `correct` (list of booleans or scores), or `candidates` (list of
-    `{"response": ..., "judge_score": ...}`); optionally `id` and `tools`.
+    The columns are `prompt`; either `responses` (list of strings) and `correct` (list of booleans or scores), or `candidates` (list of
+    `{"response": ..., "judge_score": ...}`); and optionally `id` and `tools`.
     """
     rows = load_rows(name, split, config)
     if "candidates" not in rows.column_names:
         check_columns(rows.column_names, PROBLEM_COLUMNS if judged else PROBLEM_COLUMNS[:2], name)
     if not len(rows):
-        raise ValueError(f"{name} holds no rows.")
+        raise ValueError(f"{name} contains no rows.")
     problems: list[Problem] = []
     places: dict[str, int] = {}
     rows = read_prompts(rows.select(range(min(limit or len(rows), len(rows)))), name, bad_rows)
@@ -91,29 +91,29 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
 
 
 def candidates(row: dict[str, Any]) -> list[str]:
-    """Return a row's candidates. Raises `ValueError` unless they are text, and `correct` holds a finite number for each."""
+    """Return a row's candidates. Raises `ValueError` unless all are text and `correct` contains a finite number for each."""
     responses, correct = listed(row["responses"]), listed(row["correct"])
     if not isinstance(responses, list) or not responses:
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
     responses = [response_of({"responses": response}, "responses", allow_empty=True) for response in responses]
     if not all(isinstance(response, str) for response in responses):
-        raise ValueError("`responses` holds messages with more than text; candidates are text.")
+        raise ValueError("`responses` contains messages with more than text; candidates must be text.")
     if not isinstance(correct, list) or len(correct) != len(responses):
         raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
     if not all(isinstance(value, int | float) for value in correct):
         raise ValueError(f"`correct` is {correct!r:.60}; give booleans or numbers.")
     if bad := [value for value in correct if not math.isfinite(value)]:
-        raise ValueError(f"a candidate's worth is {bad[0]}; give finite numbers.")
+        raise ValueError(f"a candidate's value is {bad[0]}; give finite numbers.")
     return responses
 
 
 def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
-    """Return N = 1, 2, … up to the smallest number of candidates of a problem, at most `largest`."""
+    """Return N = 1, 2, … up to `largest` or to the smallest number of candidates that a problem has."""
     return list(range(1, min(largest, *(len(problem.responses) for problem in problems)) + 1))
 
 
 def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
-    """Count problems, the fewest and the most candidates of a problem, and repeated candidates."""
+    """Count the problems, the fewest and the most candidates per problem, and the repeated candidates."""
     counts = Counter(len(problem.responses) for problem in problems)
     return {
         "problems": len(problems),
@@ -134,10 +134,10 @@ class BestOfN(Summarised):
 
     Args:
         problems, dropped (`int`):
-            Problems scored, and problems left out because they are too long.
+            Number of problems scored, and number of problems left out because they are too long.
         rates (`dict[int, float]`):
             For each n, the expected correctness of the best of n candidates drawn without replacement. Candidates with equal rewards
-            share the choice. `rates[1]` is chance.
+            are equally likely to be chosen. `rates[1]` is chance.
         standard_errors (`dict[int, float]`):
             Standard error of each rate over problems; NaN for a single problem.
         oracle (`dict[int, float]`):
@@ -177,7 +177,7 @@ def evaluate_best_of_n(
         [`BestOfN`]
 
     Raises:
-        `ValueError`: Before anything is scored, naming the first bad row.
+        `ValueError`: If a row is bad; raised before anything is scored. The message names the first bad row.
     """
     name = "Best-of-N"
     check_columns(rows.column_names, PROBLEM_COLUMNS, name)
@@ -189,7 +189,7 @@ def evaluate_best_of_n(
 
 
 def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
-    """Compute best-of-N from the scores of fitted problems' candidates, up to the smallest number of candidates of a problem."""
+    """Compute best-of-N from the candidates' scores, for N up to the smallest number of candidates that a problem has."""
     rewards = [[score.reward for score in row_scores] for row_scores in scores]
     correct = [[float(value) for value in listed(row.row["correct"])] for row in fitted.rows]
     sizes = range(1, min(map(len, rewards)) + 1)
@@ -206,8 +206,8 @@ Chooser = Callable[[Sequence[float], int], list[float]]
 
 def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     """
-    Compute how often each candidate has the highest reward among n drawn without replacement, in closed form. Equal rewards
-    share the choice.
+    Compute, in closed form, the probability that each candidate has the highest reward among n drawn without replacement. Candidates with
+    equal rewards are equally likely to be chosen.
 
     Examples:
 
@@ -242,13 +242,13 @@ def best_of_the_first(rewards: Sequence[float], n: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Worth of the chosen candidate by N."""
+    """Value of the chosen candidate for each N."""
 
     values: dict[int, float]
-    standard_errors: dict[int, float]  # over prompts; NaN for a single one
+    standard_errors: dict[int, float]  # over prompts; NaN for a single prompt
     # Over seeds, that is, resampled critiques of the same candidates; NaN for a single seed
     standard_errors_over_seeds: dict[int, float]
-    # Worth of the choice among all candidates of each problem, however many there are, and its error over prompts
+    # Value of the choice among all candidates of each problem, however many there are, and its standard error over prompts
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
@@ -266,15 +266,15 @@ def best_of_n_curve(
     choose: Chooser = choice_probabilities,
 ) -> Curve:
     """
-    Compute the curve of a chooser, by default the mean over all draws of N candidates.
+    Compute the best-of-N curve for a way of choosing, by default the mean over all draws of N candidates.
 
-    `rewards` are by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a worth) by problem and
-    candidate. `sizes` are the values of N, none above the smallest number of candidates of a problem. Raises [`NothingJudged`] if the
-    chosen candidates have no weight.
+    `rewards` is indexed by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a value) by problem and
+    candidate. `sizes` lists the values of N, none of which may exceed the smallest number of candidates that a problem has. Raises
+    [`NothingJudged`] if the chosen candidates have no weight.
     """
 
     def mean(n: int | None) -> tuple[float, float, float]:
-        """Return value, error over prompts and error over seeds for n candidates, or for all of them."""
+        """Return the value, its error over prompts and its error over seeds for n candidates (`None`: all candidates)."""
         by_seed = [
             [
                 _weigh(choose(found, n or len(found)), worth[place], weights[place] if weights else None)
@@ -297,7 +297,7 @@ def best_of_n_curve(
 def _weigh(
     probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
 ) -> tuple[float, float]:
-    """Return the expected value of the choice's worth times its weight, and of its weight."""
+    """Return the expectation of the chosen candidate's value times its weight, and the expectation of its weight."""
     if weights is None:  # the weight is exactly 1; the sum of the probabilities may be 1 - 1e-16
         return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
     shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]
@@ -310,8 +310,8 @@ class NothingJudged(ValueError):
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
-    Compute the ratio of two sums, and its standard error over `pairs`, which hold each prompt's terms of the numerator and the
-    denominator. The error is linearised: it equals the ordinary error of a mean if all denominators are 1, and is NaN for one
+    Compute the ratio of two sums, and its standard error over `pairs`, which contain each prompt's terms in the numerator and the
+    denominator. The error is linearised: it equals the ordinary error of a mean if all denominators are 1, and is NaN for a single
     pair. Raises [`NothingJudged`] if the denominators sum to 0.
     """
     total = math.fsum(below for _, below in pairs)
@@ -331,8 +331,8 @@ def baselines(
     weights: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Curve]:
     """
-    Compute the baseline curves: `"random"` chooses any of the N, `"longest"` the one with the most characters,
-    `"perfect"` the best. `worth` defaults to the worth in the problems; see [`best_of_n_curve`].
+    Compute the baseline curves: `"random"` chooses any of the N candidates, `"longest"` the one with the most characters, and
+    `"perfect"` the best one. `worth` defaults to the values recorded in the problems; see [`best_of_n_curve`].
     """
     worth = [problem.worth or () for problem in problems] if worth is None else worth
     rewards: dict[str, Sequence[Sequence[float]]] = {

@@ -19,30 +19,32 @@ FEW_PAIRS = 5  # with fewer, a bin's accuracy is mostly noise
 class Calibration:
     """Bradley-Terry probabilities compared with outcomes."""
 
-    log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
-    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. Without an interval: noise adds
-    # to absolute values, so even a calibrated model has a positive ECE, and bootstrap intervals contain the true value too rarely
+    log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards contribute ln 2 = 0.693
+    # Mean absolute difference between confidence and accuracy over bins of confidence, weighted by the number of pairs in each bin. It has
+    # no interval: noise adds to absolute values, so even a calibrated model has a positive ECE, and bootstrap intervals would contain the
+    # true value too rarely
     ece: float
-    # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
+    # Mean confidence, accuracy (ties count half) and number of pairs for each non-empty bin
     bins: tuple[tuple[float, float, int], ...]
-    # Divisor of margins that minimises the log loss; NaN if no pair is wrong or the mean margin is not positive
+    # The divisor of the margins that minimises the log loss; NaN if no pair is wrong or the mean margin is not positive
     temperature: float
     log_loss_at_temperature: float
 
 
 def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
-    Compare probabilities with outcomes; a margin is a pair's right minus its wrong reward.
+    Compare probabilities with outcomes; a margin is the reward of a pair's right response minus that of its wrong response.
 
-    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair does not matter (Guo
-    et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if there are no margins or no bins.
+    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair does not
+    matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if there are no margins or no
+    bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
         raise ValueError("There are no pairs to calibrate on.")
     if num_bins < 1:
         raise ValueError(f"`num_bins` is {num_bins}; it must be at least 1.")
-    # For each pair: the probability of the preferred response, whether that one is right (ties: half), and the bin
+    # For each pair: the probability of the preferred response, whether that response is right (ties count half), and the bin
     confidence = expit(np.abs(margins))
     right = np.where(margins == 0, 0.5, margins > 0)
     # A confidence of 1 belongs to the last bin
@@ -62,14 +64,14 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def log_loss(margins: np.ndarray, weights_BP: np.ndarray) -> np.ndarray:
-    """Compute [`Calibration`]'s log loss of weighted pairs."""
+    """Compute the log loss of weighted pairs; see [`Calibration`]."""
     return weights_BP @ np.logaddexp(0.0, -margins) / weights_BP.sum(1)
 
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
     """
-    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows, if there are at least two. `rows` holds the
-    index of each pair's row: the bootstrap resamples rows, with all their pairs.
+    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows, if there are at least two rows. `rows`
+    contains the index of each pair's row, because the bootstrap resamples rows together with all their pairs.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))

@@ -14,7 +14,7 @@ from ..stats import Estimate, mean_estimate, share
 
 
 FEWEST_PAIRS = 20  # minimum number of right/wrong dev pairs; with fewer, a threshold would be chance
-# Thresholds of a curve: evenly spaced in log-odds, and 1, at which every stage scores everything
+# Thresholds of a curve: evenly spaced in log-odds, and 1, at which every stage scores every response
 THRESHOLDS = (*(float(expit(odds)) for odds in np.arange(0, 8.01, 0.25)), 1.0)
 
 
@@ -27,7 +27,7 @@ class StageScores:
         name (`str`):
             The model's name in messages and tables.
         rewards, tokens (`Sequence[Sequence[float]]`):
-            Reward, and tokens of the critiques, by prompt and response.
+            Reward and number of critique tokens, by prompt and response.
         one_at_a_time (`bool`, *optional*, defaults to `False`):
             See [`~cascade.CascadeStage`].
     """
@@ -38,7 +38,7 @@ class StageScores:
     one_at_a_time: bool = False
 
     def part(self, places: Sequence[int]) -> "StageScores":
-        """Return the scores of some prompts."""
+        """Return the scores of the prompts at these indices."""
         rewards, tokens = ([rows[place] for place in places] for rows in (self.rewards, self.tokens))
         return StageScores(self.name, rewards, tokens, self.one_at_a_time)
 
@@ -48,10 +48,11 @@ class StageScores:
 
 def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]) -> tuple[StageFit, ...]:
     """
-    Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression. Weights are not negative.
+    Fit each stage's weights by logistic regression on pairs of a better and a worse response to the same prompt. Weights are never
+    negative.
 
-    `correct` holds the worth of each response by prompt. The target of each of n pairs is (n + 1) / (n + 2) instead of 1 (Platt's rule), so weights
-    stay finite even if a stage orders every pair correctly. Raises `ValueError` if there are fewer than 20 pairs.
+    `correct` contains the value of each response, by prompt. With n pairs, each pair's target is (n + 1) / (n + 2) instead of 1 (Platt's
+    rule), so weights stay finite even if a stage orders every pair correctly. Raises `ValueError` if there are fewer than 20 pairs.
     """
     pairs = [
         (row, better, worse)
@@ -76,7 +77,8 @@ def _fit_stage(better_P: np.ndarray, worse_P: np.ndarray, before_P: np.ndarray) 
     ones = np.ones(len(better_P))
     slope, prior = _logistic(np.stack([better_P - worse_P, before_P], axis=1), ones)
     rewards, before = np.r_[better_P, worse_P], np.r_[before_P, -before_P]
-    # `_logistic` allows no negative weight, so an offset of either sign takes two: up and down. Standardised rewards keep both small
+    # `_logistic` allows no negative weights, so an offset of either sign needs two weights: up and down. Standardising the rewards keeps
+    # both weights small
     middle, spread = rewards.mean(), rewards.std() or 1.0
     features = np.stack([(rewards - middle) / spread, before, np.ones_like(rewards), -np.ones_like(rewards)], axis=1)
     one_slope, one_prior, up, down = _logistic(features, np.r_[ones, -ones])
@@ -86,12 +88,12 @@ def _fit_stage(better_P: np.ndarray, worse_P: np.ndarray, before_P: np.ndarray) 
 
 
 def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
-    """Return the weights, none negative, that minimise the logistic loss of outcomes ±1."""
+    """Return the non-negative weights that minimise the logistic loss for outcomes of ±1."""
     count = len(features_PF) + 2
     signed_PF = features_PF * signs_P[:, None]
     scale_F = np.abs(signed_PF).mean(0)
     scale_F[scale_F == 0] = 1.0
-    signed_PF = signed_PF / scale_F  # features of one scale, so one step size fits all weights
+    signed_PF = signed_PF / scale_F  # features on one scale, so that one step size suits all weights
 
     def loss(weights_F: np.ndarray) -> tuple[float, np.ndarray]:
         odds_P = signed_PF @ weights_F
@@ -113,12 +115,11 @@ class CascadePoint:
     """Result of a cascade with one threshold on some rows."""
 
     threshold: float  # the probability that decides a prompt, for all stages
-    worth: tuple[float, ...]  # of the chosen response, by row: 1 or 0 for pairs
-    tokens: tuple[float, ...]  # of the critiques, by row
+    worth: tuple[float, ...]  # value of the chosen response, by row: 1 or 0 for pairs
+    tokens: tuple[float, ...]  # critique tokens, by row
     rewards: tuple[tuple[float, ...], ...]  # the cascade's rewards, by row and response
-    asked: tuple[
-        tuple[tuple[int, ...], ...], ...
-    ]  # by row and stage, the indices of the responses that the stage scored
+    # The indices of the responses that a stage scored, by row and stage
+    asked: tuple[tuple[tuple[int, ...], ...], ...]
 
     @property
     def reached(self) -> tuple[float, ...]:
@@ -128,12 +129,12 @@ class CascadePoint:
 
     @cached_property
     def accuracy(self) -> Estimate:
-        """Mean worth of the choices, with its 95 % interval over rows."""
+        """Mean value of the chosen responses, with its 95 % interval over rows."""
         return share(self.worth)
 
     @cached_property
     def tokens_per_row(self) -> Estimate:
-        """Mean tokens of a row's critiques, with a bootstrap interval."""
+        """Mean number of critique tokens per row, with a bootstrap interval."""
         return mean_estimate(self.tokens)
 
 
@@ -171,7 +172,9 @@ def run_recorded(
 
 
 def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
-    """Return the worth of the response with the highest reward; in a tie, the lowest worth, because a tie is not right."""
+    """
+    Return the value of the response with the highest reward. In a tie, return the lowest value, because a tie does not count as right.
+    """
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
 
@@ -189,21 +192,21 @@ def cascade_curve(
 @dataclass(frozen=True)
 class Goal:
     """
-    Goal of a threshold; give exactly one field.
+    The goal for choosing a threshold; set exactly one field.
 
     Args:
         accuracy (`float`, *optional*):
             Minimum accuracy on the dev rows; choose the threshold with the fewest tokens.
         loss (`float`, *optional*):
-            The same minimum, as the largest loss of accuracy against the last stage alone or against every stage scoring everything,
-            whichever is less accurate; 0.01 is one point.
+            The minimum accuracy, given as the largest loss of accuracy compared with the last stage alone or with every stage scoring every
+            response, whichever of the two is less accurate; 0.01 is one percentage point.
         tokens (`float`, *optional*):
             Maximum number of tokens per row; choose the threshold with the highest accuracy.
         threshold (`float`, *optional*):
-            The threshold itself, which some dev row must reach.
+            The threshold itself, which at least one dev row must reach.
 
     Raises:
-        `ValueError`: If not exactly one is given, or it is out of range.
+        `ValueError`: If not exactly one field is set, or if its value is out of range.
     """
 
     accuracy: float | None = None
@@ -231,19 +234,19 @@ def fit_cascade(
 
     Args:
         stages (`Sequence[StageScores]`):
-            Every stage's scores of all dev rows, the cheapest first.
+            The scores of all dev rows by each stage, with the cheapest stage first.
         correct (`Sequence[Sequence[float]]`):
-            Worth of each response by row: `[1, 0]` for a pair.
+            Value of each response by row: `[1, 0]` for a pair.
         goal ([`Goal`]):
             A target accuracy or a token budget.
 
     Returns:
-        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, which is slightly better than on
-        other rows.
+        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, which looks slightly better than it
+        would on other rows.
 
     Raises:
-        `ValueError`: If no dev rows support the goal: too few pairs, an accuracy that no threshold reaches, a budget that the first stage
-            exceeds, or a threshold that no dev row reaches.
+        `ValueError`: If the dev rows do not support the goal: there are too few pairs, no threshold reaches the accuracy, the first stage
+            exceeds the budget, or no dev row reaches the threshold.
     """
     if len(stages) < 2:
         raise ValueError("A cascade needs at least two stages, the cheapest first.")
@@ -259,7 +262,7 @@ def fit_cascade(
     if goal.threshold is not None and chosen.threshold < 1 and chosen.tokens == curve[-1].tokens:
         raise ValueError(
             f"The threshold {goal.threshold:g} decides none of the {len(correct)} dev rows before {last} scores everything, so no data "
-            "supports it. Lower it."
+            "supports it. Lower the threshold."
         )
     return CascadeFit(fits, (chosen.threshold,) * (len(stages) - 1)), curve
 
@@ -277,11 +280,12 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     target = goal.accuracy or 0.0
     if goal.loss is not None:
         target = min(last_stage, curve[-1].accuracy.value) - goal.loss
-    # Go down from scoring everything while every threshold reaches the goal: a low threshold that reaches it by luck must not win
+    # Start where everything is scored, and lower the threshold for as long as the goal is reached: a low threshold that reaches the goal by
+    # luck must not be chosen
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(
-            f"No threshold is known to reach an accuracy of {target:.3g}: with everything scored, the {rows} dev rows have "
+            f"No threshold is known to reach an accuracy of {target:.3g}: with everything scored, accuracy on the {rows} dev rows is "
             f"{curve[-1].accuracy.value:.3f}. Lower the target."
         )
     return min(enough, key=lambda point: (point.tokens_per_row.value, -point.accuracy.value))

@@ -1,4 +1,6 @@
-"""Compare critiques with reference critiques: language-model loss of the reference critique, and its overlap with the model's own critique."""
+"""
+Compare critiques with reference critiques: the language-model loss of a reference critique, and its overlap with the model's own critique.
+"""
 
 import math
 from collections.abc import Sequence
@@ -33,13 +35,14 @@ def load(
     names: Sequence[str], split: str = "test", config: str | None = None, bad_rows: str = "error"
 ) -> list[CritiqueRow]:
     """
-    Load rows with reference critiques. Raises `ValueError` naming the file, the rows and the field, unless `bad_rows` is `"drop"`.
+    Load rows with reference critiques. Unless `bad_rows` is `"drop"`, raises a `ValueError` that names the file, the bad rows and the
+    field.
 
-    Columns are `prompt`, `response`, `critique`; or `prompt`, `chosen`, `rejected`, `chosen_feedback`, `rejected_feedback`,
-    each of which becomes two rows (with the first of several critiques).
+    The columns are `prompt`, `response` and `critique`; or `prompt`, `chosen`, `rejected`, `chosen_feedback` and `rejected_feedback`. In
+    the latter case each row becomes two, and only the first of several critiques is used.
     """
     if not names:
-        raise ValueError("Name at least one file or dataset to read.")
+        raise ValueError("Name at least one file or dataset to load.")
     return [row for name in names for row in _load(name, load_rows(name, split, config), bad_rows)]
 
 
@@ -79,7 +82,7 @@ def _critique_of(row: dict[str, Any], column: str) -> str:
 class ReferenceLoss:
     """Language-model loss of a reference critique."""
 
-    nats: float  # summed cross-entropy of its tokens, end of turn included
+    nats: float  # summed cross-entropy of its tokens, including the end of turn
     tokens: int
 
 
@@ -92,12 +95,12 @@ def reference_losses(
     overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
-    Compute the loss of each reference critique, that is, the loss that stage 1 minimises. Requires a CLoud model in this process: servers and
-    vLLM do not return losses.
+    Compute the loss of each reference critique, that is, the loss that stage 1 minimises. Requires a CLoud model in this process: servers
+    and vLLM do not return losses.
 
     With an `overlong_policy` other than `"error"`, rows longer than the model's context get a loss over zero tokens. With
     `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Raises `ValueError` before
-    any computation if the model is classic or a row is longer than its context.
+    any computation if the model is classic or a row is longer than the model's context.
     """
     if not model.config.critique:
         raise ValueError("This is a classic reward model: it writes no critiques, so no critique loss exists.")
@@ -116,7 +119,7 @@ def reference_losses(
         else:
             losses[place] = ReferenceLoss(0.0, 0)
     overlong.settle()
-    # Longest first: batches of similar length need little padding, and a lack of memory shows immediately
+    # Process the longest rows first: batches of similar lengths need little padding, and running out of memory shows up immediately
     order = sorted(set(range(len(encoded))) - losses.keys(), key=lambda place: -len(encoded[place].input_ids))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
@@ -147,11 +150,11 @@ class CritiqueQuality(Summarised):
     """Written critiques compared with reference critiques."""
 
     n: int
-    words: float  # mean
-    reference_words: float  # mean
+    words: float  # mean number of words in a written critique
+    reference_words: float  # mean number of words in a reference critique
     chrf: float  # chrF2 of the set, 0 to 100: overlap of character n-grams (Popović 2015; sacrebleu)
-    bleu: float  # of the set, 0 to 100 (sacrebleu)
-    empty: int  # written critiques without text
+    bleu: float  # BLEU of the set, 0 to 100 (sacrebleu)
+    empty: int  # number of written critiques without text
     loss_per_token: float | None = None  # mean cross-entropy of the reference critiques' tokens, in nats
     loss_tokens: int = 0
 
@@ -161,7 +164,8 @@ def score_critiques(
 ) -> CritiqueQuality:
     """
     Compare written critiques with reference critiques, and average the losses of the reference critiques. Overlap measures wording, not
-    correctness: two good critiques can share few words. Raises `ValueError` if there are none, or their numbers differ.
+    correctness: two good critiques can share few words. Raises `ValueError` if there are no critiques, or if the numbers of critiques or
+    losses differ.
     """
     import sacrebleu
 

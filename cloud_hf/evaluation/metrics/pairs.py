@@ -33,19 +33,19 @@ class PairEvaluation:
 
     Args:
         n, ties (`int`):
-            Pairs scored, and those with equal rewards.
+            Number of pairs scored, and number of pairs with equal rewards.
         accuracy (`float`):
             Share of pairs whose chosen response has the strictly higher reward; a tie counts as wrong.
         ci95 (`tuple[float, float]`):
-            Wilson interval of the accuracy at 95 %.
+            95 % Wilson interval of the accuracy.
         dropped, shortened (`int`):
-            Pairs left out because they are too long, and pairs scored with a shortened prompt.
+            Number of pairs left out because they are too long, and number of pairs scored with a shortened prompt.
         critiques_cut (`float`):
             Share of critiques that were truncated at the token limit.
         by_group (`dict[str, dict]`):
             `accuracy`, `ci95` and `n` for each value of the group column.
         pairs (`list[ScoredPair]`):
-            The scores.
+            The pairs with their scores.
     """
 
     n: int
@@ -59,7 +59,7 @@ class PairEvaluation:
     pairs: list[ScoredPair] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics in JSON form, without the scores of single pairs."""
+        """Return the metrics in JSON form, without the scores of individual pairs."""
         metrics = asdict(replace(self, pairs=[]))
         del metrics["pairs"]
         return metrics
@@ -84,16 +84,17 @@ def evaluate_pairs(
         scorer ([`Scorer`]):
             Any backend.
         rows (`Dataset`):
-            Columns `prompt`, `chosen`, `rejected`, in any form that [`~data.preference_rows.read_preferences`] reads; optional
-            `tools`, `id`.
+            Columns `prompt`, `chosen`, `rejected`, in any form that [`~data.preference_rows.read_preferences`] accepts; and
+            optionally `tools` and `id`.
         critique_format ([`CritiqueFormat`]):
-            The model's format, which counts tokens.
+            The model's critique format, which is used to count tokens.
         context_length (`int`, *optional*):
             Context length of the model in tokens, critique included.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            `"error"`, `"drop"` or `"truncate_prompt"`, for pairs that do not fit with a critique of `max_new_tokens`.
+            What to do with pairs that do not fit the context together with a critique of `max_new_tokens` tokens: `"error"`, `"drop"` or
+            `"truncate_prompt"`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            `"error"` or `"drop"`, for rows that cannot be used.
+            What to do with rows that cannot be used: `"error"` or `"drop"`.
         group_column (`str`, *optional*):
             Column by which accuracy is also broken down.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -121,7 +122,7 @@ def evaluate_pairs(
 def summarize_pairs(
     fitted: FittedRows, scores: Sequence[Sequence[Score]], group_column: str | None = None
 ) -> PairEvaluation:
-    """Compute accuracy from the scores of fitted pairs; a view of [`score_preferences`], by group instead of subset."""
+    """Compute accuracy from the scores of fitted pairs with [`score_preferences`], by group instead of by subset."""
     pairs = [
         ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), chosen, rejected)
         for row, (chosen, rejected) in zip(fitted.rows, scores, strict=True)
@@ -147,5 +148,5 @@ def summarize_pairs(
 
 
 def pair_responses(row: dict[str, Any]) -> list[Response]:
-    """Return the chosen and the rejected response of a row, checked."""
+    """Check and return the chosen and the rejected response of a row."""
     return [response_of(row, side) for side in SIDES]

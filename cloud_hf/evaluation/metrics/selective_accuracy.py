@@ -19,7 +19,8 @@ class SelectiveCurve:
 
     # At each of `FRACTIONS`, as the mean over random orders of equally certain pairs
     accuracy: tuple[float, ...]
-    # Area from rejecting no pair to rejecting almost all, 1 - AURC; no interval if all pairs are right, or all wrong
+    # Area under the curve from rejecting no pair to rejecting almost all (1 - AURC). There is no interval if all pairs are right, or all
+    # wrong
     area: Estimate
 
 
@@ -48,8 +49,8 @@ def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], row
     """
     Reject pairs by each measure of certainty, the least certain first.
 
-    `right` holds 0 or 1 for each pair, and `rows` the index of its row, because the intervals resample rows, with all their
-    pairs.
+    `right` contains 0 or 1 for each pair, and `rows` the index of the pair's row, because the intervals come from resampling rows together
+    with all their pairs.
 
     Examples:
 
@@ -72,7 +73,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     num_rows = int(rows.max()) + 1
 
     def area(counts_BR: np.ndarray) -> np.ndarray:
-        # B resamples of R rows; each pair counts as often as its row was drawn
+        # B resamples of R rows; each pair counts as often as its row was sampled
         weights = counts_BR[:, rows].astype(float)
         kept = np.add.reduceat(weights, starts, axis=1)
         kept_right = np.add.reduceat(weights * right, starts, axis=1)
@@ -81,7 +82,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     value = float(area(np.ones((1, num_rows)))[0])
     # If all pairs are right (or wrong), all resamples are the same
     interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
-    # Between two steps the mean over random orders of equally certain pairs is linear
+    # Within a step, the mean over random orders of its equally certain pairs is linear
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept
@@ -90,10 +91,10 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
 
 def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
-    Integrate accuracy over the kept fraction, for each row of steps; the most certain step comes first.
+    Integrate accuracy over the kept fraction, for each resample (a row of steps, of which the most certain comes first).
 
-    Within a step of d pairs, b of them right, after c pairs, a of them right, accuracy is (a + t b) / (c + t d) for t from 0
-    to 1; the integral of that, times d, is b + (a d - b c) / d ln((c + d) / c).
+    Suppose a step of d pairs, b of which are right, follows c pairs, a of which are right. Within the step, accuracy is
+    (a + t b) / (c + t d) for t from 0 to 1; the integral of this, times d, is b + (a d - b c) / d ln((c + d) / c).
     """
     before = kept.cumsum(1) - kept
     right_before = kept_right.cumsum(1) - kept_right

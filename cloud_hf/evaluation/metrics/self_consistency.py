@@ -15,7 +15,7 @@ ALL_ROWS = "all rows"
 DRAWS = 200
 RESAMPLES = 200
 _BUCKETS = 4
-_MOST_VALUES = 6  # up to this many distinct lengths, each gets a bucket
+_MOST_VALUES = 6  # up to this many distinct lengths, each length gets its own bucket
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class AccuracyCurve:
     accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
     # Standard error of this mean over the sampled critiques, by a bootstrap over the critiques of each response
     standard_errors: tuple[float, ...]
-    # Wilson intervals, as if each row were entirely right or wrong: conservative, and not of zero width if all rows are right
+    # Wilson intervals that treat each row as entirely right or wrong: they are conservative, and wider than zero even if all rows are right
     intervals: tuple[tuple[float, float], ...]
 
 
@@ -36,7 +36,7 @@ Curve = AccuracyCurve  # its name in version 0.1
 
 @dataclass(frozen=True)
 class CombinedAccuracy:
-    """Row accuracy with all critiques of each response, combined in one way."""
+    """Row accuracy if all critiques of each response are combined in one way."""
 
     combination: str  # one of `COMBINATIONS`
     accuracy: Estimate
@@ -72,10 +72,10 @@ def self_consistency(
     """
     Compute accuracy by the number of averaged critiques, from one set of sampled critiques.
 
-    A row's outcome is the share of its right/wrong pairs in the right order; a tie is wrong. `rewards` are by row, response and critique,
-    with the same number of critiques for each response; `lengths` are the reasoning lengths of the rows; `temperature` and `length_of`
-    describe the result; `log_likelihoods`, shaped like `rewards`, add the combination by likelihood. Raises `ValueError` if there are no
-    rows, or responses have different numbers of critiques.
+    A row's outcome is the share of its right/wrong pairs in the right order; a tie counts as wrong. `rewards` is indexed by row, response
+    and critique, with the same number of critiques for each response, and `lengths` contains the reasoning lengths of the rows.
+    `temperature` and `length_of` only describe the result. If `log_likelihoods`, shaped like `rewards`, are given, critiques are also
+    combined by likelihood. Raises `ValueError` if there are no rows, or if responses have different numbers of critiques.
 
     Examples:
 
@@ -93,13 +93,14 @@ def self_consistency(
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
-    # R responses of all rows, K critiques each. Rounded to float32, whose sums are exact in float64: otherwise equal sums could differ by
-    # the order of the critiques, and ties would be decided at random. Rewards that were rescaled or parsed have more digits.
+    # R responses of all rows, with K critiques each. Rewards that were rescaled or parsed have more digits than float32. They are rounded
+    # to float32, whose sums are exact in float64: otherwise equal sums could differ depending on the order of the critiques, and ties would
+    # be broken at random.
     rewards_RK = np.array(flat, dtype=np.float32).astype(float)
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 
     def draw(pool_RK: np.ndarray) -> np.ndarray:
-        """Return each row's outcome for every k, as the mean over disjoint draws of k critiques from a pool: columns for k = 1, 2, …"""
+        """Return each row's outcome for k = 1, 2, … (columns), as the mean over disjoint draws of k critiques from a pool."""
         # Compare sums instead of means: dividing by k would round
         sums = np.pad(rng.permuted(pool_RK, axis=1).cumsum(1), ((0, 0), (1, 0)))
         outcomes = []
@@ -131,7 +132,7 @@ def compare_combinations(
     """
     Compute the row accuracy of each way to combine all critiques of a response; see [`~combine_critiques.combine_rewards`].
 
-    `rewards` and `log_likelihoods` are by row, response and critique; without the latter, `"likelihood"` is left out.
+    `rewards` and `log_likelihoods` are indexed by row, response and critique; without `log_likelihoods`, `"likelihood"` is left out.
     """
     likelihoods = [None] * len(rewards) if log_likelihoods is None else log_likelihoods
     names = [name for name in COMBINATIONS if name != "likelihood" or log_likelihoods is not None]
@@ -157,7 +158,7 @@ def _outcome(rewards: Sequence[float], num_chosen: int) -> float:
 def _standard_errors(
     rewards_RK: np.ndarray, draw: Callable[[np.ndarray], np.ndarray], groups: Sequence[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:  # fmt: skip
-    """Return the standard error over critiques of each group's accuracy for every k, shape (groups, K), by a bootstrap."""
+    """Return bootstrap standard errors (over critiques) of each group's accuracy for every k, shape (groups, K)."""
     num_critiques, twice = rewards_RK.shape[1], []
     for _ in range(RESAMPLES):
         resampled = rng.integers(num_critiques, size=rewards_RK.shape)
@@ -183,7 +184,10 @@ def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[
 
 
 def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:
-    """Split rows by length: a bucket for each value, or quarters if values are many. Returns each bucket's range and rows, shortest first."""
+    """
+    Split rows by length into one bucket per value, or into quarters if there are many values. Returns each bucket's range and rows,
+    shortest first.
+    """
     lengths = np.array(lengths, dtype=float)
     values = np.unique(lengths)
     if len(values) <= _MOST_VALUES:

@@ -10,7 +10,7 @@ from ..stats import Estimate, mean_estimate
 from .probe import REWARD, SHARE, Measure, Probe, ProbeRow, order_changes, share_of_rows
 
 
-MOST_ROWS = 32  # one chat at a time is slow
+MOST_ROWS = 32  # scoring one chat at a time is slow
 
 
 def probe_batches(
@@ -18,7 +18,7 @@ def probe_batches(
 ) -> list[Measure]:
     """
     Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments. `scorer` is the backend itself, because a
-    [`JournaledScorer`] would return its stored rewards; `journal` stores complete batches, so a resumed run finds the same differences.
+    [`JournaledScorer`] would return its stored rewards; `journal` stores complete batches, so a resumed run reports the same differences.
     """
     if not rows:
         return []

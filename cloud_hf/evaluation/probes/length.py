@@ -1,4 +1,4 @@
-"""Probe length bias: does the longer response get the higher reward, right or wrong?"""
+"""Probe length bias: does the longer response get the higher reward, whether it is right or wrong?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -58,8 +58,9 @@ def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
 
 def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
-    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows; NaN if all rewards or all lengths
-    are equal. `within_rows` subtracts the means of each row, which removes the effect of prompts that require long answers or get low rewards.
+    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows; NaN if all rewards or all
+    lengths are equal. `within_rows` subtracts the means of each row, which removes the effect of prompts that require long answers or get
+    low rewards.
     """
     if not rows:
         return Estimate(math.nan, 0)

@@ -21,7 +21,7 @@ YOURS = "your paraphrases"
 
 
 def reword(prompt: Any, change: Callable[[str], str]) -> Any:
-    """Change the last user message of a prompt in any form. Return `None` if it has no user message with text."""
+    """Change the last user message of a prompt, whatever its form. Return `None` if the prompt has no user message with text."""
     if isinstance(prompt, str):
         return change(prompt)
     conversation = read_prompt(prompt, allow_empty=True)
@@ -35,10 +35,10 @@ def reword(prompt: Any, change: Callable[[str], str]) -> Any:
 
 def read_paraphrases(value: Any) -> tuple[str, ...]:
     """
-    Read a column of paraphrases of a prompt's last user message: text, a list of texts, or nothing.
+    Parse a column value with paraphrases of a prompt's last user message: text, a list of texts, or nothing.
 
     Raises:
-        `ValueError`: If it contains anything else, or empty text.
+        `ValueError`: If the value is anything else, or contains empty text.
     """
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -75,7 +75,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
-    """Return each pair's margin before and after; empty unless all responses were scored with this prompt."""
+    """Return each pair's margin before and after rewording, or nothing unless all responses were scored with this prompt."""
     before = row.row.rewards
     if len(row.places(label)) < len(before):
         return []

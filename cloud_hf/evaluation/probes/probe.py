@@ -29,7 +29,7 @@ CORRELATION = Unit("rank correlation", 1.0, 3)
 
 @dataclass(frozen=True)
 class Measure:
-    """A labelled estimate of a probe, in its unit."""
+    """A probe's estimate with its label and unit."""
 
     label: str
     unit: Unit
@@ -47,11 +47,11 @@ class ProbeRow:
 
     Args:
         dataset (`str`):
-            The set it belongs to.
+            The set to which the row belongs.
         row ([`BenchmarkRow`]):
             The row, with the prompt that the model saw.
         scores (`list[Score]`):
-            One per response.
+            Scores of the row's responses, one per response.
         paraphrases (`tuple[str, ...]`, *optional*):
             The user's paraphrases of the prompt.
     """
@@ -83,9 +83,9 @@ class Variant:
 
     Args:
         label (`str`):
-            Names the alteration in reports.
+            Name of the alteration in reports.
         place (`int`):
-            Index of the response that was altered, or -1 if there is none.
+            Index of the response that was altered, or -1 if the response is a new text instead of an altered one.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
@@ -131,19 +131,20 @@ class Probe:
 
     Args:
         title (`str`):
-            Its name in reports.
+            The probe's name in reports.
         about (`str`):
             Description for reports: what is altered and counted.
         measure (`Callable`, *optional*):
             `measure(probed_rows)` returns the measures, the most important one first.
         alter (`Callable`, *optional*):
-            `alter(probe_row, critique_format)` returns altered chats of a row. Without it, `measure` gets all rows unaltered.
+            `alter(probe_row, critique_format)` returns a row's altered chats. Without it, `measure` gets all rows unaltered.
         controls (`bool`, *optional*, defaults to `False`):
             Add a control for each alteration of a wrong response; see [`with_controls`].
         checks_text (`bool`, *optional*, defaults to `False`):
             Check whether the altered chats contain control tokens that the chat template did not write.
         rescore (`Callable`, *optional*):
-            `rescore(probe_rows, scorer, journal, batch_size, seed, options)` returns the measures instead of `measure`.
+            `rescore(probe_rows, scorer, journal, batch_size, seed, options)` scores rows again and returns the measures; `measure` is then
+            not called.
         most_rows (`int`, *optional*):
             Maximum number of rows passed to `rescore`, spread evenly over the sets.
 
@@ -186,7 +187,9 @@ def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
 
 
 def order_changes(margins: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return, as 1 or 0 for each pair of margins (before, after), whether the order is reversed, and whether a tie arises or ends."""
+    """
+    Return, as 1 or 0 for each pair of margins (before, after), whether the order is reversed, and whether a tie appears or disappears.
+    """
     signs = [(np.sign(before), np.sign(after)) for before, after in margins]
     reversed_ = [float(before * after < 0) for before, after in signs]
     return reversed_, [float((before == 0) != (after == 0)) for before, after in signs]
@@ -211,7 +214,9 @@ def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
 
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
-    """For each correctly ordered pair whose wrong response was altered, return 1 if that one now has the higher reward, otherwise 0."""
+    """
+    For each correctly ordered pair whose wrong response was altered, return 1 if the wrong response now has the higher reward, otherwise 0.
+    """
     return [float(margin < 0) for margin in _margins_after(row, label, 1)]
 
 
@@ -227,7 +232,7 @@ def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------- neutral endings
 
-# Says nothing about the response. Repeated, and cut to the length of the ending that it controls for
+# Text that says nothing about the response. It is repeated and truncated to the length of the ending that it controls for
 _NEUTRAL = " This is the end of the text."
 _CONTROL_OF = "neutral ending as long as "
 CONTROL = (
@@ -237,7 +242,7 @@ CONTROL = (
 
 
 def neutral(label: str) -> str:
-    """Return the label of the control of an alteration."""
+    """Return the label of the control for an alteration."""
     return _CONTROL_OF + label
 
 
@@ -247,7 +252,7 @@ def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
 
 
 def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
-    """Add a control for each altered wrong response: the original plus a neutral ending that changes the length as much."""
+    """Add a control for each altered wrong response: the original plus a neutral ending that changes the length by the same amount."""
     controls = []
     for variant in variants:
         if variant.place >= row.row.num_chosen:
@@ -260,8 +265,8 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return, for each alteration of a probe with `controls`, how many more right pairs it loses than its control, then the pairs that each
-    of the two loses, ties and wins. `note` is added to the labels.
+    Return, for each alteration of a probe with `controls`, how many more right pairs the alteration loses than its control, and then how
+    many pairs the alteration and the control each lose, tie and win. `note` is added to the labels.
     """
     counted = {
         "right pairs lost": lost_pairs,
@@ -279,6 +284,6 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
 
 
 def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Return the mean over rows of the share of right pairs lost, minus the share that the control loses."""
+    """Return the mean over rows of the share of right pairs that an alteration loses, minus the share that its control loses."""
     pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
     return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])

@@ -1,4 +1,4 @@
-"""Run probes: alter rows, score them, and measure. Holds the list of all probes."""
+"""The list of all probes, and how probes are run: alter rows, score them, and compute measures."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from .style import STYLE
 
 
 BATCH = "batch"
-# To add a probe, write a module with a `Probe` and list it here: options, reports and files read this list
+# To add a probe, write a module with a `Probe` and list it here: options, reports and files use this list
 PROBES: dict[str, Probe] = {
     "length": LENGTH,
     "style": STYLE,
@@ -38,7 +38,7 @@ NAMES = tuple(PROBES)
 @dataclass(frozen=True)
 class ProbeResult:
     """
-    Measures of a probe for a model.
+    Results of a probe for one model.
 
     Args:
         name, title, about (`str`):
@@ -48,7 +48,7 @@ class ProbeResult:
         measures (`list[Measure]`):
             Measures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
-            Measures for each set; empty if there is only one.
+            Measures for each set; empty if there is only one set.
         probed (`list[ProbedRow]`):
             The altered chats with their scores.
     """
@@ -92,7 +92,7 @@ class ProbeResult:
 
 def check_probes(names: Sequence[str]) -> list[str]:
     """
-    Check names of probes, and replace `"all"` with all of them.
+    Check the names of probes, and replace `"all"` with the names of all probes.
 
     Raises:
         `ValueError`: If a probe does not exist; the message names it.
@@ -157,7 +157,7 @@ def run_probes(
         draw_seed (`int`, *optional*, defaults to `0`):
             Seed for sampling rows.
         sort_by_length (`bool`, *optional*, defaults to `False`):
-            Tell the scorer the chats' lengths; see [`JournaledScorer.score`].
+            Whether to pass the lengths of the chats to the scorer; see [`JournaledScorer.score`].
         **options:
             Further options of [`Scorer`].
     """
@@ -202,7 +202,7 @@ class _AlteredRow:
 
 
 def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: int | None) -> _AlteredRow:
-    """Alter a row, and leave out the chats that the model cannot read."""
+    """Alter a row, and leave out chats that are too long for the model or that its format rejects."""
     assert probe.alter is not None
     chats, variants = [], probe.alter(row, critique_format)
     if probe.controls:
@@ -221,7 +221,7 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
 def _score(
     altered: dict[str, list[_AlteredRow]], scorer: JournaledScorer, sort_by_length: bool, options: dict[str, Any]
 ) -> Iterator[Score]:
-    """Score the altered chats of all probes, and return the scores in their order."""
+    """Score the altered chats of all probes, and return the scores in the order of the chats."""
     found = [(name, part.row, chat) for name, parts in altered.items() for part in parts for chat in part.chats]
     if not found:
         return iter(())

@@ -13,15 +13,16 @@ from .plots import save, with_reach
 
 
 ANYTIME = """\
-Each critique is read up to a number of tokens. The reward is the last one read by then, or the final one if the critique ends earlier. Accuracy
-is row accuracy (share of right/wrong pairs in the right order), and tokens are the mean over responses, both with 95 % intervals over rows."""
+Each critique is read up to a given number of tokens. Its reward is the last one read by then, or the final one if the critique ends earlier.
+Accuracy is row accuracy (share of right/wrong pairs in the right order), and tokens are means over responses, both with 95 % intervals over
+rows."""
 
 # By model
 AnytimeResults = Mapping[str, Anytime]
 
 
 def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
-    """Make the sections on accuracy against tokens read, by set and model."""
+    """Build the sections on accuracy against tokens read, by set and model."""
     sections = [Section("Accuracy against tokens read", ANYTIME)]
     for name, by_model in by_dataset.items():
         rows = [
@@ -42,7 +43,10 @@ def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
 
 
 def plot_anytime(by_model: AnytimeResults, path: Path, models: Sequence[str] = ()):
-    """Draw each model's accuracy against the mean tokens read per response, with 95 % intervals. The last point reads complete critiques."""
+    """
+    Plot each model's accuracy against the mean number of tokens read per response, with 95 % intervals. The last point is for complete
+    critiques.
+    """
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
     styles = styles_of(by_model, models)
     for model, found in by_model.items():

@@ -19,9 +19,9 @@ from .tables import DIFFERENCE, difference_table
 
 
 COMPARED = """\
-Rows are those that both runs scored, known by a hash of their prompt and responses: {folders}."""
-CHOICES = "Worth of the candidate with the highest reward among all"
-BEST_OF_N = "Best-of-N, "  # starts the names of sets of candidates
+{folders} are compared on the rows that both runs scored. Rows are identified by a hash of their prompt and responses."""
+CHOICES = "Value of the candidate with the highest reward among all candidates"
+BEST_OF_N = "Best-of-N, "  # prefix of the names of candidate sets
 _PAGES = {"report.json": VERSION, "best_of_n.json": BEST_OF_N_VERSION}
 _COLUMNS = ("benchmark", "row_hash", "row", "subset", "is_chosen", "reward")
 
@@ -32,8 +32,8 @@ Outcomes = dict[str, dict[str, dict[tuple[str, int], float]]]
 @dataclass(frozen=True)
 class Results:
     """
-    The results of finished runs in a folder: `name` is the folder's name, `pages` holds its report.json and best_of_n.json, and `scores`
-    names the sets of candidates whose worth is a score instead of a share.
+    The results of finished runs in a folder. `name` is the folder's name, `pages` contains its report.json and best_of_n.json, and `scores`
+    names the candidate sets in which a candidate's value is a score instead of a share.
     """
 
     name: str
@@ -57,7 +57,10 @@ class Results:
 
 
 def read_results(folder: str, name: str) -> Results:
-    """Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it has none, or those of another version."""
+    """
+    Load the results of `evaluate_rewards.py` and `best_of_n.py` from a folder. Raises `ValueError` if there are none, or if they have
+    another version.
+    """
     pages, outcomes = {}, {}
     for file, version in _PAGES.items():
         path = Path(folder) / file
@@ -68,25 +71,27 @@ def read_results(folder: str, name: str) -> Results:
             outcomes |= (_read_report if file == "report.json" else _read_choices)(folder, page)
     if not pages:
         raise ValueError(
-            f"{folder} has no report.json or best_of_n.json: it does not hold results of evaluate_rewards.py or best_of_n.py."
+            f"{folder} has no report.json or best_of_n.json: it does not contain results of evaluate_rewards.py or best_of_n.py."
         )
     if not outcomes:
-        raise ValueError(f"{folder} holds no scores of benchmarks, preference sets or judged candidates to compare.")
+        raise ValueError(
+            f"{folder} contains no scores of benchmarks, preference sets or judged candidates to compare."
+        )
     results = pages.get("best_of_n.json", {"results": []})["results"]
     scores = {BEST_OF_N + result["title"] for result in results if result["quality"] != "correctness"}
     return Results(name, pages, outcomes, scores)
 
 
 def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
-    """Read the worth of each problem's choice from best_of_n.json, by set and model."""
+    """Load the value of each problem's choice from best_of_n.json, by set and model."""
     models, outcomes = short_names(page["arguments"]["models"]), {}
     for result in page["results"]:
-        if "win_rate" in result:  # votes of a judge, which depend on the candidates that other models chose
+        if "win_rate" in result:  # a judge's votes, which depend on the candidates that other models chose
             continue
         if "choices" not in result:
             raise ValueError(
-                f"{Path(folder) / 'best_of_n.json'} was written by an earlier version that did not record each problem's choice. Run the command "
-                "that wrote it again: the scores come from its journal."
+                f"{Path(folder) / 'best_of_n.json'} was written by an earlier version that did not record each problem's choice. Repeat the "
+                "command that wrote it, which takes the scores from its journal."
             )
         of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
         of_set[models.get(result["model"], result["model"])] = _by_content(result["choices"])
@@ -94,7 +99,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:
-    """Key values by the hash of their row. Rows with equal contents are numbered in order."""
+    """Key values by the hash of their row. Rows with identical contents are numbered in order."""
     seen: Counter = Counter()
     found = {}
     for row_hash, value in rows:
@@ -109,7 +114,7 @@ def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     names: list[str] = [part["model"] for part in page["benchmarks"]]
     for model in dict.fromkeys(names):
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}
-        short = models.get(model, model)  # ensembles have one name
+        short = models.get(model, model)  # ensembles have no short name
         scores = Path(folder) / file_name("scores", short, "parquet")
         for benchmark, rows in _read_outcomes(scores, unknown).items():
             outcomes.setdefault(benchmark, {})[short] = rows
@@ -117,7 +122,7 @@ def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict[str, dict[tuple[str, int], float]]:
-    """Read the outcome of each known row by set; `unknown` has the subsets that are not part of each set."""
+    """Load the outcome of each known row by set; `unknown` lists, for each set, the subsets that are not part of it."""
     if not path.is_file() or "row_hash" not in parquet.read_schema(path).names:
         raise ValueError(
             f"{path} is missing, or was written by an earlier version that did not record the contents of rows. Repeat the command that "
@@ -136,14 +141,14 @@ def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between each model of one run and each model of the other, and notes on differences other than the models."""
+    """Differences between each model of one run and each model of the other, and notes on other differences between the runs."""
 
     differences: list[Difference]
     notes: list[str]
     scores: set[str]  # see `Results`
 
     def section(self, folders: Sequence[str]) -> Section:
-        """Make the section of a report."""
+        """Build the section of a report."""
         text = COMPARED.format(folders=" and ".join(folders))
         kinds: list[list[Difference]] = [[], [], []]
         for found in self.differences:
@@ -162,7 +167,7 @@ def compare_results(first: Results, second: Results) -> Comparison:
     """
     Compare two runs row by row. Raises `ValueError` if they have no rows in common.
 
-    The notes count rows and sets that only one run has, and name settings that differ.
+    The notes count the rows and name the sets that only one run has, and list the settings that differ.
     """
     runs, differences, notes = (first, second), [], []
     for name in dict.fromkeys((*first.outcomes, *second.outcomes)):

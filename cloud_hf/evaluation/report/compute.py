@@ -1,4 +1,4 @@
-"""Accuracy against compute: the points of everything evaluated, and the report's sections on compute, cascades and halving."""
+"""Accuracy against compute: a point for everything that was evaluated, and the report's sections on compute, cascades and halving."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +28,9 @@ divided in proportion to tokens.
 
 CASCADES = """\
 A cascade scores all responses with its first stage, and those that may still be the best with the next stage, until the probability that a
-row's leader is the better response reaches the threshold. Weights and threshold for the even rows are fitted on the odd ones, and vice versa.
-Reached: the share of responses that each stage scored. `cascade(…)_SET.json` holds the fit on all rows, for `CascadeScorer`."""
+row's leader is the better response reaches the threshold. The weights and the threshold for the even rows are fitted on the odd rows, and
+vice versa. "Reached" is the share of responses that each stage scored. `cascade(…)_SET.json` contains the fit on all rows, for
+`CascadeScorer`."""
 
 _TOKENS = Form(digits=1)
 _SCORE = Form(digits=2)
@@ -72,12 +73,12 @@ def compute_points(
     cascades: Sequence[CascadeResult] = (),
     judged: JudgeReport | RatingReport | None = None,
 ) -> list[ComputePoint]:
-    """Gather the points of all models, ensembles, cascades and a judge on the sets with right and wrong responses."""
+    """Collect the points of all models, ensembles, cascades and the judge, if any, on the sets with right and wrong responses."""
     points: list[ComputePoint] = []
     combined = {one.name for one in [*ensembles, *cascades]}
     single = {shown[name]: found for name, found in results.items() if name not in combined}
     for model, found in single.items():
-        if found.costs:  # a judge has none
+        if found.costs:  # a judge has no costs
             with_sides = [key for key in found.costs if key[0] in ("benchmark", "pairs")]
             for evaluation, key in zip(found.evaluations, with_sides, strict=True):
                 points += _points_of_model(model, found, evaluation, key)
@@ -95,7 +96,7 @@ def compute_points(
 def _points_of_model(
     model: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
 ) -> Iterator[ComputePoint]:
-    """Yield the points of a model as scored, of 1, 2, 4, … and all sampled critiques, and of critiques read in part."""
+    """Yield a model's points: as scored, with 1, 2, 4, … and all sampled critiques, and with critiques that are only partially read."""
     name, cost = evaluation.name, found.costs[key]
     yield ComputePoint(name, model, "as scored", evaluation.row_accuracy(), cost.per_row, cost.seconds_per_row)
     sampled = zip(found.robustness.self_consistency.get(name, []), found.sampled_costs.values(), strict=False)
@@ -116,7 +117,7 @@ def _points_of_model(
 
 
 def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]) -> Iterator[ComputePoint]:
-    """Yield the worth of a model's choices among the candidates of each set of problems."""
+    """Yield a point for the value of a model's choices among the candidates of each set of problems."""
     for key, cost in found.costs.items():
         if key[0] == "problems":
             fitted, scores = found.parts[key]
@@ -129,7 +130,7 @@ def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]
 
 
 def _point_of_ensemble(ensemble: Ensemble, evaluation: Evaluation, points: Sequence[ComputePoint]) -> ComputePoint:
-    """Add up the costs of an ensemble's members."""
+    """Return an ensemble's point, whose cost is the sum of its members' costs."""
     members = [
         point
         for point in points
@@ -159,7 +160,7 @@ def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | Rat
 
 
 def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:
-    """Make the sections on compute and on cascades; the table shows only the chosen point of each cascade."""
+    """Build the sections on compute and on cascades; the table shows only the chosen point of each cascade."""
     rows = [
         {
             "set": point.dataset,
@@ -194,13 +195,13 @@ def _cascade_row(found: CascadeResult) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------- best-of-N
 
 HALVING = """\
-Every candidate gets one critique, the better half a second one, the better half of those two more, and so on up to the number of critiques; a
-cheap model, if named, drops half of the candidates first. The choice is compared with that from all critiques of all candidates, on the same
-problems, with 95 % bootstrap intervals over problems. Tokens are those of the critiques, per problem."""
+Every candidate gets one critique, the better half get a second one, the better half of those get two more, and so on up to the number of
+critiques. A cheap model, if given, first drops half of the candidates. The choice is compared with the one based on all critiques of all
+candidates, on the same problems, with 95 % bootstrap intervals over problems. Tokens are critique tokens per problem."""
 
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:
-    """Make the section on successive halving."""
+    """Build the section on successive halving."""
     rows = []
     for one in results:
         is_share = 0 <= one.worth.value <= 1 and 0 <= one.full_worth.value <= 1

@@ -69,12 +69,12 @@ Critiques per response: {num_critiques} (combined by {combine}), temperature {te
 
 
 ENSEMBLES = """\
-Ensembles take the mean or the lowest of their models' rewards, each standardised to mean 0 and deviation 1 over all responses of a set;
-they have the rows that all their models scored, and are not probed."""
+An ensemble's reward is the mean or the lowest of its models' rewards, each standardised to mean 0 and standard deviation 1 over all responses
+of a set. Ensembles are evaluated on the rows that all their models scored, and are not probed."""
 
 
 def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
-    """Write the scores of a model, and files for leaderboard tools; `shown` are short names of models and sets."""
+    """Write a model's scores, and files for leaderboard tools; `shown` maps models and sets to their short names."""
 
     def path(kind: str, suffix: str, part: str = "") -> Path:
         return output_dir / file_name(kind, f"{shown[name]}_{part}" if part else shown[name], suffix)
@@ -117,7 +117,7 @@ def write_leaderboard_files(name: str, short_name: str, evaluation: Evaluation, 
     if evaluation.benchmark is None or evaluation.benchmark.result_files is None:
         return
     for kind, content in evaluation.benchmark.result_files(evaluation.scores, name).items():
-        # Leaderboards read the files by these names
+        # Leaderboard tools expect files with these names
         write_json(content, output_dir / file_name(kind, short_name, "json"))
 
 
@@ -129,7 +129,7 @@ def write_json_lines(rows: Iterable[dict[str, Any]], path: Path):
 
 
 def write_json(page: Mapping[str, Any], path: Path):
-    """Write JSON for programs, with `null` for NaN."""
+    """Write machine-readable JSON, with `null` for NaN."""
     path.write_text(json.dumps(json_safe(page), indent=2, allow_nan=False) + "\n")
 
 
@@ -143,10 +143,10 @@ def write_report(
     cascades: Sequence[CascadeResult] = (),
 ):
     """
-    Write report.json, report.md and its pictures for the finished models; `shown` are short names of models and sets, `sets` come from
-    [`~scored_sets.Sets.describe`], and `judged` holds the counts of a judge. Absolute paths are shortened to names.
+    Write report.json, report.md and its pictures for the finished models. `shown` maps models and sets to their short names, `sets`
+    comes from [`~scored_sets.Sets.describe`], and `judged` is the report on a judge. Absolute paths are shortened to names.
     """
-    # Rewritten after each model, so that an interrupted run leaves a report on the finished models
+    # The report is rewritten after each model, so that an interrupted run leaves a report on the finished models
     report = _Report(results, args, shown, output_dir, judged, cascades)
     names = names_without_folders(args, shown)
     run = rename(environment(args) | {"sets": list(sets)}, names)
@@ -184,7 +184,7 @@ class _Report:
         ensembles = read_ensembles(args.ensembles, args.models)
         finished = [one for one in ensembles if one.name in results]
         self.points = compute_points(results, shown, finished, cascades, judged)
-        # All models of the run, also unfinished ones: a model keeps its style in all versions of the report
+        # All models of the run, including unfinished ones, so that a model keeps its style in all versions of the report
         judges = [args.judge_name] if args.judge_base_url else []
         combined = [one.name for one in (*ensembles, *args.read_cascades())]
         self.models = [*(shown[name] for name in args.models), *judges, *combined]
@@ -233,7 +233,7 @@ class _Report:
         return [*sections, Section("Settings", settings)]
 
     def _write_compute(self):
-        """Draw accuracy against compute, and write `compute.json` with the seconds, and the fits of cascades."""
+        """Plot accuracy against compute, and write `compute.json`, which includes the seconds, and the fitted cascades."""
         plots.plot_compute(self.points, self.output_dir / PICTURE, self.models)
         measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in self.points]
         write_json({"version": VERSION, "points": measured}, self.output_dir / "compute.json")
@@ -241,7 +241,7 @@ class _Report:
             found.fit.save(self.output_dir / file_name(found.name, found.dataset, "json"))
 
     def _analysis(self) -> list[Section]:
-        """Return the sections on rows with right and wrong responses; none if there are no such rows."""
+        """Return the sections on rows with right and wrong responses, or no sections if there are no such rows."""
         margins = margins_of(self.evaluations)
         if not margins:
             return []

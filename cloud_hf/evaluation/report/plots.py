@@ -1,4 +1,4 @@
-"""Plots of reports. `models` are all models of the run, so each has the same style in all plots; see `style.py`."""
+"""Plots for reports. `models` lists all models of the run, so that each model has the same style in all plots; see `style.py`."""
 
 import math
 import textwrap
@@ -36,7 +36,7 @@ _FEWEST_PAIRS = 20
 
 
 def save(figure: Figure, axes: Axes, path: Path, handles: list | None = None):
-    """Write a plot of one panel with its legend above."""
+    """Save a plot with a single panel, with its legend above the panel."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
     columns = 2 if len(handles) < 5 else 3
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
@@ -46,7 +46,7 @@ def save(figure: Figure, axes: Axes, path: Path, handles: list | None = None):
 
 
 def save_panels(figure: Figure, panels: Iterable[Axes], path: Path):
-    """Write a plot of several panels with one shared legend below."""
+    """Save a plot with several panels, with one shared legend below the panels."""
     entries = {}
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -66,7 +66,7 @@ def spell(sizes: Iterable[int]) -> str:
 def with_reach(estimates: Sequence[Estimate], scale: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
     """Return scaled values, shape `(N,)`, and how far their intervals reach below and above them, shape `(2, N)`."""
     values = scale * np.array([one.value for one in estimates])
-    # An estimate without an interval is a point; the shape keeps `.T` valid without any estimate
+    # An estimate without an interval is a point; reshaping keeps `.T` valid even if there are no estimates
     ends = scale * np.array([one.ci95 or (one.value, one.value) for one in estimates]).reshape(-1, 2)
     return values, np.abs(ends.T - values)
 
@@ -78,7 +78,7 @@ def _draw_estimates(
     models: Sequence[str],
     scale: float = 100.0,
 ):
-    """Draw each model's estimate with its interval for each name; the models of one name are stacked vertically."""
+    """Draw each model's estimate with its interval for each name; the estimates for one name are stacked vertically."""
     styles, sizes = styles_of(by_model, models), [set() for _ in names]
     for number, (model, estimates) in enumerate(by_model.items()):
         offset = (number - (len(by_model) - 1) / 2) * 0.65 / len(by_model)
@@ -116,7 +116,7 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
     figure, grid = _panels(len(by_set), 2, 2.8, "response pairs (%)")
     for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
         everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
-        # The few outliers go into the outermost bins
+        # Outliers are few and go into the outermost bins
         reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
         bins = np.linspace(-reach, reach, 52).tolist()  # an odd number of bins: equal rewards are in the middle of one
         styles = styles_of(margins, models)
@@ -130,13 +130,13 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
         axes.set_title(f"{name} (n = {spell(map(len, margins.values()))} pairs)")
         axes.set_xlabel("right minus wrong reward (nats)")
         axes.tick_params(labelleft=True)
-    figure.suptitle("right of 0 is correct, equal rewards are in the middle bin; outermost bins hold all beyond")
+    figure.suptitle("right of 0 is correct, equal rewards are in the middle bin, outliers in the outermost bins")
     save_panels(figure, grid.flat, path)
 
 
 def plot_reliability(by_set: Margins, path: Path, models: Sequence[str] = ()):
     """
-    Draw how often the preferred response is right against its Bradley-Terry probability, one panel for each set, with Wilson intervals and
+    Plot how often the preferred response is right against its Bradley-Terry probability, one panel for each set, with Wilson intervals and
     markers whose area grows with the number of pairs in a bin.
     """
     figure, grid = _panels(len(by_set), 2, 3.4, "preferred response is right (%),\nwith 95 % interval (Wilson)")
@@ -145,7 +145,7 @@ def plot_reliability(by_set: Margins, path: Path, models: Sequence[str] = ()):
         styles = styles_of(margins, models)
         for model, values in margins.items():
             _draw_bins(axes, calibrate(values), styles[model], model)
-        axes.set(xlim=(48, 102), ylim=(-2, 105), xlabel="probability of the preferred one (%)")
+        axes.set(xlim=(48, 102), ylim=(-2, 105), xlabel="probability of the preferred response (%)")
         axes.set_title(f"{name} (n = {spell(map(len, margins.values()))} pairs)")
         axes.tick_params(labelleft=True)
     save_panels(figure, grid.flat, path)
@@ -204,19 +204,19 @@ def plot_curves(
     models: Sequence[str] = (),
 ):  # fmt: skip
     """
-    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top. `quality` names the quantity on the y axis;
-    with `is_share` it is a share from 0 to 1, shown in percent.
+    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top. `quality` names the quantity on the y
+    axis; with `is_share` it is a share from 0 to 1, shown in percent.
     """
     scale, unit = (100, " (%)") if is_share else (1, "")
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
     styles = styles_of(curves, models)
     handles: list = []
     for number, (name, curve) in enumerate(curves.items()):
-        # Side by side, so that error bars do not hide each other
+        # Place the curves side by side, so that their error bars do not hide each other
         aside = 0.1 * (number - (len(curves) - 1) / 2)
         values = scale * np.array(list(curve.values.values()))
         reach = 1.96 * scale * np.array(list(curve.standard_errors.values()))
-        if is_share:  # a share has no interval beyond 0 and 100 %
+        if is_share:  # the interval of a share does not extend beyond 0 and 100 %
             reach = [np.minimum(reach, values), np.minimum(reach, np.abs(100 - values))]
         places = [size + aside for size in curve.values]
         handles.append(axes.errorbar(places, values, reach, label=name, **styles[name].points()))
@@ -250,7 +250,7 @@ def plot_best_of_n(arms: Mapping[str, dict], path: Path):
 
 
 def _panels(count: int, columns: int, height: float, ylabel: str, **options) -> tuple[Figure, np.ndarray]:
-    """Make a grid of `count` panels, each `height` inches high, that share the y axis `ylabel`."""
+    """Create a grid of `count` panels, each `height` inches high, that share a y axis with the label `ylabel`."""
     columns = min(count, columns)
     lines = -(-count // columns)
     size = (WIDTH if columns > 1 else 0.7 * WIDTH, 0.9 + height * lines)
@@ -269,8 +269,8 @@ def plot_self_consistency(
     curves: Mapping[str, SelfConsistency], as_scored: Mapping[str, float], path: Path, models: Sequence[str] = ()
 ):
     """
-    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length. `as_scored` holds each model's accuracy
-    without self-consistency, drawn as flat lines in the first panel.
+    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length. `as_scored` contains each model's
+    accuracy without self-consistency, which is drawn as a flat line in the first panel.
     """
     count = 1 + max(len(found.buckets) for found in curves.values())
     figure, grid = _panels(count, 3, 2.6, "row accuracy (%)", sharex=True)
@@ -282,7 +282,7 @@ def plot_self_consistency(
             if panel < len(parts):
                 _draw_curve(axes, parts[panel], styles[label], label)
                 titles.append(f"{parts[panel].label} (n = {parts[panel].rows})")
-        # If rows are split by critique length, quarters differ between models
+        # If rows are split by critique length, the quarters differ between models
         shown = titles[0] if len(set(titles)) == 1 else f"quarter {panel} of each model"
         axes.set_title(shown if panel == 0 else f"length {shown}")
         add_grid(axes)
@@ -313,7 +313,7 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):
-    """Draw the accuracy on the kept pairs against the rejected share, one panel per model, down to 20 kept pairs."""
+    """Plot the accuracy on the kept pairs against the share of rejected pairs, one panel per model, until 20 pairs are left."""
     figure, grid = _panels(len(found), 2, 3, "accuracy on the pairs kept (%)")
     styles = styles_of(found, models)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):
@@ -340,7 +340,10 @@ def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequenc
 
 
 def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[str] = ()):
-    """Draw row accuracy against tokens and seconds, with 95 % intervals. A cascade's thresholds form a line; only the chosen one has a marker."""
+    """
+    Plot row accuracy against tokens and seconds, with 95 % intervals. A cascade's thresholds form a line, on which only the chosen
+    threshold has a marker.
+    """
     datasets = list(dict.fromkeys(point.dataset for point in points))
     figure, grid = plt.subplots(
         len(datasets), 2, figsize=(WIDTH, 1.2 + 3.2 * len(datasets)), sharey="row", squeeze=False, layout="constrained"
@@ -353,16 +356,14 @@ def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[st
             for label in labels:
                 _draw_compute(axes, [point for point in here if point.label == label], quantity, styles[label])
             axes.set_title(f"{dataset} (n = {spell(point.accuracy.n for point in here)} rows)")
-            axes.set_xlabel(
-                "tokens of critiques per row" if quantity == "tokens" else "seconds per row, on this machine"
-            )
+            axes.set_xlabel("critique tokens per row" if quantity == "tokens" else "seconds per row, on this machine")
             add_grid(axes)
         line[0].set_ylabel("row accuracy (%), with 95 % interval")
     save_panels(figure, grid.flat, path)
 
 
 def _draw_compute(axes: Axes, points: Sequence[ComputePoint], quantity: str, style: Style):
-    """Draw a curve, and markers with intervals; of a cascade, only the chosen threshold has a marker."""
+    """Draw a curve, and markers with intervals; in a cascade's curve, only the chosen threshold has a marker."""
     known = [(getattr(point, quantity), point) for point in points if not math.isnan(getattr(point, quantity))]
     if not known:
         return

@@ -11,12 +11,12 @@ from typing import Any
 import matplotlib
 
 
-matplotlib.use("Agg")  # without a display
+matplotlib.use("Agg")  # needs no display
 from matplotlib.axes import Axes
 
 
 WIDTH = 8.0
-# White, also on dark pages
+# The background is white, even on dark pages
 matplotlib.rcParams |= {
     "font.size": 10,
     "legend.fontsize": 10,
@@ -30,14 +30,14 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":")
 GREY = "#6b6b6b"
-# Chance and best possible lines are drawn over the models' curves, which would otherwise hide them
+# The lines for chance and for the best possible result are drawn over the models' curves, which would otherwise hide them
 ON_TOP = 5
 _GRID = "#dddddd"
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colour, marker and line of a series; the first one of a model has filled markers."""
+    """Colour, marker and line of a series; a model's first series has filled markers."""
 
     color: str
     marker: str
@@ -45,24 +45,24 @@ class Style:
     filled: bool = True
 
     def points(self) -> dict[str, Any]:
-        """Return the options of a series drawn as points."""
+        """Return plot options for a series drawn as points."""
         face = self.color if self.filled else "white"
         return {"color": self.color, "marker": self.marker, "markersize": 5, "capsize": 3, "markerfacecolor": face}
 
     def stroke(self) -> dict[str, Any]:
-        """Return the options of a series drawn as a line."""
+        """Return plot options for a series drawn as a line."""
         return {"color": self.color, "linestyle": self.line}
 
 
 def styles_of(labels: Iterable[str], models: Sequence[str] = ()) -> dict[str, Style]:
     """
-    Return the style of each label of a plot.
+    Return the style of each label in a plot.
 
     Args:
         labels (`Iterable[str]`):
-            Names of models. A name followed by a comma and more, as in `"cloud, T = 1"`, has the model's colour.
+            Names of models. A name followed by a comma and more text, as in `"cloud, T = 1"`, gets the model's colour.
         models (`Sequence[str]`, *optional*):
-            All models of a run, which have the same style in all its plots. Defaults to the labels.
+            All models of a run, so that each model has the same style in all plots of the run. Defaults to the labels.
     """
     labels = list(labels)
     models = list(models or labels)

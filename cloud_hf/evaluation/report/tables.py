@@ -47,7 +47,7 @@ def markdown(
 def result_sections(
     results: Mapping[str, list[Evaluation]], differences: Sequence[Difference], best_of_n: BestOfNSummaries
 ) -> list[Section]:
-    """Make the sections on each model's evaluations (all models have the same sets, in the same order) and on best-of-N."""
+    """Build the sections on each model's evaluations (all models have the same sets, in the same order) and on best-of-N."""
     sections = [Section(tables=[headline_table(results)])] if any(results.values()) else []
     if differences:
         sections.append(Section("Models on the same rows", tables=[difference_table(differences)]))
@@ -66,7 +66,7 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show a benchmark's metrics that have rows, its subsets, its additional tables, and notes."""
+    """Show those metrics of a benchmark that have rows, its subsets, its additional tables, and notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -142,7 +142,7 @@ _SCORE = Form(digits=2)
 
 
 def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
-    """Make the section on a set of candidates; `picture` is the file with its curves."""
+    """Build the section on a set of candidates; `picture` is the file with its curves."""
     sizes = list(next(iter(result.curves.values())).values)
     # Wide tables are hard to read; plots and best_of_n.json have all sizes
     shown = sizes if len(sizes) <= 8 else sorted({*powers_of_two(sizes[-1]), sizes[-1]})
@@ -220,7 +220,7 @@ the critiques of each response: how much it would change with other critiques of
 
 
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
-    """Make the sections on self-consistency, by set and label of the curve."""
+    """Build the sections on self-consistency, by set and label of the curve."""
     lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
     text = f"{SELF_CONSISTENCY.format(length_of='; '.join(lengths))}\n\n{COMBINED}"
     sections = [Section("Self-consistency", text)]
@@ -295,7 +295,7 @@ pairs in its bin, and the line skips bins of fewer than {FEW_PAIRS} pairs."""
 def uncertainty_sections(
     by_dataset: Mapping[str, Mapping[str, list[Uncertainty]]], pictures: Mapping[str, str], reliability: str
 ) -> list[Section]:
-    """Make the sections on selective accuracy and calibration, by set and model; `pictures` are the plots' files, by set."""
+    """Build the sections on selective accuracy and calibration, by set and model; `pictures` maps sets to the files of their plots."""
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     rejection = Table.of(row for part in found for row in _rejection_rows(*part))
     calibration = Table.of(_calibration_row(*part) for part in found)
@@ -358,7 +358,7 @@ def probe_picture(by_model: ProbeResults) -> str:
 
 
 def probe_sections(probes: Sequence[ProbeResults]) -> list[Section]:
-    """Make the sections on probes."""
+    """Build the sections on probes."""
     return [Section("Probes", PROBES), *map(_probe_section, probes)]
 
 
@@ -381,7 +381,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
 
 
 def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list[str]]:
-    """Make a row for each measure that any model has."""
+    """Build a row for each measure that at least one model has."""
     found = [{(part.label, part.unit): part.estimate for part in measures} for measures in by_model]
     known = dict.fromkeys(key for part in found for key, estimate in part.items() if not math.isnan(estimate.value))
     return [
@@ -397,15 +397,15 @@ def _form_of(unit: Unit) -> Form:
 # -------------------------------------------------------------------------------------------------------- critiques
 
 JUDGE = """\
-The judge compares each right response with each wrong one of its row, in both orders; equal pairs are judged once. The margin of a pair is
-the mean lead of the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders counts as a tie,
-and a tie as wrong. Tokens are those of prompts and answers, including retries, as the server counts them. The cost needs `--judge_price` and a
-server that reports both counts."""
+The judge compares each right response with each wrong one of its row, in both orders; identical pairs are judged once. The margin of a pair
+is the mean lead of the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders counts as a tie,
+and ties count as wrong. Tokens are those of prompts and completions, including retries, as counted by the server. The cost requires
+`--judge_price` and a server that reports both counts."""
 
 RATINGS = """\
-The judge rates every response by itself; equal responses are rated once, and the rating is the reward. A response without a readable rating
-gets the middle of the scale. Tokens are those of prompts and answers, including retries, as the server counts them. The cost needs
-`--judge_price` and a server that reports both counts."""
+The judge rates every response on its own, and the rating is the reward; identical responses are rated once. A response without a readable
+rating gets the middle of the scale. Tokens are those of prompts and completions, including retries, as counted by the server. The cost
+requires `--judge_price` and a server that reports both counts."""
 
 CRITIQUES = """\
 The model's own critique of each response (the first if there are several) compared with the reference critique. Loss: mean cross-entropy of
@@ -416,7 +416,7 @@ _COST = Form(digits=4, exponent=True)
 
 
 def judge_section(judged: JudgeReport | RatingReport) -> Section:
-    """Make the section on the judge's behaviour."""
+    """Build the section on the judge's behaviour."""
     if isinstance(judged, RatingReport):
         about, unit = RATINGS, "rating"
         row = {
@@ -445,7 +445,7 @@ def judge_section(judged: JudgeReport | RatingReport) -> Section:
 
 
 def critique_section(results: Mapping[str, Sequence[CritiqueResult]]) -> Section:
-    """Make the section on critiques against references, by model."""
+    """Build the section that compares critiques with references, by model."""
     parts = [(model, result) for model, found in results.items() for result in found]
     rows = [
         {

@@ -15,7 +15,7 @@ _MODULES = dict.fromkeys((*__all__, "RewardServer", "load_chats", "load_engine")
 
 
 def __getattr__(name: str) -> Any:
-    # On first use, so that the vLLM engine can share modules of this package without FastAPI and uvicorn
+    # Import these on first use, so that the vLLM engine can share modules of this package without FastAPI and uvicorn
     if name in _MODULES:
         return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,7 +33,7 @@ from .service import RewardService
 
 logger = logging.getLogger(__name__)
 
-# To add routes, put them on a router in a new file like routes.py, and list it here
+# To add routes, put them on a router in a new file like routes.py, and list that router here
 ROUTERS = [routes.router, pages.router]
 
 
@@ -46,7 +46,7 @@ def make_app(
     model_version: str | None = None,
 ) -> FastAPI:
     r"""
-    Make the server's ASGI application. `app.state.lifecycle` records whether it accepts requests.
+    Create the server's ASGI application. `app.state.lifecycle` records whether it accepts requests.
 
     Args:
         engine ([`EncodingEngine`]):
@@ -56,10 +56,11 @@ def make_app(
         api_key (`str`, *optional*):
             Key that all routes except `/health` require.
         chats ([`RenderedChats`], *optional*):
-            Parser for the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it, their
-            routes return 501.
+            Parser for the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it, the
+            routes of these trainers return 501.
         allowed_hosts (`Sequence[str]`, *optional*):
-            Host names with dots that clients without a key may use. A web page could point other names at the server.
+            Host names with dots that clients without a key may use. Other names with dots are refused, because a web
+            page could make them point at this server.
         model_version (`str`, *optional*):
             Version that `/health` shows, so clients can check that replicas serve the same model.
     """
@@ -101,7 +102,7 @@ def _answer_http(request: Request, error) -> Response:
 
 
 def _refuse(request: Request, status: int, error: str, headers=None) -> Response:
-    """Return an error response, and note the error for the log."""
+    """Return an error response, and record the error for the log."""
     request.scope["cloud_record"].error = error
     return error_response(status, error, headers)
 
@@ -115,9 +116,10 @@ _TEXT_ROUTES = "/get_reward and /v1/score/evaluation"
 MAX_HEAD_BYTES = 32 * 2**10
 _HEAD_TIMEOUT = 20.0
 
-# Maximum bytes of chunk framing (beyond an eighth of the body's content), or of requests that arrive before the last one is answered
+# Maximum bytes of chunk framing (in addition to an eighth of the body's size), or of requests that arrive before the previous one has been
+# answered
 _MOST_EXTRA_BYTES = 2**13
-_PIECE = 2**13  # bytes from a connection that are parsed at once
+_PIECE = 2**13  # bytes from a connection that are parsed at a time
 
 # Ticks (tenths of a second) without a request after which a stopping server exits
 _IDLE_TICKS = 3
@@ -126,8 +128,8 @@ _IDLE_TICKS = 3
 class RewardServer(uvicorn.Server):
     """
     Uvicorn with a graceful shutdown: on SIGTERM or SIGINT it finishes running requests and answers new ones with 503. After
-    `shutdown_grace` seconds it cancels the running ones, too; a second signal stops it at once. (Uvicorn alone would close its
-    socket first, and new clients could not tell a restarting server from a crashed one.)
+    `shutdown_grace` seconds, or on a second signal, it cancels the requests that are still running. (Uvicorn alone would close its socket
+    first, and new clients could not tell a restarting server from a crashed one.)
     """
 
     def __init__(self, config: uvicorn.Config, shutdown_grace: float = 30.0):
@@ -139,7 +141,7 @@ class RewardServer(uvicorn.Server):
         self._idle_ticks = 0
 
     def handle_exit(self, sig, frame):
-        """Stop on a signal, at once if it is the second one."""
+        """Stop gracefully on the first signal, and immediately on the second."""
         if self._stopped_at is None:
             self.stop()
         else:
@@ -166,13 +168,16 @@ class RewardServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP protocol that, unlike httptools, limits the head's size and time to arrive, and bytes that are expensive to parse."""
+    """
+    HTTP protocol that, unlike httptools, limits a request head's size and the time it takes to arrive, and the number
+    of bytes that are expensive to parse.
+    """
 
     _head_timeout: asyncio.TimerHandle | None = None
     _extra_bytes = 0
 
     def data_received(self, data: bytes):
-        # In pieces, because all connections wait while one is being parsed
+        # Parse in pieces, because all other connections wait while one is being parsed
         for start in range(0, len(data), _PIECE):
             if self.transport.is_closing():
                 return
@@ -192,7 +197,7 @@ class _Protocol(H11Protocol):
             self._extra_bytes = max(0, self._extra_bytes + len(piece) - content - content // 8)
         if self._extra_bytes > _MOST_EXTRA_BYTES and not self.transport.is_closing():
             if self.conn.our_state is h11.SEND_RESPONSE:
-                super().send_400_response("Send larger chunks, and wait for the answer before the next request.")
+                super().send_400_response("Send larger chunks, and wait for the response before the next request.")
             else:
                 self.transport.close()
 
@@ -215,11 +220,11 @@ class _Protocol(H11Protocol):
             self._head_timeout = self._head_timeout.cancel()
 
     def send_400_response(self, msg: str):
-        super().send_400_response(f"{msg} Heads of requests have at most {MAX_HEAD_BYTES} bytes.")
+        super().send_400_response(f"{msg} The head of a request may have at most {MAX_HEAD_BYTES} bytes.")
 
 
 def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdown_grace: float = 30.0) -> RewardServer:
-    """Make a [`RewardServer`] for an app of [`make_app`]; its `run()` blocks."""
+    """Create a [`RewardServer`] for an app from [`make_app`]; its `run()` blocks."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -237,7 +242,7 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
 
 
 def load_engine(args: argparse.Namespace) -> EncodingEngine:
-    """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model, or GPUs are too few."""
+    """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model, or there are too few GPUs."""
     if args.backend == "vllm":
         needed, found = args.tensor_parallel_size * args.data_parallel_size, torch.cuda.device_count()
         if torch.cuda.is_available() and needed > found:
@@ -252,7 +257,10 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
 
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
-    """Load the parser for the policy's (by default, the reward model's) chat template; `None` if its texts cannot be parsed back."""
+    """
+    Load the parser for the chat template of the policy (by default, of the reward model). Return `None` if rendered
+    texts cannot be parsed back.
+    """
     if args.policy_tokenizer is not None:
         chats = RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
         logger.info("%s parse texts with the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)
@@ -263,7 +271,7 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
         logger.warning("%s are disabled without --policy_tokenizer: %s", _TEXT_ROUTES, error)
         return None
     logger.warning(
-        "%s parse texts with the chat template of the reward model, %s, and refuse those with a system turn. Name the policy "
+        "%s parse texts with the chat template of the reward model, %s, and refuse texts with a system turn. Name the policy "
         "with --policy_tokenizer.",
         _TEXT_ROUTES,
         args.model,
@@ -301,8 +309,9 @@ def log_as_json():
 
 
 def load_app(args: argparse.Namespace) -> FastAPI:
-    """Load the model that the command line names, and make the application that serves it."""
-    # Scoring reacquires the GIL after each operation; at the default of 5 ms, it would wait long while a request is parsed or encoded
+    """Load the model that the command line names, and create the application that serves it."""
+    # Scoring reacquires the GIL after each operation. With the default switch interval of 5 ms, it would wait a long time while a request
+    # is parsed or encoded
     sys.setswitchinterval(0.0005)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Report mistakes before the model loads, which may take minutes
@@ -311,7 +320,8 @@ def load_app(args: argparse.Namespace) -> FastAPI:
     engine = load_engine(args)
     version = identify_model(args.model)["model_version"]
     app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
-    # Exempt the objects of libraries and model, which live as long as the process: a full collection would take seconds to visit them
+    # Exempt the objects of the libraries and the model from garbage collection: they live as long as the process, and a full collection
+    # would take seconds to visit them
     gc.freeze()
     return app
 
@@ -319,7 +329,7 @@ def load_app(args: argparse.Namespace) -> FastAPI:
 def serve(args: argparse.Namespace):
     """Load the model that the command line names, and serve until stopped."""
     log_as_json()
-    # Before the model loads: the address may be taken
+    # Reserve the address before the model loads, because it may already be in use
     with bind(args.host, args.port) as listener:
         app = load_app(args)
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:

@@ -4,7 +4,7 @@ The reward server: critiques and rewards over HTTP.
 python -m cloud_hf.serving.server runs/quickstart/cloud --port 8000
 python -m cloud_hf.serving.server org/my-cloud-rm --backend vllm --vllm_options '{"max_model_len": 4096}'
 
-By default, it listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
+By default, the server listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
 routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and `/metrics`.
 """
 
@@ -43,11 +43,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--shutdown_grace", type=float, default=30.0, help="Seconds that running requests get to finish at shutdown."
     )
     parser.add_argument(
-        "--policy_tokenizer", help="Policy whose chat template renders the texts of OpenRLHF or LLaMA-Factory."
+        "--policy_tokenizer", help="Policy with whose chat template OpenRLHF or LLaMA-Factory renders texts."
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
-    parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
+    parser.add_argument("--vllm_options", type=_json_object, default={}, help="Options of vLLM's engine, as JSON.")
     parser.add_argument(
         "--tensor_parallel_size", type=int, default=1, help="GPUs that share one copy of the model (vLLM)."
     )
@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     _check_sizes(parser, args)
-    # Only if asked for: data parallelism changes how vLLM starts
+    # Pass these on only if requested, because data parallelism changes how vLLM starts
     args.vllm_options = {
         name: getattr(args, name) for name in _PARALLEL if getattr(args, name) > 1
     } | args.vllm_options
@@ -71,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    """Refuse parallelism that the backend lacks, or that is given twice."""
+    """Reject parallelism options that the backend does not support, or that are given twice."""
     for name in _PARALLEL:
         size = getattr(args, name)
         if size < 1:
@@ -97,7 +97,8 @@ def _json_object(text: str) -> dict:
 def main(arguments: list[str] | None = None):
     """Serve the model that the command line names."""
     args = parse_arguments(arguments)
-    # Imports torch, which takes seconds and is not needed for `--help` or to report mistakes
+    # Imported only here, because it imports torch, which takes seconds and is not needed for `--help` or to report
+    # mistakes
     from .app import serve
 
     serve(args)

@@ -1,4 +1,4 @@
-"""Bodies of requests and responses: ours, OpenRLHF's and LLaMA-Factory's."""
+"""Request and response bodies: ours, OpenRLHF's and LLaMA-Factory's."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ from ...prompts import MAX_DEPTH
 from ...scores import Sampling, Score
 
 
-# Maximum number of fields of a body or a row, because an error names each unknown field
+# Maximum number of fields in a body or a row. There is a limit because an error names each unknown field
 _MOST_FIELDS = 64
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
@@ -18,7 +18,7 @@ _CHAT = {
     "properties": {"messages": _MESSAGES, "tools": {"type": "array", "items": {"type": "object"}}},
     "required": ["messages"],
 }
-# These schemas only document the fields: the engine checks prompts, by the same rules as every other backend
+# These schemas only document the fields: the engine checks prompts, with the same rules as every other backend
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
 Response = Annotated[
     str,
@@ -44,7 +44,7 @@ class _Strict(BaseModel):
     @classmethod
     def _check_fields(cls, value: Any) -> Any:
         if isinstance(value, dict) and len(value) > _MOST_FIELDS:
-            raise ValueError(f"there are {len(value)} fields; at most {_MOST_FIELDS} are read")
+            raise ValueError(f"there are {len(value)} fields; at most {_MOST_FIELDS} are allowed")
         return value
 
 
@@ -78,7 +78,7 @@ class RewardRequest(_Body):
     chats: list[Chat] | None = Field(
         None, min_length=1, description="Complete conversations, each ending with the assistant message to judge."
     )
-    num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is their mean.")
+    num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is the mean over them.")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
     max_new_tokens: int | None = Field(
         None, ge=1, description="Maximum length of a critique in tokens. Defaults to the server's limit."
@@ -97,7 +97,7 @@ class RewardRequest(_Body):
     )
     return_critiques: bool = Field(True, description="Whether to include the critiques' texts.")
     return_critique_ids: bool = Field(False, description="Whether to include the critiques' token ids.")
-    stream: bool = Field(False, description="Send one critique while it is written, as server-sent events.")
+    stream: bool = Field(False, description="Send one critique while it is being written, as server-sent events.")
 
     @model_validator(mode="after")
     def _check_together(self) -> "RewardRequest":
@@ -113,7 +113,7 @@ class RewardRequest(_Body):
         if given and self.num_critiques > 1:
             raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; omit `num_critiques`")
         if self.stream and (len(self.inputs or self.chats or []) != 1 or self.num_critiques != 1 or given):
-            raise ValueError("`stream` takes one input, writes one critique and takes no `critiques`")
+            raise ValueError("`stream` accepts one input, writes one critique and accepts no `critiques`")
         if self.stream and not self.return_critiques:
             raise ValueError("`stream` sends critiques; omit `return_critiques`")
         return self
@@ -146,7 +146,7 @@ class RewardResult(BaseModel):
     critiques: list[str] | None
     finish_reasons: list[Literal["stop", "length", "stable"]]
     critique_ids: list[list[int]] | None = None
-    response_changed: bool = Field(description="Whether the chat template hides or changes text of the response.")
+    response_changed: bool = Field(description="Whether the chat template hides or changes text in the response.")
     partial_rewards: list[list[float]] | None = Field(
         None, description="With `read_every`: for each critique, the rewards read inside it, then its final reward."
     )
@@ -175,13 +175,13 @@ class RewardResponse(BaseModel):
 
 
 class HealthResponse(BaseModel):
-    """The model of a ready server, and its properties."""
+    """The model of a ready server and its properties."""
 
     status: Literal["ready"] = "ready"
     model: str
-    critique: bool = Field(description="Whether it writes critiques.")
+    critique: bool = Field(description="Whether the model writes critiques.")
     context_length: int | None = Field(description="Longest sequence in tokens, critique included.")
-    model_version: str | None = Field(description="Hash of the model's files, or commit; all replicas have the same.")
+    model_version: str | None = Field(description="Hash of the model's files, or commit; the same for all replicas.")
     version: str = Field(description="Release of cloud-hf.")
 
 
@@ -192,7 +192,7 @@ class ErrorResponse(BaseModel):
 
 
 class OpenRLHFRequest(_Body):
-    """Request of OpenRLHF to its `--reward.remote_url`: decoded sequences, special tokens included."""
+    """Request that OpenRLHF sends to its `--reward.remote_url`: decoded sequences, including special tokens."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -218,7 +218,7 @@ class OpenRLHFResponse(BaseModel):
 
 
 class LlamaFactoryRequest(_Body):
-    """Request of LLaMA-Factory to a `reward_model` of type `api`."""
+    """Request that LLaMA-Factory sends to a `reward_model` of type `api`."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -239,7 +239,7 @@ class LlamaFactoryResponse(BaseModel):
 
 
 def check_text(body: Any):
-    """Raise `ValueError`, with the path, if a JSON value is nested too deeply or contains text that is not valid Unicode."""
+    """Raise `ValueError`, naming the path, if a JSON value is nested too deeply or contains text that is not valid Unicode."""
     waiting: list[tuple[Any, tuple[str | int, ...]]] = [(body, ())]
     while waiting:
         value, path = waiting.pop()
@@ -274,12 +274,12 @@ def count_characters(value: Any) -> int:
 
 
 def spell_path(path: tuple[str | int, ...]) -> str:
-    """Spell a path as in JavaScript: `("inputs", 3, "response")` becomes `inputs[3].response`."""
+    """Write a path as in JavaScript: `("inputs", 3, "response")` becomes `inputs[3].response`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 def split_chat(chat: Any, name: str) -> Row:
-    """Split a conversation into prompt and response. Raises `ValueError`, naming it, if it does not end with a response."""
+    """Split a conversation into prompt and response. Raises `ValueError`, naming the conversation, if it does not end with a response."""
     messages = chat.get("messages") if isinstance(chat, dict) else chat
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"`{name}` has no messages; give a list of messages that ends with the assistant's")

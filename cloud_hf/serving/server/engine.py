@@ -24,8 +24,9 @@ class EngineDeadError(RuntimeError):
 
 class RewardEngine(Protocol):
     """
-    A backend that serves many requests at once. Cancelling the task that awaits [`RewardEngine.score`], or closing the
-    generator of [`RewardEngine.stream`], cancels the work. Both raise [`EngineDeadError`] after the engine has stopped.
+    A backend that serves many requests concurrently. Cancelling the task that awaits [`RewardEngine.score`], or
+    closing the generator of [`RewardEngine.stream`], cancels the work. Both methods raise [`EngineDeadError`] after
+    the engine has stopped.
     """
 
     name: str
@@ -35,13 +36,13 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Check a row before it is queued, from any thread. Raises `ValueError` if its prompt, response or given critiques are not usable, or do not
-        fit the model's context (the message states the lengths).
+        Check a row before it is queued, from any thread. Raises `ValueError` if its prompt, response or given critiques cannot be used or
+        do not fit the model's context (the message then states the lengths).
         """
         ...
 
     async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
-        """Score one response. `critiques` are scored as given instead of new ones."""
+        """Score one response. If `critiques` are given, they are scored instead of new ones."""
         ...
 
     def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
@@ -49,7 +50,7 @@ class RewardEngine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop. Waiting and running requests raise [`EngineDeadError`]."""
+        """Stop the engine. Waiting and running requests raise [`EngineDeadError`]."""
         ...
 
 
@@ -95,7 +96,8 @@ class StablePrefix:
         self._format = critique_format
         tokenizer = critique_format.tokenizer
         tokens = dict.fromkeys(range(vocab_size), "") | {id: token for token, id in tokenizer.get_vocab().items()}
-        # The tokenizer decodes a run of byte tokens (`<0xE2>`) as one text, so a later one may change it; ids without text do not end a run
+        # The tokenizer decodes a run of byte tokens (such as `<0xE2>`) as one text, which a later byte token may still change. Ids without
+        # text do not end a run
         byte_ids = {id for id, token in tokens.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
         silent_ids = {id for id, token in tokens.items() if not token} | set(tokenizer.all_special_ids)
         self._unstable_ids = frozenset(byte_ids | silent_ids) if byte_ids else frozenset()
@@ -105,7 +107,8 @@ class StablePrefix:
         length = len(critique_ids)
         while length and critique_ids[length - 1] in self._unstable_ids:
             length -= 1
-        # A replacement character at the end may be the first bytes of a character whose other bytes are yet to come
+        # A replacement character at the end may stand for the first bytes of a character whose other bytes are yet to
+        # come
         text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")
         if self._format.rereads_critiques:
             # Decoding removes spaces before punctuation, so the space before the last word may still disappear
@@ -148,8 +151,8 @@ class _AbandonedError(Exception):
 
 class TransformersEngine(EncodingEngine):
     """
-    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches of
-    `batch_size` sequences, and streams one at a time. Raises `ValueError` if the tokenizer does not fit the model.
+    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches of `batch_size`
+    sequences, and handles streams one at a time. Raises `ValueError` if the tokenizer does not fit the model.
     """
 
     def __init__(self, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16):
@@ -222,7 +225,7 @@ class TransformersEngine(EncodingEngine):
 
     def _make_job(self, request: ScoringRequest, sampling: Sampling) -> _Job:
         if sampling.temperature == 0:
-            sampling = replace(sampling, seed=None)  # greedy jobs can share a batch whatever their seeds
+            sampling = replace(sampling, seed=None)  # greedy jobs can share a batch regardless of their seeds
         job = _Job(request, sampling, asyncio.get_running_loop().create_future())
         job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
         return job
@@ -237,7 +240,7 @@ class TransformersEngine(EncodingEngine):
             self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def _dispatch(self):
-        """Score batches until no job waits."""
+        """Score batches until no job is waiting."""
         loop = asyncio.get_running_loop()
         while batch := self._take_batch():
             self._running = batch
@@ -254,7 +257,7 @@ class TransformersEngine(EncodingEngine):
             self._running = []
 
     def _take_batch(self) -> list[_Job]:
-        """Take the job that has waited longest, and those that the same call can score."""
+        """Remove from the queue the job that has waited longest, and those that the same call can score."""
         batch, others, sequences = [], deque(), 0
         while self._waiting:
             job = self._waiting.popleft()

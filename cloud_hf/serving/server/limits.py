@@ -1,4 +1,4 @@
-"""Limits of the reward server, and a count of a body's values before it is parsed."""
+"""Limits on requests to the reward server, and a function that counts the values in a body before it is parsed."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ def _limit(default: float, description: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on requests. Raises `ValueError` if one is not above 0, or if `max_batch` critiques would never fit into the queue."""
+    """Limits on requests. Raises `ValueError` if a limit is not above 0, or if `max_batch` critiques would never fit into the queue."""
 
     max_body_bytes: int = _limit(4 * 2**20, "Maximum size of a request body in bytes.")
     max_batch: int = _limit(256, "Maximum number of critiques per request.")
-    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # and of requests; more get 429
-    max_new_tokens: int = _limit(1024, "Maximum length of a critique in tokens.")  # also the default of requests
+    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # also of requests; more get 429
+    max_new_tokens: int = _limit(1024, "Maximum length of a critique in tokens.")  # also the default for requests
     request_timeout: float = _limit(600.0, "Seconds until a request is cancelled.")
-    max_values: int = _limit(50_000, "Maximum number of texts, numbers and objects in the JSON of a body.")
-    max_messages: int = _limit(1024, "Maximum number of messages of a conversation.")
+    max_values: int = _limit(50_000, "Maximum number of texts, numbers and objects in a JSON body.")
+    max_messages: int = _limit(1024, "Maximum number of messages in a conversation.")
     max_chars_per_token: float = _limit(
-        16.0, "Maximum number of characters of a text, per token of the model's context."
+        16.0, "Maximum number of characters in a text, per token of the model's context."
     )
     max_requests_per_minute: float = _limit(math.inf, "Maximum number of requests per minute from one client address.")
 
@@ -37,12 +37,15 @@ class Limits:
 
 
 def refusal(what: str, name: str, limit: float) -> str:
-    """Explain that a request exceeds a limit, and which option raises it."""
+    """Return the message for a request that exceeds a limit. It names the option that raises the limit."""
     return f"{what}; this server's limit is {limit:.12g} (`--{name}`)."
 
 
 def count_values(body: bytes, enough: int) -> int:
-    """Count the values of a JSON body without parsing it: exactly if there might be more than `enough`, otherwise an upper bound."""
+    """
+    Count the values of a JSON body without parsing it. The count is exact if there might be more than `enough` values,
+    and an upper bound otherwise.
+    """
     most = _separators(body)
     if most <= enough:
         return most

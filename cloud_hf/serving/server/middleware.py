@@ -26,10 +26,10 @@ from .limits import Limits, count_values, refusal
 
 logger = logging.getLogger(__name__)
 
-# The only route that needs no key: load balancers call it
+# The only route that needs no key, because load balancers call it
 HEALTH_ROUTE = "/health"
 
-# Seconds for a body to arrive, and for a client to finish sending a body that is too large
+# Seconds allowed for a body to arrive, and for a client to finish sending a body that is too large
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
 
@@ -43,25 +43,25 @@ _BYTES_PER_SECOND = 8 * 2**20
 # A quoted text, possibly truncated before its closing quote. A quote after a letter is an apostrophe
 _QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
 
-# Status that log and metrics record if the client disconnects before the answer, as in nginx
+# Status that log and metrics record if the client disconnects before the response, as in nginx
 CLIENT_CLOSED_REQUEST = 499
 
 
 class Metrics:
-    """Prometheus metrics of `/metrics`, in a registry per server."""
+    """Prometheus metrics for `/metrics`, in a separate registry for each server."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
         self.requests = Counter("cloud_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
             "cloud_request_seconds",
-            "Seconds from a request's start to its answer's end.",
+            "Seconds from the start of a request to the end of its response.",
             ["route"],
             buckets=(0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600),
             registry=self.registry,
         )
         self.queue = Gauge("cloud_queue_length", "Waiting and running critiques.", registry=self.registry)
-        self.tokens = Counter("cloud_critique_tokens", "Tokens of critiques in answers.", registry=self.registry)
+        self.tokens = Counter("cloud_critique_tokens", "Critique tokens in responses.", registry=self.registry)
         self.truncated = Counter(
             "cloud_truncated_critiques", "Critiques truncated at max_new_tokens.", registry=self.registry
         )
@@ -101,8 +101,8 @@ class Lifecycle:
 
 class RequestMiddleware:
     """
-    ASGI middleware around all routes. Starlette's is not enough: the body limit must apply before the body is read, and a disconnect must cancel
-    JSON routes, which Starlette would run to their end.
+    ASGI middleware around all routes. Starlette's own is not enough: the body limit must apply before the body is read, and a disconnect
+    must cancel JSON routes, which Starlette would run to completion.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class RequestMiddleware:
                 if self.lifecycle.draining:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif not message.get("more_body"):
-                # Report before the answer ends, so that the client's next request sees it in the metrics
+                # Report before the response ends, so that the client's next request sees this one in the metrics
                 record.answered = True
                 self._report(scope["method"], record)
             await send(message)
@@ -157,7 +157,7 @@ class RequestMiddleware:
     # ---------------------------------------------------------------------------------------------------- admission
 
     def _refused(self, scope, headers: Headers) -> HTTPException | None:
-        """Return the reason to refuse a request whose body has not been read."""
+        """Return the error with which to refuse a request before its body is read, or `None`."""
         if self.lifecycle.draining:
             return _shutting_down()
         if self.api_key is None and not self._is_host(headers.get("host", "")):
@@ -206,7 +206,7 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         if int(headers.get("content-length", "0")) > limit:
             refused = refused or too_large
-        # A client that sent `Expect: 100-continue` has not sent its body yet and can be refused at once
+        # A client that sent `Expect: 100-continue` has not sent its body yet and can be refused immediately
         chunks, size, more = [], 0, not (refused and "expect" in headers)
         clock = asyncio.get_running_loop().time
         deadline = clock() + _BODY_TIMEOUT
@@ -217,8 +217,8 @@ class RequestMiddleware:
                 try:
                     while more:
                         if refused:
-                            # Keep discarding for a moment, because a client that is still sending would not read the answer
-                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first such piece
+                            # Keep discarding for a moment, because a client that is still sending would not read the response
+                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first piece
                             patience.reschedule(deadline)
                         message = await receive()
                         if message["type"] == "http.disconnect":
@@ -245,7 +245,7 @@ class RequestMiddleware:
     def _largest_body(self, scope) -> tuple[int, HTTPException]:
         """Return the maximum size of a request's body in bytes, and the error for larger ones."""
         if scope["method"] in ("GET", "HEAD") or scope["path"] == HEALTH_ROUTE:
-            return 0, HTTPException(413, f"`{scope['method']}` takes no body; this server's limit is 0 bytes.")
+            return 0, HTTPException(413, f"`{scope['method']}` accepts no body; this server's limit is 0 bytes.")
         limit = self.limits.max_body_bytes
         return limit, HTTPException(413, refusal(f"The body is larger than {limit} bytes", "max_body_bytes", limit))
 
@@ -265,10 +265,10 @@ class RequestMiddleware:
 
     def _with_few_values(self, body: bytes) -> bytes:
         most = self.limits.max_values
-        if b"\0" in body:  # UTF-16 and UTF-32 would be parsed, but their values are not counted
+        if b"\0" in body:  # UTF-16 and UTF-32 would be parsed, but `count_values` cannot count their values
             raise HTTPException(400, "The body is not UTF-8 JSON: it contains zero bytes.")
         if (values := count_values(body, most)) > most:
-            raise HTTPException(422, refusal(f"The body holds {values} JSON values", "max_values", most))
+            raise HTTPException(422, refusal(f"The body contains {values} JSON values", "max_values", most))
         return body
 
     def _hold(self, patience: asyncio.Timeout, size: int):
@@ -315,7 +315,7 @@ class RequestMiddleware:
         if work.cancelled():
             raise _shutting_down()
         if error := work.exception():
-            # Log neither the error's message nor its values: they may contain text of the request
+            # Log neither the error's message nor its values: they may contain text from the request
             stack = "".join(traceback.format_tb(error.__traceback__))
             logger.error("Request failed: %s\n%s", type(error).__name__, stack)
             raise HTTPException(500, f"The server failed on this request ({type(error).__name__}).")
@@ -338,7 +338,7 @@ class RequestMiddleware:
 
 
 def _network(address: str) -> str:
-    """Return an IPv4 address, or an IPv6 address's /64, because one client has many IPv6 addresses."""
+    """Return an IPv4 address, or an IPv6 address's /64, because one client may have many IPv6 addresses."""
     with suppress(ValueError):
         ip = ipaddress.ip_address(address)
         if ip.version == 6:
@@ -357,14 +357,14 @@ async def _wait_for_disconnect(receive):
 
 def error_response(status: int, error: str, headers=None) -> Response:
     """Return an error response with the JSON body that all errors share."""
-    # ASCII escapes: the message may repeat a lone surrogate of the request, which UTF-8 cannot encode
+    # Escape as ASCII: the message may repeat a lone surrogate from the request, which UTF-8 cannot encode
     return Response(json.dumps({"error": error}), status, headers, "application/json")
 
 
 def without_contents(error: str) -> str:
     """
-    Redact quoted text from an error message, for the log. The log needs the reason of a failure, because the trainers' clients show only
-    its status, but it must not contain text of requests.
+    Redact quoted text from an error message, for the log. The log needs the reason for a failure, because the trainers' clients show only
+    its status, but the log must not contain text from requests.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")

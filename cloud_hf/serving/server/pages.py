@@ -1,4 +1,7 @@
-"""Pages that people and OpenAI clients request first: the server, its model and its routes. They load nothing from other sites."""
+"""
+Pages that people and OpenAI clients request first. They describe the server, its model and its routes, and load
+nothing from other sites.
+"""
 
 import json
 import time

@@ -51,7 +51,7 @@ def record_of(request: Request) -> RequestRecord:
 
 @router.post("/v1/rewards", response_model=RewardResponse, response_model_exclude_none=True, responses=ERRORS)
 async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Response:
-    """Score responses: rewards, critiques, their spread, and why the critiques ended."""
+    """Score responses. Return rewards, their spread, critiques, and the reason why each critique ended."""
     service, record = service_of(request), record_of(request)
     try:
         rows = body.rows()
@@ -67,8 +67,8 @@ async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Res
 
 class EventStream(StreamingResponse):
     """
-    Server-sent events. sse-starlette would add pings and its own disconnect watcher, which the middleware makes redundant. Unlike Starlette's
-    class, this one closes its generator as soon as it is cancelled, which removes the request from the engine.
+    Server-sent events. sse-starlette would add pings and its own disconnect watcher, which the middleware makes redundant. Unlike
+    Starlette's class, this one closes its generator as soon as it is cancelled, which removes the request from the engine.
     """
 
     def __init__(self, events: AsyncGenerator[str, None]):
@@ -129,7 +129,7 @@ async def metrics(request: Request) -> Response:
 
 @router.post("/get_reward", response_model=OpenRLHFResponse, responses=ERRORS)
 async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFResponse:
-    """Score responses as OpenRLHF's remote reward model."""
+    """Score responses for OpenRLHF, as its remote reward model."""
     scores = await service_of(request).score_texts(body.query, body.prompts, "query", record_of(request))
     rewards = [score.reward for score in scores]
     extra_logs = {
@@ -142,7 +142,7 @@ async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFRespons
 
 @router.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, responses=ERRORS)
 async def score_evaluation(body: LlamaFactoryRequest, request: Request) -> LlamaFactoryResponse:
-    """Score responses as LLaMA-Factory's reward model of type `api`."""
+    """Score responses for LLaMA-Factory, as its reward model of type `api`."""
     service = service_of(request)
     scores = await service.score_texts(body.messages, None, "messages", record_of(request))
     rewards = [score.reward for score in scores]

@@ -1,4 +1,4 @@
-"""Score the rows of requests, with checks, a queue, deadlines, and errors as HTTP statuses."""
+"""Score the rows of requests, with checks, a queue and deadlines, and turn errors into HTTP statuses."""
 
 import asyncio
 import itertools
@@ -21,7 +21,8 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# Characters per second of delay: short texts overtake long ones that arrived shortly before them, but no text waits forever
+# A text is delayed by one second per this many characters: short texts overtake long ones that arrived shortly before them, but no text
+# waits forever
 _CHARS_PER_SECOND = 20_000
 
 
@@ -37,7 +38,7 @@ class Encoding:
         self._loop: asyncio.Task | None = None
 
     async def run(self, size: int, function: Callable[..., _T], *args) -> _T:
-        """Call `function` when its turn comes, for texts of `size` characters."""
+        """Call `function` when its turn comes. `size` is the number of characters that it processes."""
         if self._loop is None:
             self._loop = asyncio.create_task(self._work())
         loop = asyncio.get_running_loop()
@@ -58,7 +59,7 @@ class Encoding:
                 result.set_result(outcome)
 
     def close(self):
-        """Stop starting work."""
+        """Start no further work."""
         if self._loop is not None:
             self._loop.cancel()
 
@@ -116,9 +117,9 @@ class RewardService:
     async def score_texts(
         self, texts: list[str], prompts: list[str] | None, field: str, record: RequestRecord
     ) -> list[Score]:
-        """Score conversations that were rendered with the policy's chat template; `field` names them in errors."""
+        """Score conversations that were rendered with the policy's chat template; `field` is their name in error messages."""
         if self.chats is None:
-            raise HTTPException(501, "This server cannot read rendered chats; start it with `--policy_tokenizer`.")
+            raise HTTPException(501, "This server cannot parse rendered chats; start it with `--policy_tokenizer`.")
         sampling = Sampling(max_new_tokens=self.limits.max_new_tokens)
         self._admit(len(texts), sampling, record)
         async with self._answering(self._deadline()):
@@ -213,7 +214,7 @@ class RewardService:
 
     @asynccontextmanager
     async def _answering(self, deadline: float):
-        """Apply a deadline, and turn the engine's errors into statuses."""
+        """Apply a deadline, and turn the engine's errors into HTTP statuses."""
         try:
             async with asyncio.timeout_at(deadline):
                 yield
@@ -237,7 +238,7 @@ def _read_chat(chats: RenderedChats, text: str, prompt: str | None, index: int, 
         if last["role"] != "assistant":
             raise ValueError(f"It ends with a {last['role']} turn; it must end with the assistant turn to judge.")
     except ValueError as error:
-        raise HTTPException(422, f"Row {index}: `{field}` cannot be read as a conversation: {error}") from error
+        raise HTTPException(422, f"Row {index}: `{field}` cannot be parsed as a conversation: {error}") from error
     return Row(messages, last["content"])
 
 

@@ -9,6 +9,6 @@ _FROM, _BEFORE = "0.32", "0.33"
 
 if not parse(_FROM) <= parse(parse(vllm.__version__).base_version) < parse(_BEFORE):
     raise ImportError(
-        f"vLLM {vllm.__version__} is installed, but CLoud models are served with vLLM {_FROM}: "
+        f"vLLM {vllm.__version__} is installed, but CLoud models need vLLM {_FROM}: "
         f"`pip install 'vllm>={_FROM},<{_BEFORE}'`."
     )

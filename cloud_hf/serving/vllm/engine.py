@@ -27,7 +27,10 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 
 
 class VLLMEngine(EncodingEngine):
-    """[`RewardEngine`] over vLLM's asynchronous engine, with options of `vllm.AsyncEngineArgs`. `ValueError` if `model` is not a CLoud model."""
+    """
+    [`RewardEngine`] over vLLM's asynchronous engine, with options of `vllm.AsyncEngineArgs`. Raises `ValueError` if
+    `model` is not a CLoud model.
+    """
 
     def __init__(self, model: str, **vllm_options):
         self.name = str(model)
@@ -57,7 +60,7 @@ class VLLMEngine(EncodingEngine):
         return await self._score(request, self._requests.samples(output, sampling))
 
     async def _score(self, request: ScoringRequest, samples: list[Sample]) -> Score:
-        """Return the score of written critiques, whose rewards are read in a second pass in the reference format."""
+        """Return the score of written critiques. In the reference format, their rewards are read in a second pass."""
         if self.critique_format.rereads_critiques:
             return await self._with_rewards_read(request, samples, request.reread(0, samples))
         return request.score(0, samples)

@@ -1,4 +1,4 @@
-"""Close critiques that run out of budget, so that every request has a reward (vLLM's V1 model runner)."""
+"""Close critiques that run out of budget, so that every request returns a reward (vLLM's V1 model runner)."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class _Request:
     budget: int  # tokens, including the reward token and the end of turn
     min_tokens: int
     end_penalty: float
-    output_ids: list[int]  # vLLM appends to it
+    output_ids: list[int]  # vLLM appends to this list
     reads: bool  # the prompt ends with the reward token, so the first row carries the reward
 
 
@@ -43,9 +43,9 @@ def check_params(params: SamplingParams):
 
 class CloseCritique(LogitsProcessor):
     """
-    Forces the reward token when only this token and the end of turn with the reward still fit, bans it before `min_tokens`, and gives it
-    the repetition penalty of the end of turn that it replaces. A request for a single token gets the end of turn immediately, with a
-    logprob below -1e8, which is not a reward.
+    Logits processor that forces the reward token when only this token and the end of turn that carries the reward still fit, bans it before
+    `min_tokens`, and applies to it the repetition penalty of the end of turn that it replaces. A request for a single token gets the end of
+    turn immediately, with a logprob below -1e8, which is not a reward.
     """
 
     @classmethod
@@ -59,7 +59,7 @@ class CloseCritique(LogitsProcessor):
         self.requests: dict[int, _Request] = {}
 
     def is_argmax_invariant(self) -> bool:
-        return False  # it may force a token, so vLLM must not skip it for greedy requests
+        return False  # this may force a token, so vLLM must not skip it for greedy requests
 
     def update_state(self, batch_update: BatchUpdate | None):
         process_dict_updates(self.requests, batch_update, self._read_request)
@@ -94,6 +94,6 @@ class CloseCritique(LogitsProcessor):
             elif written == request.budget - 1:
                 logits[row] = -torch.inf
                 logits[row, self.end_id] = 0.0
-            elif written + 1 < request.min_tokens:  # vLLM would mask the end of turn that must follow it
+            elif written + 1 < request.min_tokens:  # vLLM would mask the end of turn that must follow the reward token
                 logits[row, self.reward_id] = -torch.inf
         return logits

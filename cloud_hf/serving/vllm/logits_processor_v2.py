@@ -1,4 +1,4 @@
-"""Close critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, the default on GPUs)."""
+"""Close critiques that run out of budget, so that every request returns a reward (vLLM's V2 model runner, the default on GPUs)."""
 
 import torch
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
@@ -10,7 +10,7 @@ from .logits_processor import check_params
 
 
 class CloseCritique(LogitsProcessor):
-    """The V1 runner's `CloseCritique`, computed for all rows at once on the device."""
+    """The V1 runner's `CloseCritique`, computed for all rows together on the device."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams):
@@ -21,7 +21,8 @@ class CloseCritique(LogitsProcessor):
         self.reward_id, self.end_id = config.reward_token_id, config.critique_end_token_id
         self.max_model_len = vllm_config.model_config.max_model_len
         self.prompt_len = req_states.prompt_len
-        # Per request slot. Written on the host, and copied without waiting for the device, as vLLM's processors do
+        # One value per request slot. As in vLLM's own processors, they are written on the host and copied without
+        # waiting for the device
         self.max_tokens, self.min_tokens = (UvaBackedTensor(req_states.max_num_reqs, torch.int32) for _ in range(2))
         self.penalty = UvaBackedTensor(req_states.max_num_reqs, torch.float32)
         self.is_staged = False
@@ -44,7 +45,7 @@ class CloseCritique(LogitsProcessor):
         # Do not branch on values in Python, because reading one would make the host wait for the device in every step
         slot = ctx.expanded_idx_mapping.long()
         prompt_len = self.prompt_len.gpu[slot].long()
-        written = ctx.pos.long() + 1 - prompt_len  # `pos` is the position of the last token that was fed
+        written = ctx.pos.long() + 1 - prompt_len  # `pos` is the position of the last input token
         budget = torch.minimum(self.max_tokens.gpu[slot].long(), self.max_model_len - prompt_len)
         end, penalty = logits[:, self.reward_id], self.penalty.gpu[slot]
         end = torch.where(end > 0, end / penalty, end * penalty)

@@ -1,6 +1,6 @@
 """The CLoud model in vLLM: any causal LM that vLLM serves, plus the reward head. `plugin.py` explains the method.
 
-Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
+Shape suffixes: N tokens in a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
 """
 
 import copy
@@ -31,12 +31,12 @@ from ...modeling_cloud import RewardHead
 from .reward_logits import encode_rewards
 
 
-# Width of the flag columns, which mark the rows that hold a reward. 16 bytes keep the rows aligned
+# Width of the flag columns, which mark the rows that carry a reward. With 16 bytes, the rows stay aligned
 _FLAG_BYTES = 16
 
 
 class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
-    """A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward."""
+    """A causal LM from vLLM whose critiques end with the reward token. After that token, the logit of the end of turn is the reward."""
 
     _head_is_stale = False
 
@@ -58,7 +58,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`, and those of the generation config, at
         # which vLLM would stop without a reward
         eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
-        # On the device: indexing with a list would copy it there in every step, and the host would wait for the copy
+        # Kept on the device, because indexing with a list would copy the list there in every step, and the host would
+        # wait for the copy
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
@@ -88,7 +89,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor | IntermediateTensors:
-        """Compute hidden states of shape `(N, H + F)`, whose flag columns are 1 where the reward token is fed."""
+        """Compute hidden states of shape `(N, H + F)`, whose flag columns are 1 where the input is the reward token."""
         hidden_NH = self.language_model(
             self._without_reward_token(input_ids), positions, intermediate_tensors, inputs_embeds, **kwargs
         )
@@ -99,7 +100,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return torch.cat((hidden_NH, flag_N[:, None].expand(-1, self.flag_columns)), dim=-1)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Compute fp32 logits of shape `(S, V)`: of the critique's next token, or, in flagged rows, only the reward."""
+        """Compute fp32 logits of shape `(S, V)` for the critique's next token; flagged rows carry only the reward instead."""
         hidden_SH = hidden_states[:, : self.hidden_size].contiguous()
         is_reward_S = hidden_states[:, self.hidden_size] > 0.5
         if self._head_is_stale:
@@ -108,12 +109,12 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         if logits_SV is None:  # another rank samples
             return None
         logits_SV = logits_SV.float()
-        # The reward token takes the logit of the likeliest end token; the real end tokens are never sampled
+        # The reward token gets the logit of the likeliest end token; the real end tokens are never sampled
         logits_SV[:, self.reward_id] = logits_SV.index_select(1, self.end_ids).amax(-1)
         logits_SV.index_fill_(1, self.end_ids, -torch.inf)
         if self.config.format == "cloud":
-            # vLLM returns raw logits (see `plugin.py`); this makes them logprobs. Not in the reference format, whose
-            # repetition penalty depends on the logits' sign
+            # vLLM returns raw logits (see `plugin.py`), so turn them into logprobs here. In the reference format, they
+            # stay logits, because its repetition penalty depends on their sign
             logits_SV = logits_SV.log_softmax(-1)
         logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
         rewards_S = self._rewards(hidden_SH)[:, 0]
@@ -126,7 +127,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return (self.reward_head(hidden_SH) - self.config.reward_mean) / self.config.reward_std
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint. A vocabulary without a spare id gets a row of zeros for the id that the plugin has added."""
+        """Load a checkpoint. If its vocabulary has no spare id, add a row of zeros for the id that the plugin has added."""
         for module in self.modules():
             if isinstance(module, VocabParallelEmbedding):
                 for parameter in module.parameters(recurse=False):

@@ -5,10 +5,11 @@ the end of turn that closes the critique, but no other end of turn. A vocabulary
 
 1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
 2. The reward token is embedded as the end of turn, so the reward is read from the same hidden state as in training.
-3. After it, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob, is the
-   reward. In all other rows, that logit carries the reward at the previous token (`reward_logits.py`), for requests that ask.
+3. After the reward token, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob,
+   is the reward. In all other rows, the logit of the end of turn carries the reward at the previous token, for requests that ask
+   for partial rewards (`reward_logits.py`).
 
-A logits processor (`logits_processor.py`, `logits_processor_v2.py`) closes critiques that run out of budget, so that each has a reward,
+A logits processor (`logits_processor.py`, `logits_processor_v2.py`) closes critiques that run out of budget, so that each gets a reward,
 and a renderer (`renderer.py`) opens the critique turn after chat messages. Classic models can also be served with vLLM's
 pooling runner, which needs none of this: its pooler reads the reward.
 """
@@ -28,13 +29,15 @@ from cloud_hf.critique_format import format_class
 
 
 _ARCHITECTURE = cloud_hf.CLoudForRewardModeling.__name__
-# A separate architecture, because vLLM by default runs an architecture that can do both with the pooling runner
+# A separate architecture, because by default, vLLM uses the pooling runner for an architecture that supports both
+# runners
 _POOLING_ARCHITECTURE = "ClassicForPooling"
 
-# vLLM chooses the renderer by the mode of the tokenizer
+# vLLM chooses the renderer by the tokenizer mode
 _TOKENIZER_MODE = "cloud"
 
-# Sampling for requests that do not set it: greedy, as in `score`, whatever the base model's generation config says
+# Sampling options for requests that do not set them: greedy, as in `score`, regardless of the base model's generation
+# config
 _SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
@@ -45,12 +48,12 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
         config: Any = model_config.hf_config
         if model_config.enable_prompt_embeds:
-            raise ValueError("A CLoud model takes no prompt embeddings: its reward is read at a token.")
+            raise ValueError("A CLoud model accepts no prompt embeddings: its reward is read at a token.")
         model_config.tokenizer_mode = _TOKENIZER_MODE
         if model_config.runner_type == "pooling":
             if config.critique:
                 raise ValueError(
-                    "This CLoud model writes critiques, which the pooling runner cannot: serve it with `--runner generate`."
+                    "This CLoud model writes critiques, which the pooling runner cannot do: serve it with `--runner generate`."
                 )
             config.architectures, model_config.convert_type = [_POOLING_ARCHITECTURE], "none"
             return
@@ -58,7 +61,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             # Checkpoints keep their shape: the model adds the row while it loads the weights
             config.reward_token_id = reward_token_in_vllm(config)
             config.text_config.vocab_size += 1
-            model_config.model_arch_config = model_config.get_model_arch_config()  # holds the vocabulary's size, too
+            model_config.model_arch_config = model_config.get_model_arch_config()  # contains the vocabulary size, too
         # The reward is a raw logit: log-softmax would turn the logit of the only possible token into 0
         model_config.logprobs_mode = "raw_logits"
         penalty = format_class(config.format).repetition_penalty

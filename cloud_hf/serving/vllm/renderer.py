@@ -1,8 +1,8 @@
-"""Turn requests to vLLM into prompts at whose end the reward is read, or refuse them.
+"""Turn vLLM requests into prompts from which a reward can be read, or reject them.
 
-vLLM calls the renderer for every route. Chat messages become the ids of [`CritiqueFormat`], so that any chat client gets what
-`score` gives. Prompts that a client rendered itself are checked, because without an open critique turn, the number at
-their end would not be the reward.
+vLLM calls the renderer for every route. Chat messages are encoded by [`CritiqueFormat`], so that any chat client gets the same results as
+from `score`. Prompts that a client rendered itself are checked, because without an open critique turn, the number returned at the end would
+not be the reward.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _OWN_VARIABLES = {"add_generation_prompt", "continue_final_message", "tokenize",
 
 
 class CLoudRenderer(HfRenderer):
-    """vLLM's renderer with the chats of [`CritiqueFormat`]. Raises `ValueError` if the tokenizer is absent or not the model's."""
+    """vLLM's renderer, but with chats encoded by [`CritiqueFormat`]. Raises `ValueError` if the tokenizer is absent or not the model's."""
 
     def __init__(self, config: VllmConfig, tokenizer):
         if tokenizer is None:
@@ -46,7 +46,7 @@ class CLoudRenderer(HfRenderer):
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
-        # Chats with different texts have the same last ids: those that open the critique turn
+        # The last ids, which are the same in chats with different texts, are those that open the critique turn
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(*(reversed(ids) for ids in probes), strict=False))
         self._opening = tuple(token_id for token_id, _ in alike)[::-1]
         self._bos_count = self._count_bos(probes[0], tokenizer.bos_token_id)
@@ -99,7 +99,7 @@ class CLoudRenderer(HfRenderer):
         used = {name for name in variables if name in str(self._format.tokenizer.chat_template)}
         if others := sorted(used - _OWN_VARIABLES):
             raise VLLMValidationError(
-                f"The chat template's variables belong to a CLoud model's config: drop {', '.join(others)}."
+                f"A CLoud model's config determines the chat template's variables: drop {', '.join(others)}."
             )
 
     # ------------------------------------------------------------------------------------------------------- prompts
@@ -115,7 +115,7 @@ class CLoudRenderer(HfRenderer):
     def _checked(self, prompt, params: TokenizeParams):
         if params.truncate_prompt_tokens is not None:
             raise VLLMValidationError(
-                "A truncated conversation has a different reward: drop `truncate_prompt_tokens`, and shorten its messages."
+                "A truncated conversation has a different reward: drop `truncate_prompt_tokens`, and shorten the messages instead."
             )
         ids = list(prompt["prompt_token_ids"])
         if self._is_pooling:
@@ -158,7 +158,7 @@ class CLoudRenderer(HfRenderer):
         if ids[-1] == self._reward_id:
             has_turn = any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
             if self._format.critique and not self._format.rereads_critiques and not has_turn:
-                return "The prompt ends with the reward token, but holds no critique turn."
+                return "The prompt ends with the reward token, but contains no critique turn."
             return None
         if not self._format.critique:
             return "A classic reward model writes nothing: serve it with `--runner pooling`, or end the prompt with its reward token."
@@ -180,7 +180,7 @@ class CLoudRenderer(HfRenderer):
 
 
 def _hide(token_id: int | None, tokenizer):
-    """Mark the reward token, an unused token of the vocabulary, as special, so vLLM leaves it out of the critique's text."""
+    """Mark the reward token, an unused token in the vocabulary, as special, so vLLM leaves it out of the critique's text."""
     token = tokenizer.added_tokens_decoder.get(token_id)
     if token is not None and not token.special:
         tokenizer.add_tokens([token.content], special_tokens=True)
@@ -190,7 +190,7 @@ _SEND_MESSAGES = "Send the messages to the chat route instead, the last one bein
 
 
 def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without null fields, and with lists instead of the iterators into which pydantic turns them."""
+    """Return a message without null fields, and with lists in place of the iterators that pydantic creates from them."""
     return {
         name: value if isinstance(value, str | dict) else list(value)
         for name, value in message.items()

@@ -43,13 +43,14 @@ from .reward_logits import decode_reward
 # vLLM needs room for one generated token, whose logprob is the reward of a given sequence
 READING_TOKENS = 1
 MAX_TEMPERATURE = 2.0
-# Full sequences that the KV cache has room for on a CPU, unless they take more than half of the free memory
+# Number of full-length sequences for which the KV cache has room on a CPU, unless they need more than half of the free
+# memory
 _FULL_SEQUENCES = 16
 _LARGEST_BLOCK = 128
 _MEMORY_OPTIONS = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 
 
-# Options with which part of the engine's GPUs may be on other machines
+# Options that allow some of the engine's GPUs to be on other machines
 _OTHER_MACHINES = {
     "distributed_executor_backend", "nnodes", "data_parallel_backend", "data_parallel_rank", "data_parallel_size_local",
 }  # fmt: skip
@@ -57,8 +58,8 @@ _OTHER_MACHINES = {
 
 def check_options(options: dict[str, Any]):
     """
-    Raise `ValueError` if an option of the engine is unknown, `dtype` is not a data type, or the machine lacks the GPUs that the engine needs.
-    vLLM itself would raise errors of several kinds, in several processes.
+    Raise `ValueError` if an option of the engine is unknown, `dtype` is not a data type, or the machine lacks the GPUs that the engine
+    needs. vLLM itself would raise errors of several kinds, in several processes.
     """
     known = {field.name for field in fields(AsyncEngineArgs)} | {*inspect.signature(LLM.__init__).parameters}
     if unknown := [name for name in options if name not in known]:
@@ -87,8 +88,8 @@ def check_options(options: dict[str, Any]):
 @contextmanager
 def servable_model(name: str) -> Iterator[str]:
     """
-    Yield a name or folder from which vLLM can load a reward model. An adapter is merged into a temporary folder: its reward head is
-    trained in full, which vLLM's LoRA cannot apply. Raises `ValueError` if `name` is not a CLoud model, or is a published
+    Yield a name or folder from which vLLM can load a reward model. An adapter is merged into a temporary folder, because its reward head is
+    trained in full, and vLLM's LoRA cannot apply such weights. Raises `ValueError` if `name` is not a CLoud model, or is a published
     checkpoint that was not converted.
     """
     if not is_adapter(name) and is_published(CLoudConfig.get_config_dict(name)[0]):
@@ -111,8 +112,8 @@ def servable_model(name: str) -> Iterator[str]:
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
-    Choose the KV cache's size on a CPU: room for 16 sequences of full length in at most half of the free memory, but for at least one. By
-    default, vLLM would require 92 % of all memory, and stop if less is free. Return nothing if `options` of vLLM or
+    Choose the size of the KV cache on a CPU: room for 16 full-length sequences in at most half of the free memory, but for at least one
+    sequence. By default, vLLM would require 92 % of all memory, and fail if less is free. Return no options if `options` of vLLM or
     `VLLM_CPU_KVCACHE_SPACE` set the size, or the config has no maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
@@ -123,7 +124,7 @@ def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, An
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     item_size = _dtype(config, options).itemsize
-    # In whole blocks, which are larger on a CPU
+    # The cache consists of complete blocks, which are larger on a CPU
     sequence = (length + 2 * _LARGEST_BLOCK) * 2 * text.num_hidden_layers * heads * head_dim * item_size
     free = psutil.virtual_memory().available
     return {"kv_cache_memory_bytes": max(sequence, min(_FULL_SEQUENCES * sequence, free // 2))}
@@ -136,23 +137,26 @@ def _dtype(config: CLoudConfig, options: dict[str, Any]) -> torch.dtype:
 
 
 def check_dtype(config: CLoudConfig, options: dict[str, Any]):
-    """Raise `ValueError` if vLLM's kernels for CPUs lack the data type for the model's integer weights."""
+    """Raise `ValueError` if vLLM's CPU kernels do not support the data type with the model's integer weights."""
     groups = (getattr(config, "quantization_config", None) or {}).get("config_groups", {})
     has_integers = any((group.get("weights") or {}).get("type") == "int" for group in groups.values())
     if has_integers and current_platform.is_cpu() and _dtype(config, options) == torch.float32:
         raise ValueError(
-            "On a CPU, vLLM multiplies weights that are quantised to integers in bf16 only. Start it with `dtype='bfloat16'` (in "
+            "On a CPU, vLLM supports weights that are quantised to integers only in bf16. Start it with `dtype='bfloat16'` (in "
             "commands `--dtype bfloat16`)."
         )
 
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
-    """Derive a request's seed from its text, so order and batch do not matter; `None` if greedy. `ValueError` if a seed would crash the engine."""
+    """
+    Derive a request's seed from its text, so that order and batch do not matter. Greedy requests get `None`. Raises
+    `ValueError` if a seed would crash the engine.
+    """
     if sampling.seed is None or sampling.temperature == 0:
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
         raise ValueError(
-            "On a CPU, vLLM 0.32 dies when the prefill of a request with a `seed` is split into chunks. Start it "
+            "On a CPU, vLLM 0.32 crashes when the prefill of a request with a `seed` is split into chunks. Start it "
             "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or "
             "omit `seed`."
         )
@@ -162,8 +166,8 @@ def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig)
 @dataclass(frozen=True)
 class VLLMRequests:
     """
-    Makes the prompts and sampling parameters of one model, and reads its outputs. Raises `ValueError` if the tokenizer and the
-    config of a reference-format model name different stop tokens.
+    Builds the prompts and sampling parameters for one model, and parses its outputs. Raises `ValueError` if the tokenizer and the config of
+    a reference-format model name different stop tokens.
     """
 
     critique_format: CritiqueFormat
@@ -173,7 +177,10 @@ class VLLMRequests:
     def load(
         cls, model: str, options: dict[str, Any], resources: ExitStack
     ) -> tuple["VLLMRequests", str, dict[str, Any]]:
-        """Check a model and its engine's options. Returns its requests, the name or folder to load, which `resources` keeps, and all options."""
+        """
+        Check a model and its engine's options. Return its `VLLMRequests`, the name or folder to load (which exists
+        until `resources` is closed), and all options.
+        """
         check_options(options)
         folder = resources.enter_context(servable_model(model))
         config = read_config(folder)
@@ -207,7 +214,7 @@ class VLLMRequests:
                 f"(longrope) to all requests. Start it with `max_model_len={switch}`."
             )
         if sampling.stop_when_stable is not None:
-            raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique by its reward.")
+            raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique based on its reward.")
         if sampling.read_every is not None and critiques is not None:
             raise ValueError(
                 "`read_every` with given `critiques` needs transformers: vLLM reads rewards only inside critiques that it writes."
@@ -233,8 +240,9 @@ class VLLMRequests:
         return max_model_len - self.reserved_tokens + 1
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
-        """Make the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
-        # Both return the logprobs of sampled tokens. The end of turn's logprob also holds the rewards inside the critique
+        """Build the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
+        # Both options return the logprobs of sampled tokens. The second also returns the end of turn's logprob, which carries the rewards
+        # inside the critique
         more: dict[str, Any] = {"logprobs": 0}
         if sampling.read_every is not None:
             more = {"logprob_token_ids": [self.critique_format.end_token_id]}
@@ -250,11 +258,11 @@ class VLLMRequests:
         )
 
     def prompt_of(self, prefix: EncodedPrefix) -> TokensInput:
-        """Make the prompt that the critique continues."""
+        """Build the prompt that the critique continues."""
         return tokens_input(list(prefix.input_ids))
 
     def samples(self, output: RequestOutput, sampling: Sampling) -> list[Sample]:
-        """Read the critiques of a finished request, with their rewards."""
+        """Extract the critiques of a finished request, with their rewards."""
         return [self._sample(completion, sampling) for completion in output.outputs]
 
     def _sample(self, completion: CompletionOutput, sampling: Sampling) -> Sample:
@@ -265,17 +273,18 @@ class VLLMRequests:
         # Possible only in the reference format, which leaves room for one more token; see `reserved_tokens`
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
-            # The processor closes it there in any case; the model itself would have ended it only if no other token was likelier
+            # The processor closes a critique of this length in any case; the model itself would have ended it only if no other token was
+            # likelier
             is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
         inner = likelihood = None
-        # In the reference format, these are logits without a normaliser
+        # In the reference format, vLLM returns logits that are not normalised
         if sampling.temperature > 0 and self.config.format == "cloud":
             found = [logprobs[place][token].logprob for place, token in enumerate(critique_ids)]
             likelihood = fmean(found) if found else 0.0
         if (step := sampling.read_every) is not None:
-            # The logits that predict the token at a place are computed from the token before it
+            # The logits that predict the token at one place are computed from the token before it
             places = range(step, len(critique_ids) + 1, step)
             inner = tuple(decode_reward(logprobs[place][end_id].logprob) for place in places)
         return Sample(
@@ -283,17 +292,17 @@ class VLLMRequests:
         )
 
     def reading(self) -> SamplingParams:
-        """Make the parameters of a request that reads the reward of a given sequence."""
+        """Build the parameters of a request that reads the reward of a given sequence."""
         return SamplingParams(
             max_tokens=1, temperature=0.0, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
 
     def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
-        """Make the prompt whose reward is read: its last end of turn becomes the reward token."""
+        """Build the prompt from which the reward is read: its last end of turn becomes the reward token."""
         return tokens_input([*encoded.input_ids[:-1], self.reward_id])
 
     def reward(self, output: RequestOutput) -> float:
-        """Read the reward of a finished request of [`VLLMRequests.reading`]."""
+        """Extract the reward from a finished request with the parameters from [`VLLMRequests.reading`]."""
         logprobs = output.outputs[0].logprobs
         assert logprobs is not None, "`reading` asks for them"
         return logprobs[0][self.critique_format.end_token_id].logprob

@@ -18,7 +18,7 @@ from .requests import VLLMRequests, seed_for
 
 class CLoudVLLM:
     r"""
-    [`Scorer`] over a vLLM engine in this process.
+    [`Scorer`] that runs a vLLM engine in this process.
 
     Args:
         model (`str`):
@@ -26,9 +26,10 @@ class CLoudVLLM:
         show_progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
         **vllm_options:
-            Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). Rewards
-            equal those of transformers with `dtype="float32"`; the default, `"auto"`, is the checkpoint's. On a CPU,
-            `kv_cache_memory_bytes` defaults to 16 sequences of `max_model_len` tokens, within half of the free memory.
+            Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). With
+            `dtype="float32"`, rewards equal those of transformers; the default, `"auto"`, is the checkpoint's data
+            type. On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens,
+            but to at most half of the free memory.
 
     Raises:
         `ValueError`: If `model` is not a CLoud model.
@@ -70,8 +71,8 @@ class CLoudVLLM:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is refused, and
-        so is `read_every` with given critiques.
+        Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is not supported,
+        and neither is `read_every` with given critiques.
         """
         sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
         max_model_len = self.llm.llm_engine.model_config.max_model_len
@@ -101,7 +102,7 @@ class CLoudVLLM:
         return [scores[row] for row in range(len(responses))]
 
     def write(self, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
-        """Write critiques of encoded texts to judge, with their rewards."""
+        """Write critiques of encoded prompts and responses, with their rewards."""
         samples: dict[int, list[Sample]] = {}
 
         def written(row: int, output: RequestOutput):
@@ -113,7 +114,7 @@ class CLoudVLLM:
         return [samples[row] for row in range(len(prefixes))]
 
     def _write(self, run: "_Run", prefixes: list[EncodedPrefix], sampling: Sampling, written: Callable):
-        """Start the requests that write critiques; `written` gets the row and the output of each."""
+        """Start the requests that write critiques; `written` is called with the row and the output of each."""
         vllm_config = self.llm.llm_engine.vllm_config
         # Computed before the first request starts: an error must leave nothing behind in the engine
         seeds = [seed_for(sampling, prefix, vllm_config) for prefix in prefixes]
@@ -122,7 +123,7 @@ class CLoudVLLM:
             run.add(self._requests.prompt_of(prefix), params, partial(written, row))
 
     def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
-        """Start reading the rewards of a row's samples; `end` gets the samples with their rewards."""
+        """Start reading the rewards of a row's samples; `end` is called with the samples and their rewards."""
         rewards: dict[int, float] = {}
 
         def keep(index: int, output: RequestOutput):
@@ -141,8 +142,8 @@ class CLoudVLLM:
 
 class _Run:
     """
-    Requests of one call, each with a callback for its output. `LLM.generate` would return all outputs at the end, and delay `on_score`. Leaving
-    the block aborts unfinished requests, whose outputs the engine would hand to the next call.
+    Requests of one call, each with a callback for its output. `LLM.generate` would return all outputs only at the end, which would delay
+    `on_score`. Leaving the `with` block aborts unfinished requests; otherwise, the engine would return their outputs to the next call.
     """
 
     def __init__(self, engine: LLMEngine):

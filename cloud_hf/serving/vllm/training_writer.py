@@ -14,19 +14,20 @@ from .scorer import CLoudVLLM
 
 class VLLMWriter:
     """
-    A vLLM engine next to a trainer, for a model that changes in every step.
+    vLLM engine that runs next to a trainer, for a model whose weights change in every step.
 
     Args:
         model ([`CLoudForRewardModeling`]):
             The model in training.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            The model's tokenizer.
         **vllm_options:
             Passed to `vllm.LLM`.
     """
 
     def __init__(self, model: Any, processing_class: PreTrainedTokenizerBase, **vllm_options):
-        # Pass the weights through a folder: vLLM maps the names in every architecture's checkpoints, but not those of its modules
+        # Pass the weights through a folder: for every architecture, vLLM can map the names in a checkpoint, but not the names of the
+        # model's modules
         self._folder = tempfile.TemporaryDirectory(prefix="cloud-vllm-")
         model.save_pretrained(self._folder.name)
         processing_class.save_pretrained(self._folder.name)
@@ -38,13 +39,15 @@ class VLLMWriter:
 
     def write(self, model: Any, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
         """
-        Write the critiques of each prefix with the current weights of `model`. A critique of `max_new_tokens` tokens counts as cut: vLLM
-        closes it without drawing an end.
+        Write the critiques of each prefix with the current weights of `model`. A critique of `max_new_tokens` tokens counts as cut off,
+        because vLLM closes it without sampling an end.
         """
         model.save_pretrained(self._folder.name)
         self._scorer.llm.collective_rpc("reload_weights", kwargs={"weights_path": self._folder.name})
         if not self._scorer.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM could not reset its prefix cache, which holds states of the previous weights.")
+            raise RuntimeError(
+                "vLLM could not reset its prefix cache, which contains states from the previous weights."
+            )
         longest = sampling.max_new_tokens
         return [
             [replace(one, finish_reason="length") if len(one.critique_ids) == longest else one for one in samples]

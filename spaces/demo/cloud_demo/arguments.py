@@ -13,7 +13,7 @@ from cloud_hf.cli import UsageError
 
 
 _VARIABLE_PREFIX = "DEMO_"
-# The quickstart's models and held-out rows, so a copy of this folder works by itself
+# The quickstart's models and held-out rows, so that a copy of this folder works on its own
 SHIPPED = Path(__file__).parents[1] / "model"
 
 
@@ -24,7 +24,7 @@ def on_zero_gpu() -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise the error that argparse would print: on a Space, it belongs on the page."""
+        """Raise the error that argparse would print, because a Space shows it on the page."""
         raise UsageError(message)
 
 
@@ -40,25 +40,25 @@ class DemoArguments:
             (`*ForSequenceClassification` with one label). Without it, and unless `backend` is `"server"`, the
             demo opens the small models in its own folder, with their rows.
         classic_model (`str`, *optional*):
-            Hub id or folder of a model to compare with: a classic one or any other kind that `model` can be.
+            Hub id or folder of a model to compare with: a classic model or any other kind that `model` accepts.
         backend (`str`, *optional*, defaults to `"transformers"`):
-            `"transformers"` or `"vllm"` in this process, or `"server"`: a reward server that runs elsewhere.
+            `"transformers"` or `"vllm"` to run models in this process, or `"server"` to call a reward server.
         server_url (`str`, *optional*):
             Address of the reward server.
         classic_server_url (`str`, *optional*):
             Address of the classic model's reward server.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
-            Environment variable that holds the key of the reward servers.
+            Environment variable that contains the API key of the reward servers.
         batch_size (`int`, *optional*, defaults to `16`):
-            Sequences computed at once, with transformers.
+            Number of sequences per batch, with transformers.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
         vllm_options (`str`, *optional*):
-            Additional options of vLLM's engine as JSON, for example `{"max_model_len": 4096}`.
+            Additional options for vLLM's engine as JSON, for example `{"max_model_len": 4096}`.
         rows (`str`, *optional*):
-            Preference pairs for examples, for the comparison of both models and for the reward distribution: a benchmark
+            Preference pairs for the examples, the comparison of both models and the reward distribution: a benchmark
             of pairs (`reward_bench`, `llm_bar`, …, or `NAME=FILES`), or a file, folder or Hub id with the columns prompt,
-            chosen, rejected.
+            chosen and rejected.
         rows_split (`str`, *optional*, defaults to `"test"`):
             Split of `rows`, unless it is a benchmark or has no splits.
         results (`str`, *optional*):
@@ -67,26 +67,26 @@ class DemoArguments:
         reference_rows (`int`, *optional*, defaults to `200`):
             Rows judged by both models while no request waits, for the comparison of both models and the reward distribution.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest critique in tokens.
+            Maximum critique length in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):
-            Maximum number of characters of a field.
+            Maximum number of characters per field.
         max_waiting (`int`, *optional*, defaults to `64`):
             Maximum number of waiting requests.
         max_waiting_per_user (`int`, *optional*, defaults to `2`):
-            Maximum number of waiting or running requests of one browser tab or client.
+            Maximum number of waiting or running requests from one browser tab or client.
         max_waiting_per_address (`int`, *optional*, defaults to `8`):
-            Maximum number of waiting or running requests of one network address (of IPv6, of its /64). Behind a proxy, name the proxy
-            in the environment variable FORWARDED_ALLOW_IPS; otherwise all visitors have its address.
+            Maximum number of waiting or running requests from one network address (for IPv6, from one /64 network). Behind a proxy, name
+            the proxy in the environment variable FORWARDED_ALLOW_IPS; otherwise all visitors appear to have the proxy's address.
         concurrency (`int`, *optional*):
-            Maximum number of running requests. Defaults to 1 with transformers, otherwise to 16.
+            Maximum number of concurrently running requests. Defaults to 1 with transformers, otherwise to 16.
         policy_url (`str`, *optional*):
             Address of an OpenAI-compatible server that writes candidates for best-of-N.
         policy_model (`str`, *optional*):
             Name of the model on that server.
         policy_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the server's API key, if it needs one.
+            Environment variable that contains that server's API key, if it needs one.
         host (`str`, *optional*):
-            Address to listen on. Defaults to this machine only, and on a Space to its public address.
+            Address to listen on. Defaults to the local machine only, and on a Space to its public address.
         port (`int`, *optional*):
             Port to listen on. Defaults to the first free one from 7860.
         analytics (`bool`, *optional*, defaults to `False`):
@@ -127,17 +127,17 @@ class DemoArguments:
                 raise ValueError("`backend` 'server' needs `server_url`.")
             if self.model or self.classic_model:
                 raise ValueError(
-                    "With `backend` 'server' the models are on the servers: drop `model` and `classic_model`."
+                    "With `backend` 'server', the servers have the models: drop `model` and `classic_model`."
                 )
         else:
             if self.model is None:
                 self._open_shipped()
             if self.server_url or self.classic_server_url:
-                raise ValueError("`server_url` and `classic_server_url` are for `backend` 'server'.")
+                raise ValueError("`server_url` and `classic_server_url` require `backend` 'server'.")
         if self.results is not None and self.rows is None:
-            raise ValueError("`results` are scores of rows: give those rows with `rows`.")
+            raise ValueError("`results` are scores of rows; name those rows with `rows`.")
         if self.vllm_options is not None and self.backend != "vllm":
-            raise ValueError("`vllm_options` are for `backend` 'vllm'.")
+            raise ValueError("`vllm_options` require `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
             raise ValueError("`policy_url` and `policy_model` go together: give both or neither.")
         limits = ("max_characters", "max_waiting", "max_waiting_per_user", "max_waiting_per_address")
@@ -174,7 +174,7 @@ def check_folders(args: DemoArguments):
 
 
 def public_name(name: str) -> str:
-    """Return a Hub id or address unchanged, and only the last part of a path: the page must not show the machine's folders."""
+    """Return a Hub id or address unchanged, but only the last part of a path, because the page must not reveal the machine's folders."""
     return Path(name).name if Path(name).exists() or name.startswith(("/", ".", "~")) else name
 
 
@@ -182,7 +182,7 @@ def parse_arguments(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, description: str | None = None
 ) -> DemoArguments:
     """
-    Read the command line and, for options it omits, the environment. (TRL's parser would take seconds to import.)
+    Parse the command line and, for options that it omits, the environment. (TRL's parser would take seconds to import.)
 
     Raises [`UsageError`] if an option is unknown, missing or unusable. `description` comes first in the `--help` text.
     """

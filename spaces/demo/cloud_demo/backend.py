@@ -1,4 +1,4 @@
-"""State of the page: models that load in the background, the queue, and rows that are judged while nobody waits."""
+"""State of the page: models that load in the background, the queue, and rows that are judged while no request waits."""
 
 import asyncio
 import logging
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds between heartbeats. Gradio notices that a visitor has left only when it sends them something.
+# Seconds between heartbeats. Gradio notices that a visitor has left only when it sends an update.
 HEARTBEAT = 0.5
-# Visitors for whom the policy server writes concurrently
+# Maximum number of visitors for whom the policy server writes concurrently
 _MOST_POLICY_REQUESTS = 4
 
 
 class Backend:
-    """Models, queues and judged rows of one demo."""
+    """Models, queues and judged rows of a demo."""
 
     def __init__(self, args: DemoArguments):
         self.args = args
@@ -48,7 +48,7 @@ class Backend:
         """Open the models unless loading has already started."""
         if not self._begun.acquire(blocking=False):
             return
-        from .engines import open_models  # takes seconds
+        from .engines import open_models  # the import takes seconds
 
         try:
             self._models.set_result(open_models(self.args))
@@ -86,7 +86,7 @@ class Backend:
         return self.models.warnings if self.is_usable else []
 
     def made(self, sampling: Sampling) -> str:
-        """Describe how a result was made."""
+        """Describe how a result was computed."""
         name, count = public_name(self.models.cloud.name), sampling.num_critiques
         critiques = f"{count} critique{'s' if count > 1 else ''} at temperature {sampling.temperature:g}"
         if self.models.cloud.critique is False:
@@ -117,7 +117,7 @@ class Backend:
     # ---------------------------------------------------------------------------------- rows judged in the background
 
     async def _judge_rows(self):
-        """Judge the first rows while no request waits, unless an evaluation judged them."""
+        """Judge the first rows while no request waits, unless an evaluation has already judged them."""
         rows, judged = self.models.rows[: self.args.reference_rows], self.judged
         if self.models.results is not None:
             judged.evaluation, judgements = self.models.results
@@ -126,27 +126,32 @@ class Backend:
                 judged.add(index, judgement)
             return
         if on_zero_gpu():
-            judged.problem = "On ZeroGPU, rows are judged only when they are opened: GPUs are for visitors."
+            judged.problem = (
+                "On ZeroGPU, rows are judged only when a visitor opens them, because GPUs are reserved for visitors."
+            )
             return
         if rows and len(rows) < JudgedRows.FEWEST:
-            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, but needs {JudgedRows.FEWEST}."
+            judged.problem = (
+                f"There are too few rows to compare a reward with: this demo judges {len(rows)}, "
+                f"but needs at least {JudgedRows.FEWEST}."
+            )
         judged.wanted = len(rows)
         for index, row in enumerate(rows):
             try:
                 if index not in judged.found:
                     judged.add(index, await self._judge_while_idle(row))
             except (ValueError, Problem, NotFinite) as error:
-                logger.warning("Not judged: %s. %s", row.id, error)
+                logger.warning("Could not judge %s. %s", row.id, error)
                 judged.wanted -= 1
             except Exception as error:
                 logger.error("The rows could not be judged", exc_info=error)
                 judged.wanted = len(judged.found)
                 break
         if rows and not judged.is_usable and judged.problem is None:
-            judged.problem = "This model's rewards could not be measured; see the log of the demo."
+            judged.problem = "This model's reward distribution could not be measured; see the log of the demo."
 
     async def _judge_while_idle(self, row: "BenchmarkRow") -> Judgement:
-        """Judge a row while the queue is empty. A visitor's request interrupts it; it restarts when the queue is empty again."""
+        """Judge a row while the queue is empty. A visitor's request cancels the work, which restarts when the queue is empty again."""
         while True:
             await self.line.until(is_empty=True)
             work = asyncio.ensure_future(self._judge_row(row))
@@ -172,7 +177,7 @@ class Backend:
 
 
 class Visitor(NamedTuple):
-    """The sender of a request: a browser tab or program, and its network address."""
+    """The sender of a request: a browser tab or API client, and its network address."""
 
     session: str
     address: str
@@ -180,10 +185,11 @@ class Visitor(NamedTuple):
 
 class WaitingLine:
     """
-    Queue for the model that tells every request its position. It belongs to one event loop.
+    Queue for the model that reports to every request its position. It belongs to one event loop.
 
-    At most `places` requests are served at once, and `max_waiting` wait; at most `max_per_user` of these come from one user, and
-    `max_per_address` from one address. Addresses take turns: the first request of one comes before the second of another.
+    At most `places` requests are served concurrently, and at most `max_waiting` requests wait. At most `max_per_user` of all these come
+    from one user, and at most `max_per_address` from one address. Addresses take turns: the first request from an address precedes the
+    second from another.
     """
 
     def __init__(self, places: int, max_waiting: int, max_per_user: int, max_per_address: int):
@@ -201,7 +207,7 @@ class WaitingLine:
         Queue a request for the duration of the block.
 
         Raises:
-            `Problem`: If the queue is full, or the user or their address has reached its limit.
+            `Problem`: If the queue is full, or the user or the user's address has reached the limit.
         """
         under_way = [ticket.user for ticket in (*self._served, *self._waiting)]
         own, here = under_way.count(user), sum(other.address == user.address for other in under_way)
@@ -225,7 +231,7 @@ class WaitingLine:
             self._move()
 
     def _place_of(self, earlier: int) -> int:
-        """Return the place in the queue of a request whose address has `earlier` requests: before those whose addresses have more."""
+        """Return the queue index of a request whose address has `earlier` requests under way, so that addresses take turns."""
         counts = Counter(ticket.user.address for ticket in self._served)
         for place, ticket in enumerate(self._waiting):
             counts[ticket.user.address] += 1
@@ -239,14 +245,14 @@ class WaitingLine:
         return not self._waiting and not self._served
 
     async def until(self, is_empty: bool):
-        """Wait until the queue is empty, or until it is not."""
+        """Wait until the queue is empty or, with `is_empty=False`, until it is not."""
         while self.is_empty != is_empty:
             await self._changed.wait()
 
     def _move(self):
         while self._waiting and len(self._served) < self.places:
             self._served.append(self._waiting.pop(0))
-        # A new event per change, so that current waiters wait for the next change
+        # Each change has its own event, so whoever waits from now on waits for the next change
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -259,7 +265,7 @@ class Ticket:
         self._line = line
 
     async def positions(self) -> AsyncGenerator[tuple[int, int], None]:
-        """Yield the position (from 1) and the queue's length at every heartbeat or change, until the request's turn."""
+        """Yield the request's position (from 1) and the queue length at every heartbeat or change, until its turn comes."""
         while self in self._line._waiting:
             changed = self._line._changed
             yield self._line._waiting.index(self) + 1, len(self._line._waiting)

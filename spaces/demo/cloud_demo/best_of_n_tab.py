@@ -1,4 +1,4 @@
-"""Best-of-N: pasted or generated candidates, the best of them, and the expected reward of more candidates."""
+"""Best-of-N: pasted or generated candidates, the best of them, and how the expected reward grows with their number."""
 
 import asyncio
 import re
@@ -18,12 +18,12 @@ from .tab_parts import Controls, TabParts, example_prompts, judging_options, ope
 
 TAB, TITLE = "best-of-n", "Best-of-N"
 MOST = 32
-# No dashes, because answers use them as horizontal rules
+# No dashes, because responses use them as horizontal rules
 _SEPARATOR = re.compile(r"^={5,}\s*$", re.MULTILINE)
 _JOINT = "\n=====\n"
 _WORDS = (
-    "The expected highest reward when n of the candidates are drawn. It shows how more candidates raise the reward, not "
-    "the quality: a reward model can be fooled."
+    "The expected highest reward when n of the candidates are sampled. It shows how more candidates raise the reward, which need not "
+    "mean better quality: a reward model can be fooled."
 )
 
 
@@ -33,7 +33,7 @@ def split_candidates(text: str) -> list[str]:
 
 
 def check_candidates(backend: Backend, candidates: list[str]) -> list[str]:
-    """Check the candidates. Raises `Problem` if they are too few, too many or too long."""
+    """Check the candidates. Raises `Problem` if there are too few or too many, or if one is too long."""
     if not 2 <= len(candidates) <= MOST:
         raise Problem(f"Give 2 to {MOST} candidates, separated by lines of =====; there are {len(candidates)}.")
     judging.check_texts(
@@ -49,7 +49,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
     """
     Let the policy server write candidates, eight at a time.
 
-    Returns fewer than `count` if requests fail or answers are empty. Raises `Problem` if fewer than two remain.
+    Returns fewer than `count` if requests fail or responses are empty. Raises `Problem` if fewer than two remain.
     """
     from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable  # needs the extra `data`
 
@@ -65,8 +65,8 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
             raise failure
     written = [text for answer in found if not isinstance(answer, BaseException) and (text := answer.text.strip())]
     if len(written) < 2:
-        why = failures[0] if failures else f"{len(written)} of {count} answers have text; 2 are needed."
-        raise Problem(f"The server that writes candidates cannot be reached or failed: {why}")
+        why = failures[0] if failures else f"{len(written)} of {count} responses have text; at least 2 are needed."
+        raise Problem(f"The server that writes candidates could not be reached or failed: {why}")
     return written
 
 
@@ -74,7 +74,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
 
 
 def build(backend: Backend) -> TabParts:
-    """Make the tab's content."""
+    """Build the tab's content."""
     controls = Controls(backend, "best", TAB)
     with gr.Row():
         with gr.Column():
@@ -83,7 +83,7 @@ def build(backend: Backend) -> TabParts:
             candidates = gr.Textbox(
                 value="",
                 label="Candidates",
-                info="Separate candidates with a line =====",
+                info="Separate candidates with a line of =====",
                 lines=8,
                 max_lines=24,
                 placeholder="The first candidate\n=====\nThe second",
@@ -132,7 +132,7 @@ def _example(backend: Backend, name: str) -> tuple[str, str]:
 
 
 def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, candidates: gr.Textbox):
-    """Make slider and button that fill in candidates; hidden without a policy server."""
+    """Create the slider and button that generate candidates; they are hidden without a policy server."""
     with gr.Row(visible=backend.args.policy_url is not None):
         count = gr.Slider(2, MOST, value=8, step=1, label="Candidates to generate")
         write = gr.Button("Generate candidates", elem_id="best-generate")
@@ -155,7 +155,7 @@ def _show_best(backend: Backend, candidates: Sequence[str], scores: Sequence[Sco
     noise = backend.models.noise if backend.is_usable else 0.0
     rewards = [score.reward for score in scores]
     best = _best_of(rewards)
-    drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates", "candidates drawn")
+    drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates", "candidates sampled")
     return (
         f"<h2>Best: candidate {best + 1} of {len(candidates)}, {rewards[best]:+.3f}</h2>"
         f"{paragraph(candidates[best])}"
@@ -166,7 +166,7 @@ def _show_best(backend: Backend, candidates: Sequence[str], scores: Sequence[Sco
 
 
 def endpoints(backend: Backend) -> list[Callable]:
-    """Make the endpoint `/best_of_n` and, with a policy server, `/generate`."""
+    """Create the endpoint `/best_of_n` and, with a policy server, `/generate`."""
 
     async def best_of_n(
         request: gr.Request,
@@ -178,8 +178,8 @@ def endpoints(backend: Backend) -> list[Callable]:
         seed: int | None = None,
     ) -> dict:
         """
-        Judge 2 to 32 candidates. Returns best (the index of the highest reward, from 0), scores, and curve: for n = 1, 2, …
-        the expected highest reward among n of them.
+        Judge 2 to 32 candidates. Returns best (the index of the highest reward, from 0), scores, and curve (for n = 1, 2, …,
+        the expected highest reward among n of the candidates).
         """
         sampling = judging.read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = judging.read_prompt(backend, prompt)
@@ -211,7 +211,7 @@ def _best_of(rewards: list[float]) -> int:
 
 
 def _best_of_n_curve(rewards: list[float]) -> list[float]:
-    """Return the expected highest reward among n candidates, for each n."""
-    from cloud_hf.evaluation.metrics.best_of_n import expected_best_of  # loaded with the model
+    """Return, for each n, the expected highest reward among n of the candidates."""
+    from cloud_hf.evaluation.metrics.best_of_n import expected_best_of  # loading the model has already imported it
 
     return [expected_best_of(rewards, rewards, n) for n in range(1, len(rewards) + 1)]

@@ -21,7 +21,7 @@ FEWEST, MOST = 2, 8
 
 
 def check_responses(backend: Backend, responses: list[str]) -> list[str]:
-    """Check the responses. Raises `Problem` if they are too few, too many, empty or too long."""
+    """Check the responses. Raises `Problem` if there are too few or too many, or if one is empty or too long."""
     if not FEWEST <= len(responses) <= MOST:
         raise Problem(f"Give {FEWEST} to {MOST} responses; there are {len(responses)}.")
     for place, response in enumerate(responses, start=1):
@@ -35,19 +35,19 @@ def check_responses(backend: Backend, responses: list[str]) -> list[str]:
 
 
 def show(count: int) -> list:
-    """Return the number of boxes, and updates that show that many."""
+    """Return the number of boxes, followed by updates that show that many boxes."""
     return [count, *(gr.update(visible=place < count) for place in range(MOST))]
 
 
 def remove_last(count: int) -> list:
-    """Like `show`, with one box fewer but at least two. Hidden boxes are emptied, so no link carries their text."""
+    """Like `show`, with one box fewer but at least two. Hidden boxes are emptied, so that links do not contain their text."""
     left = max(count - 1, FEWEST)
     hidden = gr.update(value="", visible=False)
     return [left, *(gr.update(visible=True) if place < left else hidden for place in range(MOST))]
 
 
 def show_filled(count: int, *values: str) -> list:
-    """Like `show`, with all boxes that a link has filled."""
+    """Like `show`, with at least all boxes that a link has filled."""
     filled = max((place for place, value in enumerate(values, start=1) if value), default=0)
     return show(max(count, filled, FEWEST))
 
@@ -60,7 +60,7 @@ def show_example(prompt: str, responses: list[str]) -> list:
 
 
 def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
-    """Make the boxes, and the state that holds how many are shown."""
+    """Create the boxes, and the state that counts the visible ones."""
     boxes = [
         gr.Textbox(
             value="",
@@ -68,7 +68,7 @@ def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
             lines=2,
             max_lines=8,
             visible=place <= FEWEST,
-            placeholder="Shift + Enter: compare",
+            placeholder="Press Shift + Enter to compare",
         )
         for place in range(1, MOST + 1)
     ]
@@ -86,7 +86,7 @@ def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
 
 
 def build(backend: Backend) -> TabParts:
-    """Make the tab's content."""
+    """Build the tab's content."""
     controls = Controls(backend, "compare", TAB)
     with gr.Row():
         with gr.Column():
@@ -138,7 +138,7 @@ def build(backend: Backend) -> TabParts:
 
 
 def endpoints(backend: Backend) -> list[Callable]:
-    """Make the endpoint `/compare`."""
+    """Create the endpoint `/compare`."""
 
     async def compare(
         request: gr.Request,
@@ -150,8 +150,9 @@ def endpoints(backend: Backend) -> list[Callable]:
         seed: int | None = None,
     ) -> dict:
         """
-        Compare 2 to 8 responses. Returns scores, ranks (from 1; rewards with the same three decimals share one), and
-        preferences: in row i and column j the Bradley-Terry probability that response i is preferred to response j.
+        Compare 2 to 8 responses. Returns scores, ranks (from 1; rewards that agree to three decimals share a rank), and
+        preferences, a matrix whose row i and column j contain the Bradley-Terry probability that response i is preferred to
+        response j.
         """
         sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)

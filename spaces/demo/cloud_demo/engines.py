@@ -1,7 +1,7 @@
 """
-Models and benchmark rows for the page: in this process, on a ZeroGPU Space, or on a reward server.
+Models and benchmark rows for the page. Models run in this process, on a ZeroGPU Space, or on a reward server.
 
-Importing this takes seconds; `backend.py` does it in a thread. How ZeroGPU lends GPUs:
+Importing this module takes seconds, so `backend.py` imports it in a thread. How ZeroGPU lends GPUs:
 https://huggingface.co/docs/hub/spaces-zerogpu
 """
 
@@ -33,18 +33,18 @@ from .rows import Judgement, read_results
 
 
 _END = object()
-# Largest difference of a response's reward between batches, by dtype; README.md explains "too close to rank"
+# Largest difference in a response's reward between batches, by dtype; README.md explains "too close to rank"
 _NOISE = {"float32": 0.001, "unknown": 0.05}
 
 
 @dataclass
 class Models:
     """
-    The loaded models, and the rows or the reason why they could not be read. Both `cloud` and `classic`, the one to compare with, may be of
+    The loaded models, and the rows or the reason why they could not be loaded. `cloud` and `classic`, the comparison model, may each be of
     any kind.
 
-    `made` describes the computation, such as "float32 on cpu", and `warnings` holds what readers must know about the rewards. `results` are
-    the models and scores of an evaluation on the rows.
+    `made` describes the computation, such as "float32 on cpu", and `warnings` lists what readers must know about the rewards. `results` are
+    the model names and scores from an evaluation on the rows.
     """
 
     cloud: RewardEngine
@@ -56,19 +56,19 @@ class Models:
     results: tuple[str, dict[int, Judgement]] | None = None
     # Rewards closer than this may differ only by rounding, which depends on the other sequences in the batch
     noise: float = _NOISE["float32"]
-    # Responses to judge at once when each is shown as it finishes
+    # Responses to judge concurrently when each is shown as it finishes
     at_once: int = 16
 
     @staticmethod
     def kind_of(engine: RewardEngine) -> str:
-        """Return the kind of a model as a word."""
+        """Describe the kind of a model in words."""
         if isinstance(engine, ScalarEngine):
             return "scalar"
         return {True: "CLoud", False: "classic", None: "not answering yet"}[engine.critique]
 
     @property
     def names(self) -> tuple[str, str]:
-        """Names of the models on the page: their kinds, or their own names if they are of the same kind."""
+        """Names of the models on the page: their kinds, or their own names if both are of the same kind."""
         if self.classic is None:
             return self.kind_of(self.cloud), ""
         kinds = self.kind_of(self.cloud), self.kind_of(self.classic)
@@ -77,7 +77,7 @@ class Models:
 
 def open_models(args: DemoArguments) -> Models:
     """
-    Load the models and rows of the arguments.
+    Load the models and rows that the arguments name.
 
     Raises:
         `Problem`: If a model cannot be opened.
@@ -97,12 +97,12 @@ def open_models(args: DemoArguments) -> Models:
                 names, scores = read_results(args.results, opened.rows)
                 opened.results = f"{names[0]} and {names[1]} in {public_name(args.results)}", scores
         except (ValueError, OSError) as error:
-            opened.rows_problem = f"The rows cannot be read. {_without_folders(error, args)}"
+            opened.rows_problem = f"The rows cannot be loaded. {_without_folders(error, args)}"
     return opened
 
 
 def _without_folders(error: Exception, args: DemoArguments) -> str:
-    """Return an error's message with the folders of the arguments shortened: visitors see it."""
+    """Return an error's message with the folders from the arguments shortened, because visitors see the message."""
     words = str(error)
     for path in filter(None, (args.model, args.classic_model, args.rows, args.results)):
         words = words.replace(path, public_name(path))
@@ -110,7 +110,7 @@ def _without_folders(error: Exception, args: DemoArguments) -> str:
 
 
 def _describe(opened: Models, loaded: list, args: DemoArguments):
-    """Describe what the rewards depend on; `loaded` are the models in this process, if they run with transformers."""
+    """Describe what the rewards depend on; `loaded` contains the models in this process if they run on transformers."""
     if not loaded:
         opened.noise = _NOISE["float32" if args.dtype == "float32" else "unknown"]
         return
@@ -120,7 +120,7 @@ def _describe(opened: Models, loaded: list, args: DemoArguments):
     opened.at_once = 1 if device == "cpu" else 4
     for model in loaded:
         dense = model.reward_head.dense
-        # The bias starts at zero, and the first step of training changes it
+        # The bias starts at zero, and the first training step changes it
         if dense is not None and not dense.bias.any():
             opened.warnings.append(
                 f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."
@@ -132,7 +132,7 @@ def load_pairs(spec: str, split: str) -> list[BenchmarkRow]:
     Load the rows that `DemoArguments.rows` names.
 
     Raises:
-        `ValueError`: If they are unusable, or a row is not a pair of responses.
+        `ValueError`: If the rows are unusable, or a row does not have exactly two responses.
     """
     if spec.partition("=")[0] in BENCHMARKS:
         [benchmark] = load_benchmarks([spec])
@@ -157,7 +157,9 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments,
     if is_scalar_model(config := read_model_config(str(model))):
         read_label_weights(str(model), config)
         if on_zero_gpu():
-            raise ValueError(f"{model} is a third-party scalar model, which cannot borrow a GPU. Use other hardware.")
+            raise ValueError(
+                f"{model} is a third-party scalar model, which cannot run on ZeroGPU. Choose other hardware for this Space."
+            )
         return ScalarEngine(*load_scalar_model(str(model), dtype=args.dtype), args.batch_size)
     reward_model, tokenizer = load_reward_model(str(model), dtype=args.dtype)
     loaded.append(reward_model)
@@ -166,13 +168,13 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments,
 
 
 class ScalarEngine:
-    """`RewardEngine` over a third-party scalar model, which writes no critiques. Arguments as for [`ScalarScorer`]."""
+    """`RewardEngine` for a third-party scalar model, which writes no critiques. Accepts the arguments of [`ScalarScorer`]."""
 
     critique = False
 
     def __init__(self, model, tokenizer, batch_size: int = 16):
         self.name = model.name_or_path
-        # A separate tokenizer, because checks run while the worker scores
+        # Checks run while the worker scores, so they need a separate tokenizer
         self._checker = ScalarScorer(model, copy.deepcopy(tokenizer))
         self._scorer = ScalarScorer(model, tokenizer, batch_size=batch_size)
         self.context_length = self._scorer.context_length
@@ -191,32 +193,32 @@ class ScalarEngine:
         return score
 
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
-        """See `RewardEngine`; there is no critique."""
+        """See `RewardEngine`. The stream consists of the score alone, because there is no critique."""
         yield await self.score(prompt, response, sampling)
 
     async def close(self) -> None:
-        """Stop after the running request."""
+        """Stop once the running request has finished."""
         self._worker.shutdown()
 
 
 # ----------------------------------------------------------------------------------------------------- reward server
 
 
-# A visitor waits: report failures soon
+# Report failures soon, because a visitor is waiting
 _MAX_RETRIES = 1
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 300.0
 _EVENT = b"data: "
-# Bytes of a refusal, and of an event stream for each token of the critique
+# Maximum bytes of an error response, and of an event stream per critique token
 _LONGEST_MESSAGE = 2**20
 _BYTES_PER_TOKEN = 2**12
 
 
 class RemoteEngine:
     """
-    `RewardEngine` over a reward server (`python -m cloud_hf.serving.server`). Closing a stream stops the server's work.
+    `RewardEngine` that calls a reward server (`python -m cloud_hf.serving.server`). Closing a stream stops the server's work on it.
 
-    `critique` and `context_length` are `None` until the server has answered.
+    `critique` and `context_length` are `None` until the server has responded.
     """
 
     def __init__(self, url: str, api_key: str | None = None):
@@ -224,17 +226,17 @@ class RemoteEngine:
         self.critique: bool | None = None
         self.context_length: int | None = None
         self._client = CLoudClient(url, api_key, timeout=_READ_SECONDS, max_retries=_MAX_RETRIES)
-        # Reading the certificates takes longer than a short request
+        # Loading the certificates takes longer than a short request, so skip it for plain HTTP
         self._is_secure = url.startswith("https://")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """Request the kind of model if it is not known yet. The server itself checks requests."""
+        """Ask the server for the kind of model if it is not known yet. The server itself checks requests."""
         if self.critique is None:
             self.ask_kind()
 
     def ask_kind(self):
-        """Read `critique` from the server. Failures are ignored here; the next request reports them."""
+        """Request the kind of model and its context length. Failures are ignored here, because the next request reports them."""
         with suppress(RewardServerError):
             served = self._client.served_model()
             self.critique, self.context_length = served.critique, served.context_length
@@ -245,9 +247,9 @@ class RemoteEngine:
         try:
             [score] = await self._client.ascore([prompt], [response], critiques=given, **asdict(sampling))
         except ValueError as error:  # the server rejected the request
-            raise Problem(f"The reward server refused this. {self._reason(error)}") from error
+            raise Problem(f"The reward server rejected this request. {self._reason(error)}") from error
         except RewardServerError as error:
-            raise Problem(f"The reward server cannot be reached or failed: {self._reason(error)}") from error
+            raise Problem(f"The reward server could not be reached or failed: {self._reason(error)}") from error
         return score
 
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
@@ -268,20 +270,22 @@ class RemoteEngine:
             ):
                 if answer.status_code != 200:
                     await read_body(answer, _LONGEST_MESSAGE)
-                    raise Problem(f"The reward server refused this. {_error_in(answer)}")
+                    raise Problem(f"The reward server rejected this request. {_error_in(answer)}")
                 async for line in lines:
                     if line.startswith(_EVENT) and line != _EVENT + b"[DONE]":
                         yield _read_event(read_json(line.removeprefix(_EVENT)))
         except httpx2.RequestError as error:
-            raise Problem("The reward server cannot be reached, or its answer broke off. Try again later.") from error
+            raise Problem(
+                "The reward server could not be reached, or its response was cut off. Try again later."
+            ) from error
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise Problem("The reward server sent something that is not a judgement.") from error
+            raise Problem("The reward server's response is not a valid judgement.") from error
 
     async def close(self) -> None:
-        """Do nothing: connections are closed with each call."""
+        """Do nothing, because each call closes its own connection."""
 
     def _reason(self, error: Exception) -> str:
-        """`Row 0: http://…/v1/rewards: status 422: Row 0: the sentence` -> `the sentence`."""
+        """Reduce `Row 0: http://…/v1/rewards: status 422: Row 0: the sentence` to `the sentence`."""
         return re.sub(r"^status 4\d\d: (Row 0: )?", "", str(error).partition(f"{self._client.url}: ")[2])
 
 
@@ -294,9 +298,9 @@ async def _read_lines(answer: httpx2.Response, limit: int) -> AsyncGenerator[byt
 
 
 def _read_event(event: dict) -> str | Score:
-    """Read a piece of the critique, or the score. Raises `Problem` if it is an error."""
+    """Return the piece of the critique, or the score, in an event. Raises `Problem` if the event reports an error."""
     if "error" in event:
-        raise Problem(f"The reward server refused this. {event['error']}")
+        raise Problem(f"The reward server rejected this request. {event['error']}")
     return f"{event['critique']}" if "critique" in event else read_score(event["result"])
 
 
@@ -319,7 +323,7 @@ def _borrow_gpu(function: Callable) -> Callable:
     return spaces.GPU(duration=120)(function)
 
 
-# A borrowed process is a fork and sees this dictionary as it was; models cannot be sent to it
+# Models cannot be sent to a borrowed process, but it is a fork and sees this dictionary as it was at the time of the fork
 _engines: dict[str, TransformersEngine] = {}
 
 
@@ -342,9 +346,9 @@ async def _next(pieces: AsyncGenerator):
 
 class ZeroGPUEngine:
     """
-    `RewardEngine` that borrows a GPU for each request, in a separate process. Arguments as for [`TransformersEngine`].
+    `RewardEngine` that borrows a GPU for each request, in a separate process. Accepts the arguments of [`TransformersEngine`].
 
-    This process only checks requests: threads started here would be missing in the borrowed ones.
+    This process only checks requests, because threads started here would be missing in the borrowed processes.
     """
 
     def __init__(self, model, tokenizer, batch_size: int = 16):

@@ -1,4 +1,4 @@
-"""Check requests of visitors and programs, and score them step by step. Closing a generator stops the model's work."""
+"""Check requests from visitors and API clients, and score them step by step. Closing a generator stops the model's work."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloud_hf.serving.server.engine import RewardEngine
 
 
-# Seconds between two updates of a critique: often enough to read along, rarely enough for many readers
+# Seconds between updates of a critique: short enough to read along, long enough to serve many visitors
 _REFRESH = 0.04
 _MOST_CRITIQUES = 16
 _MOST_SENTENCES = 12
@@ -31,7 +31,7 @@ SAMPLING_TEMPERATURE = 0.7
 
 
 def read_sampling(backend: Backend, num_critiques, temperature, max_new_tokens, seed=None) -> Sampling:
-    """Check the options of a visitor or program. Raises `Problem` if one is out of range."""
+    """Check the options sent by a visitor or API client. Raises `Problem` if an option is out of range."""
     limit = backend.args.max_new_tokens
     if not is_integer(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
         raise Problem(f"Choose between 1 and {_MOST_CRITIQUES} critiques.")
@@ -42,20 +42,20 @@ def read_sampling(backend: Backend, num_critiques, temperature, max_new_tokens, 
     if num_critiques > 1 and temperature == 0:
         raise Problem("Several critiques need a temperature above 0: at 0 they are all the same.")
     if seed is not None and not (is_integer(seed) and -(2**63) <= seed < 2**63):
-        raise Problem("The seed must be a whole number that fits into 64 bits.")
+        raise Problem("The seed must be a whole number that fits in 64 bits.")
     seed = None if seed is None else int(seed)
     return Sampling(int(num_critiques), float(temperature), int(max_new_tokens), seed)
 
 
 def read_sliders(backend: Backend, num_critiques, temperature, max_new_tokens) -> Sampling:
-    """Check the sliders' values as `read_sampling` does. Several critiques at temperature 0 are sampled at 0.7."""
+    """Check the sliders' values as `read_sampling` does, except that several critiques at temperature 0 are sampled at 0.7."""
     if temperature == 0 and is_integer(num_critiques) and num_critiques > 1:
         temperature = SAMPLING_TEMPERATURE
     return read_sampling(backend, num_critiques, temperature, max_new_tokens)
 
 
 def is_integer(value: Any) -> bool:
-    """Return whether a value from a slider or program is an integer; 3.0 counts."""
+    """Return whether a value from a slider or API client is an integer; 3.0 counts as one."""
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
@@ -65,8 +65,8 @@ def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence
     """
     Convert the fields of a chat to a prompt for the models.
 
-    `turns` are earlier pairs of a user's message and the assistant's answer; empty pairs are left out. Returns `prompt` alone,
-    or the messages of a chat. Raises `Problem`, naming the field, if a text is unusable.
+    `turns` are earlier turns, as pairs of a user message and an assistant response; empty pairs are skipped. Returns `prompt` itself if
+    there is nothing else, otherwise the messages of a chat. Raises `Problem`, naming the field, if a text is unusable.
     """
     check_texts(backend, {"prompt": prompt, "system message": system})
     if not prompt.strip():
@@ -77,9 +77,11 @@ def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence
             continue
         if not user.strip() or not assistant.strip():
             raise Problem(
-                f"Earlier turn {number} needs both the user's message and the assistant's answer, or neither."
+                f"Earlier turn {number} needs both the user's message and the assistant's response, or neither."
             )
-        check_texts(backend, {f"user's message of turn {number}": user, f"answer of turn {number}": assistant})
+        check_texts(
+            backend, {f"user's message in turn {number}": user, f"assistant's response in turn {number}": assistant}
+        )
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return [*messages, {"role": "user", "content": prompt}] if messages else prompt
 
@@ -93,14 +95,14 @@ def read_response(backend: Backend, response: str) -> str:
 
 
 def read_texts(name: str, value: Any) -> list[str]:
-    """Check a program's list of texts: a single string would be scored letter by letter."""
+    """Check an API client's list of texts, because a single string would be scored letter by letter."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise Problem(f"`{name}` must be a list of texts.")
     return value
 
 
 def read_turns(value: Any) -> list[tuple[str, str]]:
-    """Check a program's earlier turns."""
+    """Check an API client's earlier turns."""
     if not isinstance(value, list) or not all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in value
     ):
@@ -109,13 +111,15 @@ def read_turns(value: Any) -> list[tuple[str, str]]:
 
 
 def check_texts(backend: Backend, texts: dict[str, Any]):
-    """Raise `Problem`, naming the field, unless each value is text and not too long."""
+    """Raise `Problem`, naming the field, unless every value is text and short enough."""
     limit = backend.args.max_characters
     for name, value in texts.items():
         if not isinstance(value, str):
             raise Problem(f"Give text, not {type(value).__name__}, for prompts, system messages and responses.")
         if len(value) > limit:
-            raise Problem(f"The {name} has {len(value):,} characters; this demo takes {limit:,}. Shorten it.")
+            raise Problem(
+                f"The {name} has {len(value):,} characters; this demo accepts at most {limit:,}. Shorten it."
+            )
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -127,7 +131,7 @@ def check_texts(backend: Backend, texts: dict[str, Any]):
 
 @dataclass(frozen=True)
 class Progress:
-    """A step before the scores: a status line, the first critique so far if it is streamed, and the scores known so far."""
+    """A step before the final scores: a status line, the text of a streamed critique so far, and the scores known so far."""
 
     words: str
     critique: str | None = None
@@ -136,7 +140,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Effects:
-    """Rewards that the head would read if the critique ended after each of its sentences; `rewards[0]` is before the first one."""
+    """Rewards that the head would compute if the critique ended after each of its sentences; `rewards[0]` is for an empty critique."""
 
     ends: tuple[int, ...]
     rewards: tuple[float, ...]
@@ -145,12 +149,12 @@ class Effects:
 async def write(
     backend: Backend, user: Visitor, prompt, response: str, sampling: Sampling
 ) -> AsyncGenerator[Progress | Score | Effects, None]:
-    """Score one response and stream its first critique. The `Score` comes after it, then the effects of its sentences."""
+    """Score one response. Yields its first critique as it is written, then the `Score`, then the effects of the critique's sentences."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Progress(words)
         engine = backend.models.cloud
-        yield Progress("The model reads the response…")
+        yield Progress("The model is reading the response…")
         await _check(engine, prompt, [response], sampling)
         written, score = "", None
         pieces = engine.stream(prompt, response, replace(sampling, num_critiques=1))
@@ -158,19 +162,19 @@ async def write(
             async for batch in batches:
                 written += "".join(piece for piece in batch if isinstance(piece, str))
                 score = next((piece for piece in batch if not isinstance(piece, str)), score)
-                yield Progress(f"The model writes… (words: {len(written.split())})", written)
+                yield Progress(f"The model is writing… ({len(written.split())} words)", written)
         if sampling.num_critiques > 1:
             rest = replace(sampling, num_critiques=sampling.num_critiques - 1)
             async with aclosing(_score_all(engine, prompt, [response], rest)) as steps:
                 async for [more] in steps:
                     if more is None:
-                        yield Progress(f"The model writes {sampling.num_critiques} critiques…", written)
+                        yield Progress(f"The model is writing {sampling.num_critiques} critiques…", written)
                     else:
                         score = _joined(score, more)
         yield score
         ends = sentence_ends(score.critique)
         if engine.critique is not False and len(ends) > 1:
-            yield Progress("The reward is known. The model reads the critique sentence by sentence…")
+            yield Progress("The reward is known. The model is rereading the critique sentence by sentence…")
             prefixes = ["", *(score.critique[:end] for end in ends)]
             once = replace(sampling, num_critiques=1, temperature=0.0)
             async with aclosing(_score_all(engine, prompt, [response], once, critiques=prefixes)) as steps:
@@ -180,10 +184,10 @@ async def write(
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is the end of the text."""
+    """Return the offsets at which the sentences of a critique end, at most `_MOST_SENTENCES`; the last is the end of the text."""
     ends, start = [], 0
     for mark in _SENTENCE_END.finditer(text):
-        # The number of a list item does not end a sentence
+        # The period after the number of a list item does not end a sentence
         if re.search(r"[^\W\d_]", text[start : mark.end()]):
             ends.append(mark.end())
             start = mark.end()
@@ -199,9 +203,9 @@ async def judge(
     backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling, as_they_finish: bool = False
 ) -> AsyncGenerator[Progress | list[Score], None]:
     """
-    Score responses to one prompt; equal ones are scored once. The list of `Score` comes last.
+    Score responses to one prompt, identical responses only once. The list of `Score` comes last.
 
-    With `as_they_finish`, small groups are scored one after the other, and each step has the scores that are known.
+    With `as_they_finish`, few responses are scored concurrently, and each step contains the scores known so far.
     """
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
@@ -241,14 +245,14 @@ async def judge_pair(
 async def answers(
     steps: AsyncGenerator, describe: Callable[[Any], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Convert steps to a program's answers: `{"status": …}` for progress, then `describe` of the scores."""
+    """Convert steps to responses for an API client: `{"status": …}` for progress, then the scores as `describe` returns them."""
     async with aclosing(steps):
         async for step in steps:
             yield {"status": step.words} if isinstance(step, Progress) else describe(step)
 
 
 def describe_score(backend: Backend, score: Score, has_distribution: bool = True) -> dict[str, Any]:
-    """Convert a score to a program's answer, without a percentile if the distribution belongs to another model."""
+    """Convert a score to a response for an API client, without a percentile if the distribution belongs to another model."""
     known = has_distribution and backend.judged.is_usable
     return {
         "reward": score.reward,
@@ -267,7 +271,7 @@ async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], sampl
     """Raise `Problem` unless the engine can score the responses."""
     try:
         for response in responses:
-            # In a thread: encoding long texts would hold up the event loop
+            # Run in a thread, because encoding long texts would block the event loop
             await asyncio.to_thread(engine.check, prompt, response, sampling.max_new_tokens)
     except ValueError as error:
         raise Problem(str(error).removeprefix("Row 0: ")) from error
@@ -283,7 +287,7 @@ async def _score_all(
     at_once: int = 64,
     critiques: list[str] | None = None,
 ) -> AsyncGenerator[list[Score | None], None]:
-    """Yield the scores known so far at every heartbeat and whenever there are more, until all are; at most `at_once` are computed."""
+    """Yield the scores known so far, at every heartbeat and with every new score, until all are known; `at_once` limits concurrency."""
     places = asyncio.Semaphore(at_once)
     given = () if critiques is None else (critiques,)
 
@@ -332,8 +336,8 @@ async def _gathered(pieces: AsyncGenerator) -> AsyncGenerator[list, None]:
 
 
 async def _alive(work: Awaitable) -> Any:
-    """Await an engine. Raises `Problem` if it has died, or a reward is not finite."""
-    from cloud_hf.serving.server.engine import EngineDeadError  # takes seconds, and is loaded with the model
+    """Await an engine's result. Raises `Problem` if the engine has died or a reward is not finite."""
+    from cloud_hf.serving.server.engine import EngineDeadError  # takes seconds, but is already loaded here
 
     try:
         return await work
@@ -341,7 +345,7 @@ async def _alive(work: Awaitable) -> Any:
         raise Problem("The model has stopped working. The owner of this demo must restart it.") from error
     except NotFinite as error:
         raise Problem(
-            "The model gave a reward that is not a finite number. Loading it in float32 may help."
+            "The model returned a reward that is not a finite number. Loading it in float32 may help."
         ) from error
 
 

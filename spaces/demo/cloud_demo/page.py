@@ -1,4 +1,4 @@
-"""The page: tabs, endpoints for programs, and the page of a Space that is not set up."""
+"""The page: its tabs, its API endpoints, and the page that a Space shows while it is not set up."""
 
 import asyncio
 import os
@@ -22,30 +22,31 @@ if TYPE_CHECKING:
     from .engines import Models
 
 
-# To add a tab, write its module and list it here. A module has `TAB` (its id in links), `TITLE`, `build`, which makes its
-# content and returns its `TabParts`, and `endpoints`, which makes functions for programs.
+# To add a tab, write its module and list it here. A module has `TAB` (its id in links), `TITLE`, `build`, which builds
+# its content and returns its `TabParts`, and `endpoints`, which returns the functions of its API endpoints.
 TABS = [score_tab, compare_tab, two_models_tab, best_of_n_tab]
 
 TITLE = "CLoud reward model"
 _ABOUT = "It reads a response, writes a critique, and then gives a number."
 _SHIPPED = """ These two small models were trained in minutes to follow a ball under four cups: the CLoud model writes down where the
-ball goes, the classic one gives its number at once. Press *Judge*, or see where they disagree under *Two models*."""
+ball goes, whereas the classic one gives its number immediately. Press *Judge*, or see where they disagree under *Two models*."""
 _FOLDER = Path(__file__).parent
-# Requests wait in the demo's own queue; Gradio's queue holds a few more
+# Requests wait in the demo's own queue; Gradio's queue accepts this many more events
 _SPARE_EVENTS = 32
 _SETUP = f"""
 # {TITLE}
-This Space cannot start with its current variables. Its owner can change them under *Settings*, *Variables and secrets*: each option of the demo is
-a variable, `DEMO_` with its name in capitals, such as `DEMO_MODEL`. The Space restarts by itself when they are saved.
+This Space cannot start with its current variables. Its owner can change them under *Settings*, *Variables and secrets*: each option of the
+demo is a variable named `DEMO_` plus the option's name in capitals, such as `DEMO_MODEL`. The Space restarts automatically when the
+variables are saved.
 
-What is wrong:
+The problem:
 """
-# Opening a link to the page that is already open changes nothing but the part after the #
+# Opening a link in a tab that already shows the page changes only the part after the #, so the page must reload itself
 _READ_LINK = "() => { window.onhashchange = () => window.location.reload(); return window.location.hash.slice(1); }"
 
 
 class Page(gr.Blocks):
-    """A page whose shared links have a description and, on a Space, a picture: Gradio's template takes them from the config."""
+    """A page whose link previews have a description and, on a Space, a picture; Gradio's template reads both from the config."""
 
     def get_config_file(self):
         """Return Gradio's config with the description and the picture."""
@@ -55,7 +56,7 @@ class Page(gr.Blocks):
 
 
 def build(backend: Backend) -> gr.Blocks:
-    """Make the page for a backend."""
+    """Build the page for a backend."""
     with Page(title=TITLE, analytics_enabled=backend.args.analytics) as page:
         gr.Markdown(f"# {TITLE}\n{_ABOUT}{_SHIPPED if backend.args.is_shipped else ''}")
         about = gr.HTML(note("The model is being loaded…"), elem_id="about")
@@ -66,7 +67,7 @@ def build(backend: Backend) -> gr.Blocks:
                     parts[tab.TAB] = tab.build(backend)
                 parts[tab.TAB].on_select(opened)
         _open_links(page, tabs, parts)
-        # Programs see the names, arguments and docstrings of the endpoints
+        # API clients see the names, arguments and docstrings of the endpoints
         for endpoint in [endpoint for tab in TABS for endpoint in tab.endpoints(backend)]:
             gr.api(in_words(endpoint), api_name=endpoint.__name__)
         listed = [part for part in parts.values() if part.examples is not None]
@@ -100,7 +101,7 @@ def _open_links(page: gr.Blocks, tabs: gr.Tabs, parts: dict[str, TabParts]):
             if result is None:
                 return {tabs: gr.skip()}
             part = parts[result.tab]
-            # Boxes that the link does not fill keep their text: the visitor may have begun to type
+            # Boxes that the link does not fill keep their text, because the visitor may have started typing
             shown = {part.texts[name]: text for name, text in result.texts.items()}
             return (
                 {tabs: gr.Tabs(selected=result.tab)}
@@ -124,7 +125,7 @@ def _describe(backend: Backend, models: "Models") -> str:
 
 
 def launch_setup_page(problem: str):
-    """Serve the page that explains what is wrong with a Space's variables, until the process is told to stop."""
+    """Serve a page that explains what is wrong with a Space's variables, until the process is told to stop."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(_SETUP)
         gr.HTML(paragraph(problem), elem_id="problem")
@@ -133,7 +134,7 @@ def launch_setup_page(problem: str):
 
 def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False):
     """
-    Serve the page. Blocks until the process is told to stop, unless `prevent_thread_lock`.
+    Serve the page. Blocks until the process is told to stop, unless `prevent_thread_lock` is set.
 
     Raises:
         `OSError`: If the port is in use.

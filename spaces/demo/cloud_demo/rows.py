@@ -1,4 +1,4 @@
-"""Rows that both models judged: which are right, where a reward falls among the model's rewards, and scores read from an evaluation."""
+"""Rows that both models judged: which are right, where a reward falls in the model's distribution, and scores loaded from an evaluation."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cloud_hf.evaluation.rows import BenchmarkRow
 
 
-# Scores of the chosen and of the rejected response
+# Scores of the chosen and the rejected response
 Pair = tuple[Score, Score]
 
 
@@ -31,13 +31,13 @@ def is_tie(scores: Sequence[Score]) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores of both responses of a row by the demo's model and, if there is one, by the model to compare with."""
+    """Scores of a row's two responses by the demo's model and, if there is one, by the comparison model."""
 
     cloud: Pair
     classic: Pair | None = None
 
 
-# Filters of the list of rows, by name: {0} and {1} are the models
+# Filters for the list of rows, by name; {0} and {1} stand for the models' names
 FILTERS: dict[str, Callable[[Judgement], bool]] = {
     "{0} right, {1} wrong": lambda row: row.classic is not None and is_right(row.cloud) and not is_right(row.classic),
     "{1} right, {0} wrong": lambda row: row.classic is not None and is_right(row.classic) and not is_right(row.cloud),
@@ -49,22 +49,22 @@ FILTERS: dict[str, Callable[[Judgement], bool]] = {
 @dataclass
 class JudgedRows:
     """
-    Judgements by the index of their row, and the rewards of the CLoud model in ascending order.
+    Judgements by row index, and the CLoud model's rewards in ascending order.
 
     `source` names the rows, and `wanted` counts those that will be judged in the background.
     """
 
     source: str = ""
     wanted: int = 0
-    # Reason why no more rows will be judged
+    # Reason why there is no distribution, or why no more rows will be judged
     problem: str | None = None
-    # The evaluation that the scores were read from
+    # The evaluation that the scores were loaded from
     evaluation: str | None = None
     found: dict[int, Judgement] = field(default_factory=dict)
     chosen: list[float] = field(default_factory=list)
     rejected: list[float] = field(default_factory=list)
 
-    # Fewer rewards tell little about another reward's rank
+    # With fewer rows, a reward's rank among theirs means little
     FEWEST = 4
 
     @property
@@ -78,28 +78,28 @@ class JudgedRows:
         return self.problem is None and len(self.found) < self.wanted
 
     def add(self, index: int, judgement: Judgement):
-        """Keep a judgement, unless the row has one."""
+        """Store a judgement unless the row already has one."""
         if index not in self.found:
             self.found[index] = judgement
             insort(self.chosen, judgement.cloud[0].reward)
             insort(self.rejected, judgement.cloud[1].reward)
 
     def percentile(self, reward: float) -> float:
-        """Return the percentage of lower rewards; equal ones count half."""
+        """Return the percentage of rewards that are lower; equal rewards count half."""
         below = sum(
             find(side, reward) for side in (self.chosen, self.rejected) for find in (bisect_left, bisect_right)
         )
         return 100 * below / 2 / (2 * len(self.found))
 
     def describe(self, reward: float | None) -> str:
-        """Describe in one sentence where `reward` falls among the model's rewards, or what it will be compared with."""
+        """Describe in one sentence where `reward` falls among the model's rewards, or what a reward will be compared with."""
         if not self.is_usable:
             if self.problem is not None:
                 return self.problem
             if not self.wanted:
                 return "There are no rewards to compare this one with."
             return f"This model's rewards are still being measured ({len(self.found)} of {self.wanted} rows)."
-        unfinished = f" ({self.wanted} in the end)" if self.is_growing else ""
+        unfinished = f" (out of {self.wanted})" if self.is_growing else ""
         known = f"{2 * len(self.found)} rewards of right and wrong responses, from {len(self.found)} rows{unfinished} of {self.source}"
         if reward is None:
             return f"It will be compared with {known}."
@@ -109,7 +109,7 @@ class JudgedRows:
         return f"Higher than {self.percentile(reward):.0f} % of {known}{deviations}."
 
     def compared(self) -> "Comparison | None":
-        """Compare both models on the rows that both judged."""
+        """Compare the models on the rows that both judged."""
         pairs = [
             (is_right(row.cloud), is_right(row.classic)) for row in self.found.values() if row.classic is not None
         ]
@@ -118,12 +118,12 @@ class JudgedRows:
 
 @dataclass(frozen=True)
 class Comparison:
-    """For each row, whether each of the two models has it right."""
+    """Whether each of the two models is right in each row."""
 
     outcomes: Sequence[tuple[bool, bool]]
 
     def right(self, place: int) -> tuple[int, float, float]:
-        """Return how many rows model `place` (0 or 1) has right, and the ends of Wilson's 95 % interval of their share."""
+        """Return in how many rows model `place` (0 or 1) is right, and the bounds of the 95 % Wilson interval of their share."""
         from cloud_hf.evaluation.stats import wilson  # imports numpy
 
         count = sum(outcome[place] for outcome in self.outcomes)
@@ -131,14 +131,14 @@ class Comparison:
 
     @property
     def alone(self) -> tuple[int, int]:
-        """Rows that only the CLoud model has right, and rows that only the classic one has right."""
+        """Number of rows in which only the CLoud model is right, and number in which only the classic one is."""
         only_ours = sum(ours and not theirs for ours, theirs in self.outcomes)
         only_theirs = sum(theirs and not ours for ours, theirs in self.outcomes)
         return only_ours, only_theirs
 
     @property
     def p_value(self) -> float:
-        """p-value of the exact two-sided McNemar test. Null hypothesis: each model is the only right one equally often."""
+        """p-value of the exact two-sided McNemar test. Null hypothesis: each is equally likely to be the only right one."""
         ours, theirs = self.alone
         if not ours + theirs:
             return 1.0
@@ -157,7 +157,7 @@ def preference(reward: float, other: float) -> float:
 
 
 def rank_of(rewards: Sequence[float], index: int) -> int:
-    """Return a reward's rank from 1, by the three decimals that the page shows; equal ones share a rank."""
+    """Return a reward's rank (from 1) after rounding to the three decimals that the page shows; equal rewards share a rank."""
     shown = [round(reward, 3) for reward in rewards]
     return 1 + sum(reward > shown[index] for reward in shown)
 
@@ -167,11 +167,11 @@ def rank_of(rewards: Sequence[float], index: int) -> int:
 
 def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str, str], dict[int, Judgement]]:
     """
-    Read the scores of `rows` in an output folder of `examples/evaluate_rewards.py`: names of the CLoud and classic model, and judgements
-    by the index of the row.
+    Load the scores of `rows` from an output folder of `examples/evaluate_rewards.py`. Returns the names of the CLoud and the classic model,
+    and the judgements by row index.
 
     Raises:
-        `ValueError`: If the folder does not hold scores of one model with critiques and one without, or none of these rows.
+        `ValueError`: Unless the folder contains scores of exactly one model with critiques and one without, on some of these rows.
     """
     from pyarrow import parquet
 
@@ -183,7 +183,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
     pages = read_results(folder, "results").pages
     if "report.json" not in pages:
-        raise ValueError("The results come from best_of_n.py; give results of evaluate_rewards.py.")
+        raise ValueError("The results come from best_of_n.py; give results from evaluate_rewards.py.")
     names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:
@@ -192,7 +192,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
         if writes in found:
             kind = "with critiques" if writes else "without critiques"
             raise ValueError(
-                f"The results hold several models {kind}: {found[writes][0]} and {name}. Evaluate one of each."
+                f"The results contain several models {kind}: {found[writes][0]} and {name}. Evaluate one of each."
             )
         scores: dict[int, dict[int, Score]] = {}
         for line in table:
@@ -200,11 +200,11 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
                 scores.setdefault(index, {}).setdefault(line["response"], _read_score(line))
         found[writes] = name, scores
     if len(found) < 2:
-        raise ValueError("The results must hold a CLoud and a classic model; evaluate both in one run.")
+        raise ValueError("The results must contain a CLoud and a classic model; evaluate both in one run.")
     (cloud, ours), (classic, theirs) = found[True], found[False]
     common = [index for index in sorted(ours) if index in theirs]
     if not common:
-        raise ValueError("The results hold none of the rows: `rows` must name the same pairs that were evaluated.")
+        raise ValueError("The results contain none of the rows; `rows` must name the pairs that were evaluated.")
     return (cloud, classic), {
         index: Judgement((ours[index][0], ours[index][1]), (theirs[index][0], theirs[index][1])) for index in common
     }

@@ -1,4 +1,4 @@
-"""Scores as HTML: critiques, rankings and charts. Charts are inline SVG, which follows the page's colors and width."""
+"""Scores as HTML: critiques, rankings and charts. Charts are inline SVG, which adapts to the page's colors and width."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from .judging import Effects
 from .rows import JudgedRows, preference, rank_of
 
 
-# A matrix of all pairs is readable up to this size
+# A preference matrix is readable up to this number of responses
 _MOST_PREFERENCES = 8
 _BINS = 30
 _HEADER = "The reward if the critique ended here"
@@ -20,12 +20,12 @@ _HEADER = "The reward if the critique ended here"
 
 
 def paragraph(text: str, kind: str = "text") -> str:
-    """Show text of a user or a model, line breaks included. The keyboard can scroll it."""
+    """Show text from a user or a model with its line breaks. `tabindex` lets keyboard users scroll it."""
     return f'<div class="{kind}" tabindex="0" dir="auto">{as_text(text)}</div>'
 
 
 def note(text: str) -> str:
-    """Show a line of the demo's own text."""
+    """Show a line of text from the demo itself."""
     return f'<p class="note">{as_text(text)}</p>'
 
 
@@ -53,7 +53,7 @@ def side_by_side(cards: Iterable[str]) -> str:
 
 
 def show_verdict(judged: JudgedRows, score: Score | None = None) -> str:
-    """Show a reward and its place among the model's rewards, or empty space of the same height while there is no score."""
+    """Show a reward and its place among the model's rewards, or a placeholder of the same height while there is no score."""
     number, spread, rewards = "…", "", ()
     if score is not None:
         number, rewards = f"{score.reward:+.3f}", score.rewards
@@ -67,7 +67,7 @@ def show_verdict(judged: JudgedRows, score: Score | None = None) -> str:
 
 
 def show_writing(critique: str, count: int = 1) -> str:
-    """Show the first of `count` critiques while it is being written."""
+    """Show the first of `count` critiques as it is being written."""
     return _critique_tabs(
         ["1: …", *(f"{number}: …" for number in range(2, count + 1))],
         [paragraph(critique, "critique writing")] * count,
@@ -76,14 +76,14 @@ def show_writing(critique: str, count: int = 1) -> str:
 
 def show_critiques(score: Score, effects: Effects | None = None, name: str = "critique") -> str:
     """
-    Show the critiques, several as tabs with their rewards. The sentences of the first are tinted by their `effects`. `name` tells apart
-    the tabs of a page.
+    Show the critiques; if there are several, as tabs titled with their rewards. The sentences of the first critique are tinted by their
+    `effects`. `name` distinguishes several sets of tabs on a page.
     """
     parts = []
     for critique, reason in zip(score.critiques, score.finish_reasons, strict=True):
         cut = ""
         if reason == "length":
-            cut = '<p class="note bad">Cut at the maximum length, where the reward was read.</p>'
+            cut = '<p class="note bad">Truncated at the maximum length; the reward was computed there.</p>'
         first = effects is not None and not parts
         body = _tinted(critique, effects) if first else paragraph(critique, "critique")
         parts.append((body if critique else note("(The model ended it without writing anything.)")) + cut)
@@ -91,7 +91,7 @@ def show_critiques(score: Score, effects: Effects | None = None, name: str = "cr
 
 
 def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "critique") -> str:
-    """Lay out critiques as radio buttons that each show one: they need no script."""
+    """Lay out critiques as radio buttons that each show one critique, which needs no script."""
     if len(bodies) == 1:
         return f"<h3>Critique</h3>{bodies[0]}"
     parts = [
@@ -103,7 +103,7 @@ def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "cr
 
 
 def _tinted(critique: str, effects: Effects) -> str:
-    """Tint sentences by how much they raise or lower the reward; small signs after them show it too."""
+    """Tint each sentence by how much it raises or lowers the reward; a small number after it shows the change."""
     changes = [after - before for before, after in pairwise(effects.rewards)]
     largest = max(map(abs, changes)) or 1.0
     parts, start = [], 0
@@ -120,15 +120,15 @@ def show_effects(effects: Effects, count: int = 1) -> str:
     """Show the reward after each sentence of the first of `count` critiques."""
     header = _HEADER if count == 1 else f"{_HEADER}: critique 1"
     words = (
-        "The small numbers in the critique show how much each sentence changes the reward that the head reads. The head was trained on "
-        "complete critiques; before the end, its reward is a guess."
+        "The small numbers in the critique show how much each sentence changes the reward that the head computes. The head was trained on "
+        "complete critiques; before a critique's end, its reward is only a guess."
     )
     chart = curve(effects.rewards, header, "sentences read", first=0)
     return f"<h2>{header}</h2>{chart}{note(words)}"
 
 
 def show_made(made: str, warnings: Sequence[str] = ()) -> str:
-    """Show how a result was made, and warnings about the model."""
+    """Show how a result was computed, and warnings about the model."""
     return "".join(f'<p class="note bad">{as_text(warning)}</p>' for warning in warnings) + note(made)
 
 
@@ -140,8 +140,8 @@ def show_ranking(
     is_final: bool = True,
 ) -> str:
     """
-    Show responses by reward, those without a score last: table, bars, preference probabilities, and the critiques side by side. Rewards
-    closer than `noise` are marked as too close to rank.
+    Show responses in descending order of reward, those without a score last, as a table, as bars, with preference probabilities, and with
+    the critiques side by side. Rewards that differ by less than `noise` are marked as too close to rank.
     """
     known = [i for i, score in enumerate(scores) if score is not None]
     order = sorted(known, key=lambda i: -scores[i].reward)
@@ -165,7 +165,7 @@ def show_ranking(
     parts += [note(words) for words in _remarks(names, responses, order, rewards, noise)]
     if is_final:
         parts.append(reward_bars([names[i] for i in order], rewards, [scores[i].reward_std for i in order]))
-        error_bars = "Error bars: one standard deviation over the critiques of a response, to each side."
+        error_bars = "Error bars show one standard deviation over a response's critiques to each side."
         if all(len(score.rewards) == 1 for score in scores):
             error_bars = "Error bars need several critiques per response: they show how much the reward depends on the critique."
         parts.append(note(error_bars))
@@ -196,7 +196,7 @@ def _remarks(
 
 
 def _ranking_table(names: Sequence[str], scores: Sequence[Score], ranks: Sequence[int]) -> str:
-    """Show scores in descending order."""
+    """Show the scores in descending order."""
     rows = [
         f"<td>{rank}</td>{_row_header(name)}<td>{score.reward:+.3f}</td>"
         f"<td>{_percent(preference(score.reward, scores[0].reward)) if place else '—'}</td>"
@@ -245,7 +245,7 @@ def _percent(share: float) -> str:
 
 
 def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[float]) -> str:
-    """Draw a bar per reward, with an error bar of one standard deviation to each side (none for 0.0)."""
+    """Draw a bar per reward, with an error bar of one standard deviation to each side (none if it is 0.0)."""
     row, left, width = 34, 104, 240
     low = min(0.0, *(reward - std for reward, std in zip(rewards, stds, strict=True)))
     high = max(0.0, *(reward + std for reward, std in zip(rewards, stds, strict=True)))
@@ -276,7 +276,7 @@ def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[f
 
 
 def reward_histogram(right: Sequence[float], wrong: Sequence[float], rewards: Sequence[float]) -> str:
-    """Draw the model's rewards of right responses above an axis and of wrong ones below it, with a mark for each of `rewards`."""
+    """Draw the model's rewards for right responses above an axis and for wrong ones below it, and mark each of `rewards`."""
     width, middle, tall = 460, 62, 46
     low, high = min(0.0, *right, *wrong, *rewards), max(0.0, *right, *wrong, *rewards)
     margin = 0.03 * (high - low) or 1.0
@@ -310,14 +310,14 @@ def reward_histogram(right: Sequence[float], wrong: Sequence[float], rewards: Se
         parts += [f'<rect class="{kind}" x="{x}" y="2" width="10" height="10"/>', _text(x + 16, 12, words)]
     spoken = ", ".join(f"{reward:.2f}" for reward in rewards) or "not known yet"
     label = (
-        f"Histogram of this model's rewards of {len(right)} right and {len(wrong)} wrong responses, from {low:.1f} to {high:.1f}; this "
-        f"response's: {spoken}."
+        f"Histogram of this model's rewards for {len(right)} right and {len(wrong)} wrong responses, from {low:.1f} to {high:.1f}; "
+        f"reward of this response: {spoken}."
     )
     return _svg(width, floor + 4, label, parts)
 
 
 def curve(values: Sequence[float], name: str, unit: str, first: int = 1) -> str:
-    """Draw a line through `values`, one for each integer from `first` on; `unit` says what these integers count."""
+    """Draw a line through `values`, one for each integer starting at `first`; `unit` names what these integers count."""
     width, height, left, floor = 460, 190, 60, 150
     low, high = min(values), max(values)
     scale = (floor - 24) / ((high - low) or 1.0)

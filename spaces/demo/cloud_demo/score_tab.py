@@ -1,4 +1,4 @@
-"""Score: one response, its critique as it is written, its reward and the reward's percentile, and the effect of each sentence."""
+"""Score: one response, its critique as it is written, its reward and percentile, and the effect of each critique sentence."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -18,7 +18,7 @@ from .tab_parts import QUIET, Controls, TabParts, example_prompts, judging_optio
 
 TAB, TITLE = "score", "Score"
 _EARLIER_TURNS = 3
-# Pixels of the box that a long critique scrolls in
+# Height in pixels of the box in which a long critique scrolls
 _HEIGHT = 420
 _SHIPPED_EXAMPLE = (
     "The ball starts under cup B. Swap cups 1: A and C. 2: C and B. 3: D and B. 4: D and A. Where is the ball now?",
@@ -30,8 +30,8 @@ _OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__
 
 class _Outcome:
     """
-    The right column: status line, verdict, critique and the rest. Each has a fixed place, so that the critique does not move when the reward
-    arrives. Create it before the left column, whose Stop button ends its runs.
+    The right column: status line, verdict, critique and the rest. Each part has a fixed place, so that the critique does not move when the
+    reward arrives. Create this column before the left one, whose Stop button ends this column's runs.
     """
 
     def __init__(self, backend: Backend):
@@ -60,9 +60,9 @@ class _Outcome:
         return dict(zip(self.components, (status("Asking the model…"), verdict, "", "", None), strict=True))
 
     def show(self, result: Result) -> dict:
-        """Return updates that show a result. Raises `Problem` if it holds several responses, which only a damaged link does."""
+        """Return updates that show a result. Raises `Problem` if it scores several responses, as only a damaged link can."""
         if len(result.scores) != 1:
-            raise Problem("This link is damaged: it holds the scores of several responses.")
+            raise Problem("This link is damaged: it contains scores of several responses.")
         score = result.scores[0]
         effects = show_effects(result.effects, len(score.rewards)) if result.effects is not None else ""
         writes = any(score.critiques)
@@ -76,7 +76,7 @@ class _Outcome:
     async def run(
         self, user: Visitor, asked: Any, given: dict[str, str], sampling: Sampling
     ) -> AsyncGenerator[dict, None]:
-        """Judge the response in `given`, the texts of the boxes: updates as the critique is written, then its reward and its effects."""
+        """Judge the response among the boxes' texts `given`. Yields updates as the critique is written, then its reward and effects."""
         result = None
         yield self.clear()
         async for step in judging.write(self.backend, user, asked, given["response"], sampling):
@@ -94,7 +94,7 @@ class _Outcome:
 
 
 def build(backend: Backend) -> TabParts:
-    """Make the tab's content."""
+    """Build the tab's content."""
     outcome = _Outcome(backend)
     controls = outcome.controls
     with gr.Row():
@@ -107,7 +107,7 @@ def build(backend: Backend) -> TabParts:
                 label="Response",
                 lines=3,
                 max_lines=12,
-                placeholder="The answer to judge. Shift + Enter: judge it",
+                placeholder="The response to judge; press Shift + Enter to judge it",
             )
             system, turns = _chat_boxes()
             options = judging_options(backend)
@@ -139,7 +139,7 @@ def build(backend: Backend) -> TabParts:
 
 
 def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
-    """Return prompt and response by name, the best and the worst response of each example."""
+    """Return named pairs of prompt and response, with the best and the worst response to each example prompt."""
     return {
         f"{name} ({side} response)": (prompt, response)
         for name, (prompt, responses) in example_prompts(backend).items()
@@ -148,19 +148,19 @@ def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
 
 
 def _chat_boxes() -> tuple[gr.Textbox, dict[str, gr.Textbox]]:
-    """Make the text boxes for the system message and the earlier turns."""
+    """Create the text boxes for the system message and the earlier turns."""
     with gr.Accordion("Chat: system message and earlier turns", open=False) as chat:
         system = gr.Textbox("", label="System message", lines=1, max_lines=6)
         names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]
         turns = {name: gr.Textbox("", label=name.capitalize(), lines=1, max_lines=6) for name in names}
-    # The model sees what a link fills in here, so the visitor must see it too
+    # The model sees any text that a link fills in here, so the visitor must see it too
     for box in (system, *turns.values()):
         box.change(None, box, chat, js=_OPEN_IF_FILLED, **QUIET)
     return system, turns
 
 
 def endpoints(backend: Backend) -> list[Callable]:
-    """Make the endpoint `/score`."""
+    """Create the endpoint `/score`."""
 
     async def score(
         request: gr.Request,
@@ -175,8 +175,8 @@ def endpoints(backend: Backend) -> list[Callable]:
     ) -> dict:
         """
         Judge one response. `turns` are earlier turns as pairs [user, assistant]. Returns reward, rewards, reward_std,
-        critiques, finish_reasons ("length": the critique was cut), and percentile: the percentage of this model's known
-        rewards that are lower, or null.
+        critiques, finish_reasons ("length" if the critique was truncated), and percentile, which is the percentage of this
+        model's known rewards that are lower, or null.
         """
         sampling = judging.read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = judging.read_prompt(backend, prompt, system, judging.read_turns(turns))

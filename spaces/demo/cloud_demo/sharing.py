@@ -1,8 +1,8 @@
 """
-Sharing of results: links that hold texts, options and result, and Markdown.
+Sharing of results, as Markdown or as links that contain the texts, options and result.
 
-A link holds everything in its part after the #, which browsers do not send to servers. It may come from anybody, so it is checked as
-strictly as a request, and its contents are shown as text, with a note that nothing was computed.
+A link stores everything after the #, in the part that browsers do not send to servers. A link may come from anybody, so it is checked as
+strictly as a request, and its contents are shown as text, with a note that nothing was computed here.
 """
 
 import base64
@@ -20,7 +20,7 @@ from . import Problem
 from .judging import Effects
 
 
-# Characters of a link that messengers and browsers keep, and bytes that a link may unpack to
+# Maximum characters of a link, so that messengers and browsers keep it complete, and maximum bytes after unpacking
 _LONGEST_LINK = 16_000
 _LONGEST_CONTENT = 2**20
 _MOST_SCORES = 32
@@ -30,9 +30,9 @@ _LONGEST_TEXT = 20_000
 @dataclass(frozen=True)
 class Result:
     """
-    Contents of a tab: the texts of its boxes by name and, after a run, the options, the scores, and how they were made.
+    Contents of a tab: the texts of its boxes by name and, after a run, the options, the scores, and how they were computed.
 
-    `row` is the key of a row: a link to it holds nothing else.
+    `row` is the key of a row; a link to a row contains nothing else.
     """
 
     tab: str
@@ -42,12 +42,12 @@ class Result:
     effects: Effects | None = None
     made: str = ""
     row: str = ""
-    # Names for the scores, if these are not of response 1, 2, …
+    # Names for the scores, unless they belong to responses 1, 2, …
     names: Sequence[str] = ()
 
     def link(self) -> tuple[str, str]:
         """
-        Return the part of a link after the #, and a sentence on its contents. Long links leave out critiques, then the result.
+        Return the part of a link after the #, and a phrase that lists its contents. Long links omit the critiques, then the result.
 
         Raises:
             `Problem`: If the texts alone are too long.
@@ -75,7 +75,7 @@ class Result:
         raise Problem("The texts are too long for a link. Copy the result as Markdown instead.")
 
     def markdown(self, title: str) -> str:
-        """Return the result as Markdown, with texts in fences that they cannot close."""
+        """Return the result as Markdown, with each text in a fence that it cannot close."""
         parts = [f"### {title}"]
         parts += [f"**{name.capitalize()}**\n\n{block(text)}" for name, text in self.texts.items() if text]
         names = self.names or [f"response {number}" for number in range(1, len(self.scores) + 1)]
@@ -90,17 +90,17 @@ class Result:
 
 def read_link(link: str, tabs: Mapping[str, Sequence[str]]) -> Result | None:
     """
-    Read the part of a link after the #; `tabs` are the names of each tab's texts. Returns `None` for an empty link.
+    Parse the part of a link after the #; `tabs` maps each tab to the names of its texts. Returns `None` for an empty link.
 
     Raises:
-        `Problem`: If it is damaged, or not a link of this demo.
+        `Problem`: If the link is damaged or does not belong to this demo.
     """
     if not link:
         return None
     try:
         content = json.loads(_unpack(link))
         names = tabs[content["tab"]]
-        # Version 0.1 had the texts at the top
+        # Version 0.1 stored the texts at the top level
         texts = {name: _text(text) for name, text in content.get("texts", content).items() if name in names}
         if "scores" not in content:
             return Result(content["tab"], texts, row=_text(content.get("row", "")))
@@ -109,7 +109,7 @@ def read_link(link: str, tabs: Mapping[str, Sequence[str]]) -> Result | None:
         sampling = content["options"] and Sampling(**content["options"])
         return Result(content["tab"], texts, sampling, scores, effects, _text(content["made"]))
     except (ValueError, TypeError, LookupError, AttributeError, NotFinite, RecursionError, binascii.Error, zlib.error):
-        raise Problem("This link is damaged, or belongs to another page. Ask for it again.") from None
+        raise Problem("This link is damaged or belongs to another page. Ask for a new link.") from None
 
 
 def _unpack(link: str) -> bytes:
@@ -125,7 +125,7 @@ def _unpack(link: str) -> bytes:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
-        raise ValueError("Not a text.")
+        raise ValueError("Not text.")
     value.encode()  # a lone surrogate raises
     return value
 
@@ -140,7 +140,7 @@ def _read_score(line: dict[str, Any]) -> Score:
     rewards, reasons = _numbers(line["rewards"]), line["reasons"]
     critiques = line.get("critiques", [""] * len(rewards))
     if not all(reason in ("stop", "length") for reason in reasons):
-        raise ValueError("Not finish reasons.")
+        raise ValueError("Not valid finish reasons.")
     return Score.of(
         [
             Sample(reward, _text(critique), finish_reason=reason)
@@ -158,5 +158,5 @@ def _read_effects(content: dict[str, Any], score: Score) -> Effects:
     ):
         raise ValueError("Not effects.")
     if not ends or ends[0] <= 0 or ends[-1] > len(score.critique):
-        raise ValueError("Not effects of this critique.")
+        raise ValueError("These effects do not belong to this critique.")
     return Effects(ends, rewards)

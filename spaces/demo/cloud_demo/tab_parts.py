@@ -1,4 +1,4 @@
-"""Parts shared by the tabs: sliders, examples, buttons and result, copying of results, one-sentence errors."""
+"""Parts shared by the tabs: sliders, examples, buttons, results and their copying, and one-sentence errors."""
 
 import asyncio
 import functools
@@ -23,18 +23,18 @@ from .sharing import Result
 
 logger = logging.getLogger(__name__)
 
-# Options of page handlers: no endpoint, and no progress bar over their outputs
+# Options for the page's event handlers: no API endpoint, and no progress bar over their outputs
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def visitor_of(request: gr.Request) -> Visitor:
-    """Return a request's sender. Behind a proxy that FORWARDED_ALLOW_IPS names, uvicorn reads the address from `X-Forwarded-For`."""
+    """Return a request's sender. Behind a proxy that FORWARDED_ALLOW_IPS names, uvicorn takes the address from `X-Forwarded-For`."""
     host = request.client.host if request.client is not None else ""
     try:
         address = ip_address(host)
     except ValueError:
         return Visitor(str(request.session_hash), host)
-    # A client with one IPv6 address has 2**64
+    # A client with one IPv6 address usually controls all 2**64 addresses of its /64 network
     group = ip_network((address, 64), strict=False) if address.version == 6 else address
     return Visitor(str(request.session_hash), str(group))
 
@@ -43,12 +43,12 @@ def visitor_of(request: gr.Request) -> Visitor:
 
 
 def prompt_box(value: str = "") -> gr.Textbox:
-    """Make the box of the user's message."""
+    """Create the text box for the prompt."""
     return gr.Textbox(value, label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
 
 
 def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider]:
-    """Make sliders for critiques, temperature and length, in the order of `read_sliders`."""
+    """Create sliders for critiques, temperature and length, in the order that `read_sliders` expects."""
     limit = backend.args.max_new_tokens
     with gr.Accordion("Options", open=False):
         critiques = gr.Slider(1, most_critiques, value=1, step=1, label="Critiques per response")
@@ -58,14 +58,14 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
             value=0,
             step=0.05,
             label="Temperature",
-            info=f"At 0, a single critique uses the likeliest words; several are sampled at {SAMPLING_TEMPERATURE}",
+            info=f"At 0, a single critique is greedy, and several critiques are sampled at {SAMPLING_TEMPERATURE}",
         )
-        length = gr.Slider(min(8, limit), limit, value=limit, step=1, label="Longest critique in tokens")
+        length = gr.Slider(min(8, limit), limit, value=limit, step=1, label="Maximum critique length in tokens")
     return [critiques, temperature, length]
 
 
 def example_prompts(backend: Backend) -> dict[str, tuple[str, list[str]]]:
-    """Return named prompts with responses: from the first rows if there are any, otherwise a few built-in ones."""
+    """Return named prompts with responses, from the first rows if there are rows, otherwise the built-in ones."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
         return {
             row.id.removeprefix(f"{row.subset}/"): (row.prompt, list(row.responses)) for row in rows[:_EXAMPLE_ROWS]
@@ -100,9 +100,9 @@ _EXAMPLES = {
 @dataclass(frozen=True)
 class TabParts:
     """
-    What the page needs from a tab: the boxes whose texts a link holds, the list of examples with a function that names them, and `show`,
-    which returns updates, by component, that show a link's result. `outputs` are the components of these updates, and `on_select` attaches
-    what happens when the tab is opened.
+    What the page needs from a tab: the boxes whose texts a link contains, the list of examples with a function that names them, and `show`,
+    which returns updates by component that display a link's result. `outputs` lists the components that these updates may change, and
+    `on_select` attaches the handler that runs when the tab is opened.
     """
 
     texts: dict[str, gr.Textbox]
@@ -117,8 +117,8 @@ class Controls:
     """
     Status line, buttons and result of one tab.
 
-    Stop ends a run from within, so that "Stopped." is the last update. Gradio's own `cancels` would still show updates that
-    arrived earlier, and overwrite it. `tab` is the prefix of the elements' ids, `link` the tab's id in links.
+    Stop ends a run from within, so that "Stopped." is the last update. With Gradio's own `cancels`, updates that were already under way
+    would overwrite it. `tab` is the prefix of the elements' ids, and `link` is the tab's id in links.
     """
 
     def __init__(self, backend: Backend, tab: str, link: str = ""):
@@ -132,7 +132,7 @@ class Controls:
         self._stops: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     def run_button(self, label: str) -> gr.Button:
-        """Make a row with the buttons that start and stop a run. Returns the first."""
+        """Create a row with the buttons that start and stop a run. Returns the start button."""
         with gr.Row():
             run = gr.Button(label, variant="primary", elem_id=f"{self.tab}-run")
             stop = gr.Button("Stop", elem_id=f"{self.tab}-stop")
@@ -140,15 +140,15 @@ class Controls:
         return run
 
     def example_list(self) -> gr.Dropdown:
-        """Make the list of examples. It stays empty until the page fills it."""
+        """Create the list of examples, which stays empty until the page fills it."""
         return gr.Dropdown([], value=None, label="Examples", elem_id=f"{self.tab}-examples")
 
     def fill_in(self, examples: gr.Dropdown, fill_in: Callable[[str], Any], outputs: list):
-        """Fill `outputs` with what `fill_in` returns for the name of a chosen example."""
+        """Fill `outputs` with the values that `fill_in` returns for the chosen example's name."""
         examples.input(fill_in, examples, outputs, queue=False, **QUIET)
 
     def copy_buttons(self, texts: dict[str, gr.Textbox]):
-        """Make the buttons that copy a link to texts and result, and the result as Markdown."""
+        """Create the buttons that copy a link to the texts and the result, or the result as Markdown."""
         with gr.Row():
             link = gr.Button("Copy link", size="sm", elem_id=f"{self.tab}-link", elem_classes="narrow")
             markdown = gr.Button("Copy as Markdown", size="sm", elem_id=f"{self.tab}-markdown", elem_classes="narrow")
@@ -158,7 +158,7 @@ class Controls:
             shown = dict(zip(texts, values, strict=True))
             if not texts:
                 return kept or Result(self.link)
-            # A result does not belong to texts that were edited afterwards
+            # A result does not belong to texts that were edited after the run
             return kept if kept is not None and _filled(kept.texts) == _filled(shown) else Result(self.link, shown)
 
         def make_link(kept, *values):
@@ -166,7 +166,7 @@ class Controls:
                 text, words = current(kept, values).link()
             except Problem as problem:
                 return failure(str(problem)), ""
-            return status(f"Copied a link with {words}. It is in the address bar too."), f"#{text}"
+            return status(f"Copied a link with {words}. It is also in the address bar."), f"#{text}"
 
         def make_markdown(kept, *values):
             return status("Copied as Markdown."), current(kept, values).markdown("Judged by a CLoud reward model")
@@ -185,19 +185,19 @@ class Controls:
         self, triggers: Sequence, handler: Callable[..., AsyncGenerator], inputs: list, outputs: list | None = None
     ):
         """
-        Run an event handler that Stop ends and whose errors become sentences.
+        Run an event handler on any of `triggers`. Stop ends the handler, and its errors are shown as sentences.
 
-        It is an async generator; its first argument is the `gr.Request`. `outputs` default to status line and result.
+        The handler is an async generator whose first argument is the `gr.Request`. `outputs` defaults to the status line and the result.
         """
         run = in_words(self.stoppable(handler), self.said)
         outputs = [self.said, self.result, self.kept] if outputs is None else outputs
-        # On a narrow page the result is below the boxes
+        # On a narrow page, the result is below the boxes, so scroll to it
         come = _COME_INTO_VIEW.replace("ID", f"{self.tab}-status")
         gr.on(triggers, None, js=come, **QUIET)
         gr.on(triggers, run, inputs, outputs, trigger_mode="once", **QUIET)
 
     def stoppable(self, handler: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
-        """Make [`Controls.stop`] end an event handler, an async generator whose first argument is the `gr.Request`."""
+        """Let [`Controls.stop`] end an event handler, which is an async generator whose first argument is the `gr.Request`."""
 
         @functools.wraps(handler)
         async def run(request: gr.Request, *args):
@@ -223,7 +223,7 @@ class Controls:
 
 
 async def _until(stop: asyncio.Event, updates: AsyncGenerator) -> AsyncGenerator:
-    """Forward updates, and end immediately when `stop` is set."""
+    """Forward updates until `stop` is set, then end immediately."""
     stopped, step, end = asyncio.ensure_future(stop.wait()), None, object()
     async with aclosing(updates):
         try:
@@ -250,7 +250,7 @@ async (text) => {
     }
     try {
         await navigator.clipboard.writeText(text);
-    } catch {  // only pages from https or this machine have a clipboard
+    } catch {  // only pages from https or localhost have a clipboard
         const area = document.createElement("textarea");
         area.value = text;
         document.body.append(area);
@@ -263,8 +263,8 @@ async (text) => {
 
 
 def opened(result: Result, controls: Controls, options: Sequence[gr.Slider], run: gr.Button) -> dict:
-    """Return updates that announce a result from a link, and set the options that it was made with."""
-    words = "Opened from a link: this result was not computed here, and whoever made the link may have changed it."
+    """Return updates that announce a result from a link, and set the options with which it was computed."""
+    words = "Opened from a link: this result was not computed here, and whoever shared the link may have changed it."
     updates: dict = {controls.said: status(words), run: gr.update(value="Judge again")}
     if (made := result.sampling) is not None:
         updates |= zip(options, (made.num_critiques, made.temperature, made.max_new_tokens), strict=True)
@@ -280,9 +280,9 @@ def _filled(texts: dict[str, str]) -> dict[str, str]:
 
 def in_words(handler: Callable[..., AsyncGenerator], said: gr.HTML | None = None) -> Callable[..., AsyncGenerator]:
     """
-    Make an event handler (an async generator) fail with one sentence. Unexpected errors are logged.
+    Wrap an event handler (an async generator) so that it fails with one sentence. Unexpected errors are logged.
 
-    The status line `said`, if it is one of the outputs, shows the sentence too, until the next event.
+    If the status line `said` is given, which must be one of the outputs, it also shows the sentence until the next event.
     """
 
     @functools.wraps(handler)
@@ -301,7 +301,7 @@ def in_words(handler: Callable[..., AsyncGenerator], said: gr.HTML | None = None
 
 
 def sentence_of(error: Exception) -> str:
-    """Explain an error to the visitor."""
+    """Return a sentence that explains an error to the visitor."""
     if isinstance(error, Problem):
         return str(error)
     if is_out_of_memory(error):

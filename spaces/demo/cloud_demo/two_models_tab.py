@@ -1,4 +1,4 @@
-"""Two models: the rows that both judged, where they disagree, and why."""
+"""Two models: the rows that both models judged, where they disagree, and why."""
 
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -33,7 +33,7 @@ _PREVIEW = 160
 _HEIGHT = 640
 _SIDES = ("Chosen", "Rejected")
 _NO_ROWS = "There are no rows to compare the models on."
-# The address bar then holds the row's link, which may also be opened in another tab
+# The address bar then shows the row's link, which can also be opened in another tab
 _OPEN_ROW = """
 element.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-row]");
@@ -47,20 +47,20 @@ element.addEventListener("click", (event) => {
 
 
 def key_of(row: "BenchmarkRow") -> str:
-    """Return a row's name for links and the page, where some characters of its id would be changed."""
+    """Return a hash of a row's id for use in links and HTML, where some characters of the id itself would be altered."""
     return hashlib.sha256(row.id.encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def find_row(backend: Backend, key: str) -> tuple[int, "BenchmarkRow"]:
-    """Return a row and its index by its key. Raises `Problem` if there is none."""
+    """Find a row by its key, and return its index and the row. Raises `Problem` if no row has this key."""
     for index, row in enumerate(backend.models.rows):
         if key_of(row) == key:
             return index, row
-    raise Problem("The row of this link is not among the rows of this demo.")
+    raise Problem("This link's row is not among the rows of this demo.")
 
 
 def row_at(backend: Backend, index: int) -> "BenchmarkRow":
-    """Return a row by its index. Raises `Problem` if there is none."""
+    """Return the row at an index. Raises `Problem` if there is none."""
     models = backend.models
     if models.rows_problem is not None:
         raise Problem(models.rows_problem)
@@ -74,7 +74,7 @@ def row_at(backend: Backend, index: int) -> "BenchmarkRow":
 async def judge_row(
     backend: Backend, user: Visitor, row: "BenchmarkRow", index: int
 ) -> AsyncGenerator[Progress | Judgement, None]:
-    """Score both responses of a row with both models, one critique each at temperature 0, unless that was done before."""
+    """Score both responses of a row with both models, with one critique each at temperature 0, unless the row was already judged."""
     if (known := backend.judged.found.get(index)) is not None and known.classic is not None:
         yield known
         return
@@ -92,7 +92,7 @@ class _Listing:
     def __init__(self, backend: Backend, row_id: gr.Textbox):
         self.backend = backend
         self.row_id = row_id
-        self.summary = gr.HTML(note("The rows are being read…"), elem_id="versus-summary", elem_classes="result")
+        self.summary = gr.HTML(note("The rows are being loaded…"), elem_id="versus-summary", elem_classes="result")
         self.timer = gr.Timer(_REFRESH, active=False)
 
     def place(self):
@@ -100,7 +100,7 @@ class _Listing:
         named = [(ALL, ALL), *((name.format("First", "second"), name) for name in FILTERS)]
         self.choice = gr.Radio(named, value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
         self.words = gr.Textbox(
-            "", label="Search", placeholder="Words of a prompt, response or critique", elem_id="versus-search"
+            "", label="Search", placeholder="Words from a prompt, response or critique", elem_id="versus-search"
         )
         self.listed = gr.HTML(elem_id="versus-list", elem_classes="result", max_height=_HEIGHT, js_on_load=_OPEN_ROW)
         self.listed.open(_row_of_link, None, self.row_id, queue=False, **QUIET)
@@ -108,7 +108,7 @@ class _Listing:
 
     @property
     def watch(self) -> dict[str, Any]:
-        """Inputs, outputs and options of the events that update the column."""
+        """Inputs, outputs and options shared by the events that update the column."""
         return {
             "inputs": [self.choice, self.words, self.row_id],
             "outputs": [self.summary, self.choice, self.listed, self.row_id, self.timer],
@@ -119,7 +119,7 @@ class _Listing:
 
     async def update(self, choice: str, words: str, row: str):
         models, judged = await self.backend.loaded(), self.backend.judged
-        # Only if no row is open: a timer tick that began before a click must not undo it
+        # Open a row only if none is open: a timer tick that started before a click must not undo the click
         opened = key_of(models.rows[_most_telling(judged)]) if models.rows and not row else gr.skip()
         counts = [
             (f"{name.format(*models.names)} ({sum(map(FILTERS[name], judged.found.values()))})", name)
@@ -131,7 +131,7 @@ class _Listing:
 
 
 class _OpenRow:
-    """The right column: one row with both models' critiques, which a visitor who guesses sees after the guess."""
+    """The right column: one row with both models' critiques, which stay hidden until the visitor guesses (if guessing is on)."""
 
     def __init__(self, backend: Backend, row_id: gr.Textbox):
         self.backend = backend
@@ -173,7 +173,7 @@ class _OpenRow:
                     yield status("Done."), self.show(shown, guess, step), _kept(self.backend, shown, step), gr.skip()
 
     def reveal(self, guessed: str, row: str):
-        """Show the row's answer; `guessed` is "a", "b", or "answer" for a visitor who gave up."""
+        """Show which response was chosen; `guessed` is "a", "b", or "answer" for a visitor who asks to see it."""
         index, shown = find_row(self.backend, row)
         is_right_guess = (guessed == "a") == (_order_of(shown)[0] == 0)
         said = "You are right." if is_right_guess else "The other one was chosen."
@@ -186,7 +186,7 @@ class _OpenRow:
 
 
 def build(backend: Backend) -> TabParts:
-    """Make the tab's content."""
+    """Build the tab's content."""
     row_id = gr.Textbox(visible="hidden", label="Row")
     listing, opened = _Listing(backend, row_id), _OpenRow(backend, row_id)
     with gr.Row():
@@ -209,15 +209,15 @@ def _row_of_link(event: gr.EventData) -> str:
 
 
 def endpoints(backend: Backend) -> list[Callable]:
-    """Make the endpoint `/versus`."""
+    """Create the endpoint `/versus`."""
 
     async def versus(request: gr.Request, row: int = 1) -> dict:
         """
-        Judge a row of the benchmark, from 1, with both models. Returns its id, prompt and responses (the chosen one first),
-        and the scores and whether they are right, for `cloud` (the demo's model) and `classic` (the one to compare with).
+        Judge a benchmark row (numbered from 1) with both models. Returns the row's id, prompt and responses (the chosen one
+        first) and, for `cloud` (the demo's model) and `classic` (the comparison model), the scores and whether they are right.
         """
         if not is_integer(row):
-            raise Problem("`row` must be a whole number, from 1.")
+            raise Problem("`row` must be a whole number of at least 1.")
         await backend.loaded()
         shown = row_at(backend, int(row) - 1)
         known = {"id": shown.id, "prompt": shown.prompt, "responses": list(shown.responses)}
@@ -229,7 +229,7 @@ def endpoints(backend: Backend) -> list[Callable]:
 
 
 def _describe_pair(backend: Backend, found: Judgement) -> dict[str, Any]:
-    # The distribution belongs to the first model
+    # The reward distribution, and hence the percentile, belongs to the first model
     return {
         name: {
             "right": is_right(scores),
@@ -240,7 +240,7 @@ def _describe_pair(backend: Backend, found: Judgement) -> dict[str, Any]:
 
 
 def _kept(backend: Backend, row: "BenchmarkRow", found: Judgement) -> Result:
-    """Return what the buttons copy."""
+    """Return the result that the copy buttons use."""
     texts = {"prompt": _plain(row.prompt)} | dict(zip(_SIDES, map(str, row.responses), strict=True))
     names = [f"{model}, {side.lower()}" for model in backend.models.names for side in _SIDES]
     return Result(TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend), key_of(row), names)
@@ -256,12 +256,12 @@ def _how(backend: Backend) -> str:
 
 
 def _order_of(row: "BenchmarkRow") -> tuple[int, int]:
-    """Return which response is A and which is B: by the row's key, so the chosen one is A half of the time."""
+    """Return the indices of responses A and B. They depend on the row's key, so the chosen one is A about half of the time."""
     return (0, 1) if int(key_of(row), 16) % 2 else (1, 0)
 
 
 def _show_row(row: "BenchmarkRow", guess: bool, names: tuple[str, str], found: Judgement | None = None) -> str:
-    """Show a row, with the models' `names` and a column per response: chosen, rejected, or A, B for a visitor who guesses."""
+    """Show a row with one column per response, titled chosen and rejected, or A and B for a visitor who guesses."""
     marks, columns = "", []
     if found is not None:
         marks = f'<p class="marks">{_marks(found, names)}</p>'
@@ -287,7 +287,7 @@ def _plain(prompt: Any) -> str:
 
 
 def _named(found: Judgement, names: tuple[str, str]) -> list[tuple[str, Pair]]:
-    """Return the scores of each model by its name."""
+    """Pair each model's name with its scores."""
     return [(name, scores) for name, scores in zip(names, (found.cloud, found.classic), strict=True) if scores]
 
 
@@ -323,11 +323,11 @@ def _show_list(backend: Backend, choice: str, words: str, current: str) -> str:
 
 
 def _show_summary(backend: Backend) -> str:
-    """Compare both models on all rows that they judged."""
+    """Compare the models on all rows that both judged."""
     models, judged = backend.models, backend.judged
     if models.rows_problem or not models.rows:
         return f'<p class="note bad">{as_text(models.rows_problem or _NO_ROWS)}</p>'
-    source = f"read from {judged.evaluation}" if judged.evaluation else "judged here, while nobody waits"
+    source = f"loaded from {judged.evaluation}" if judged.evaluation else "judged here while the demo is idle"
     more = f" of {judged.wanted}" if judged.is_growing else ""
     parts = [f"{len(judged.found)}{more} rows of {judged.source}, {source}. A tie counts as wrong."]
     if judged.problem:
@@ -342,11 +342,14 @@ def _show_summary(backend: Backend) -> str:
         )
     alone, p = compared.alone, compared.p_value
     first, second = models.names
-    test = f"{first} alone is right in {alone[0]}, {second} alone in {alone[1]}: exact McNemar test, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
+    test = (
+        f"Only {first} is right in {alone[0]}, only {second} in {alone[1]}; "
+        f"exact McNemar test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
+    )
     return f'<p class="headline">{as_text("; ".join(shares))}.</p>{note(as_text(test))}{note(" ".join(parts))}'
 
 
 def _most_telling(judged: JudgedRows) -> int:
-    """Return the first row in which only the demo's model is right, or else the first row."""
+    """Return the index of the first row in which only the demo's model is right, or of the first row if there is none."""
     alone = next(iter(FILTERS.values()))
     return min((index for index, row in judged.found.items() if alone(row)), default=0)

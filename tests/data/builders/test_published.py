@@ -41,7 +41,7 @@ def test_rows_without_a_prompt_are_named_by_source_and_number():
     assert found.prompts(["interact-0", "feedback-0"]) == ["Task?", "Which cup?"]
     with pytest.raises(
         ValueError,
-        match=r"3 of 4 source rows hold no prompt .* rows 1 of `feedback` \(id 'feedback-1'\), 2 of `interact`",
+        match=r"3 of 4 source rows contain no prompt .* such as rows 1 of `feedback` \(id 'feedback-1'\), 2 of `interact`",
     ):
         found.prompts(["feedback-1", "interact-2", "interact-0", "interact-1"])  # fmt: skip
 

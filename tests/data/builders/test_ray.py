@@ -156,7 +156,7 @@ def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_
     assert load_from_disk(str(tmp_path / "out")).to_list() == rows.to_list()
     assert journal.read_bytes().splitlines(keepends=True)[:30] == lines[:30]
     assert len(journal.read_bytes().splitlines()) == len(lines)
-    with pytest.raises(SystemExit, match=r"`temperature` was 0.0 and is 1.0"):
+    with pytest.raises(SystemExit, match=r"`temperature` was 0.0 and is now 1.0"):
         build(folder, tmp_path / "out", dataset, temperature=1.0)
 
 
@@ -173,7 +173,7 @@ def test_the_first_interrupt_keeps_what_the_engine_works_on(tmp_path, monkeypatc
     monkeypatch.setattr(RayCritic, "_read", read_and_interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt, match=r"keeps 8 answers so far; run the same command to resume"):
+        with pytest.raises(KeyboardInterrupt, match=r"contains 8 answers so far; run the same command to resume"):
             build(folder, tmp_path / "out", dataset, batch_size=1)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -64,7 +64,7 @@ def test_words_of_the_user(tmp_path):
     assert read_texts(whole, [silent], True, CATEGORIES)[1] == {"": "Be fair."}
     with pytest.raises(ValueError, match="does not mention the verdict"):
         read_texts(texts, [silent], True, CATEGORIES)
-    with pytest.raises(ValueError, match="no file for the questions of the category 'hard_prompt'"):
+    with pytest.raises(ValueError, match="no file for questions in the category 'hard_prompt'"):
         read_texts(None, [f"creative_writing={art}"], True, CATEGORIES)
     with pytest.raises(ValueError, match="for the same questions"):
         read_texts(None, [general, art], True, CATEGORIES)

@@ -172,7 +172,7 @@ def test_answers_of_one_model_are_taken_from_a_file_of_several(tmp_path):
         assert load_answers(files, questions, name) == {"1": f"I am {name}.", "2": f"I am {name}."}
     with pytest.raises(ValueError, match="'1' has a second answer"):
         load_answers(files, questions)
-    with pytest.raises(ValueError, match="2 of 2 questions have no baseline answer of 'c'"):
+    with pytest.raises(ValueError, match="2 of 2 questions have no baseline answer from 'c'"):
         load_answers(files, questions, "c")
     nameless = write(tmp_path / "nameless.jsonl", {"id": "1", "answer": "So."})
     assert load_answers([nameless], questions[:1], "a") == {"1": "So."}
@@ -186,7 +186,7 @@ def test_answers_of_one_model_are_taken_from_a_file_of_several(tmp_path):
             [{"id": "1", "prompt": "a"}, {"id": "2", "prompt": " "}],
             r"row 1 \(id '2'\): the row has neither a `prompt`",
         ),
-        ([{"id": "1", "turns": [{"content": "a"}, {"content": "b"}]}], "nor a single turn"),
+        ([{"id": "1", "turns": [{"content": "a"}, {"content": "b"}]}], "nor exactly one turn"),
         ([{"prompt": "a"}], "row 0 has no `id`"),
     ],
 )
@@ -201,7 +201,7 @@ def test_bad_questions_are_named(rows, says, tmp_path):
         ([{"id": "1", "answer": "x"}], "1 of 2 questions have no baseline answer in .*, the first '2'"),
         ([{"id": "1", "answer": "x"}, {"id": "2", "answer": " "}], r"row 1 \(id '2'\): the answer is ' '"),
         ([{"id": "1", "answer": "x"}, {"id": "1", "answer": "y"}], "'1' has a second answer"),
-        ([{"id": "1", "answers": {"m": "x"}, "baseline": "n"}], "has answers of m, but none of 'n'"),
+        ([{"id": "1", "answers": {"m": "x"}, "baseline": "n"}], "has answers from m, but none from 'n'"),
     ],
 )
 def test_bad_answers_are_named(rows, says, tmp_path):

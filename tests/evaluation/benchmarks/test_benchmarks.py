@@ -179,8 +179,8 @@ def test_a_command_line_names_benchmarks_and_files(tmp_path):
         (["reward_bnch"], "no benchmark 'reward_bnch'. Did you mean 'reward_bench'"),
         (["xyz=rows.jsonl"], "no benchmark 'xyz'. Known benchmarks: reward_bench, "),
         (["rm_bench=a.jsonl", "rm_bench=b.jsonl"], "listed 2 times"),
-        (["rm_bench=absent-*.jsonl"], "rm_bench=absent-.*is neither a file"),
-        (["llm_bar="], "llm_bar=: '' is neither a file"),
+        (["rm_bench=absent-*.jsonl"], "rm_bench=absent-.*matches no data file"),
+        (["llm_bar="], "llm_bar=: '' matches no data file"),
     ],
 )
 def test_benchmarks_that_cannot_be_found(specs, says):

@@ -143,9 +143,9 @@ def test_rows_that_are_all_alike_have_no_interval(tmp_path, reward):
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (row("Math", num_chosen=2), "2 chosen responses; rows of Math have one"),
-        (row("Ties", "tied:1"), "a tied row has several chosen responses; this one has 1"),
-        (row("Ties", "ref:1", num_chosen=2), "2 chosen responses; rows of Ties have one"),
+        (row("Math", num_chosen=2), "there are 2 chosen responses, but rows of Math have one"),
+        (row("Ties", "tied:1"), "a tied row needs at least two chosen responses; this one has 1"),
+        (row("Ties", "ref:1", num_chosen=2), "there are 2 chosen responses, but rows of Ties have one"),
         (row("Ties", "7"), "has the id '7', which does not have the form"),
         (row("Math", num_rejected=0), "`rejected` is an empty list"),
         ({**row("Math"), "subset": None}, r"`subset` is None"),

@@ -64,7 +64,7 @@ def test_rates_chance_and_oracle():
         ({"prompt": "p", "responses": None, "correct": [True]}, "row 0: `responses` is None"),
         (
             {"prompt": "p", "responses": ["a", "b"], "correct": [1.0, float("nan")]},
-            "row 0: a candidate's worth is nan",
+            "row 0: a candidate's value is nan",
         ),
         ({"prompt": "p", "correct": [True]}, "needs the column.* responses"),
     ],
@@ -187,7 +187,7 @@ CANDIDATES = [{"response": "x", "judge_score": 1.0}, {"response": "y", "judge_sc
         ({**ROW, "responses": ["x", None]}, "`responses` is"),
         ({**ROW, "correct": [1.0]}, "give one value for each of the 2 responses"),
         ({**ROW, "correct": [1.0, None]}, "give booleans or numbers"),
-        ({**ROW, "correct": [1.0, math.nan]}, "a candidate's worth is nan; give finite numbers"),
+        ({**ROW, "correct": [1.0, math.nan]}, "a candidate's value is nan; give finite numbers"),
         ({"id": "a", "prompt": "p", "candidates": CANDIDATES}, "`judge_score` of candidate 1 is missing"),
         (
             {"id": "a", "prompt": "p", "candidates": ["x", "y"]},

@@ -45,7 +45,8 @@ def test_overlong_rows_are_counted_not_lost():
     prompts = scorer.calls[0][0]
     assert prompts[2] == prompts[3] and prompts[2].startswith("…")
     with pytest.raises(
-        ValueError, match=r"None of the 1 rows fits .* context of 200 tokens, of which the critique has 11"
+        ValueError,
+        match=r"None of the 1 rows fits .* context of 200 tokens, of which 11 are reserved for the critique",
     ):
         evaluate(rows[1:], REWARDS, context_length=200, overlong_policy="drop")
 
