@@ -105,7 +105,7 @@ def main():
     own_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if own_memory > libraries["peak_gb"]:
         raise SystemExit(
-            "This process uses more memory than the smallest measured one, so that measurement is meaningless."
+            "This process already uses more memory than the smallest measured peak, so that peak cannot be trusted."
         )
     result = {
         "checkpoint_gb": sum(sizes),

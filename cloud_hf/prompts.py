@@ -136,13 +136,15 @@ def _function(function: dict[str, Any], name: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         if (count := sum(map(arguments.count, ",[{"))) > _MOST_ARGUMENTS:
-            raise ValueError(f"{name} has about {count} `arguments`; a call can have at most {_MOST_ARGUMENTS}.")
+            raise ValueError(
+                f"{name} has about {count} values in its `arguments`; a tool call can have at most {_MOST_ARGUMENTS}."
+            )
         try:
             arguments = json.loads(arguments, object_pairs_hook=_unique) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} has `arguments` that are not JSON: {error}") from error
     if not isinstance(arguments, dict):
-        raise ValueError(f"{name} has the `arguments` {arguments!r:.60}; give an object.")
+        raise ValueError(f"{name}: `arguments` is {arguments!r:.60}; it must be a JSON object.")
     _check_json(arguments, f"{name}, `arguments`")
     return {**function, "arguments": arguments}
 

@@ -43,7 +43,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class RLSettings:
-    """Settings of the RL check, chosen on validation problems of other seeds."""
+    """Settings of the RL check, chosen on validation problems generated with other seeds."""
 
     policy_steps: int  # of worked examples, 32 per step
     policy_lr: float

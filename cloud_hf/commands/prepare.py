@@ -186,7 +186,7 @@ class Preparation:
         return pair
 
     def features(self) -> Features:
-        """Return the columns of the pairs. A prompt or response column is text, or messages if any of its values is more than text."""
+        """Return the columns of the pairs. A prompt or response column has strings, or messages if any value is not plain text."""
         text, messages, number = Value("string"), List(Json()), Value("float64")
         sides = dict.fromkeys(SIDES, text if self.text_responses else messages)
         ratings = {"chosen_rating": number, "rejected_rating": number} if self.layout.margin else {}

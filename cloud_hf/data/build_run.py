@@ -27,7 +27,7 @@ _MOST_FAILURES_AT_FIRST = 100
 
 # Handling of truncated answers: drop or keep them after `longer_tries` retries, or retry for as long as the context has room
 TRUNCATED = ("drop", "keep", "retry")
-# Maximum number of longer tries with "retry", in case the server sets no limit itself
+# Maximum number of retries with more tokens under "retry", in case the server enforces no limit of its own
 _MOST_LONGER_TRIES = 16
 
 

@@ -338,7 +338,8 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
         )
     if TURN.search(chosen):
         raise ValueError(
-            "`chosen` could be text, or a text followed by a transcript. Give chat messages, with the first text as the system message."
+            "`chosen` is ambiguous: it could be plain text, or a preamble followed by a transcript. Give chat messages, with the preamble as the "
+            "system message."
         )
     most = min(len(chosen), len(rejected)) - 1  # leaves a response even if one text is the beginning of the other
     length = next((place for place in range(most) if chosen[place] != rejected[place]), most)

@@ -66,7 +66,7 @@ async def compute_score(
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
-            Policy for responses in which the reward model's chat template hides or changes text, such as the text before a
+            What to do with responses in which the reward model's chat template hides or changes text, such as the text before a
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
             Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error.

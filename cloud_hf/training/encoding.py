@@ -167,7 +167,7 @@ def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str
 def _check_margin(row: dict[str, Any]):
     margin = row.get("margin", 0.0)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= _LARGEST:
-        raise ValueError(f"`margin` is {margin!r}; give a number that fits fp32, or omit the column.")
+        raise ValueError(f"`margin` is {margin!r}; give a number that fits in fp32, or omit the column.")
 
 
 def _check_critiques(row: dict[str, Any]):
@@ -249,7 +249,7 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
     if any(reason is None or len(reason) != num_pairs for reason in reasons):
         raise ValueError(
             f"`chosen_finish_reason` and `rejected_finish_reason` are {reasons!r:.80}; give one per critique "
-            "in both columns, or neither column."
+            "in both columns, or omit both columns."
         )
     return [sum(reason == "length" for reason in pair) for pair in zip(*reasons, strict=True)]
 

@@ -63,8 +63,8 @@ class _Allocations(TorchDispatchMode):
     """
     Dispatch mode that counts each storage from its allocation until it is freed.
 
-    torch's `MemTracker` reports only one peak. On a GPU, sharded gradients take less memory than in the simulation, which can move the peak
-    to another moment, so this class records all moments.
+    torch's `MemTracker` reports only one peak. On a GPU, sharded gradients take less memory than in the simulation, which can shift
+    the peak, so this class records memory use over the complete step.
     """
 
     def __init__(self, kept: set[int]):

@@ -134,7 +134,7 @@ def num_pairs(batch: dict[str, Any]) -> int:
 
 
 def _floats(totals: dict[str, Any]) -> dict[str, float]:
-    """Copy sums to the host, which waits for the device."""
+    """Copy sums to the host. This makes the host wait for the device."""
     return {name: float(total) for name, total in totals.items()}
 
 

@@ -108,7 +108,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         name = args.ref_model or (self.origin.base if is_sharded else None)
         if is_sharded and name is None:
             raise ValueError(
-                "ZeRO-3 cannot copy the model: name the reference model (`ref_model`), or set `beta` to 0."
+                "Under ZeRO-3, the model cannot be copied to serve as the reference: set `ref_model`, or set `beta` to 0."
             )
         # The copy has the initial weights even in a resumed run, because the Trainer loads the checkpoint's weights only in `train`
         if name is None:

@@ -140,7 +140,7 @@ def check_rows(prompts, predictions):
 
 
 def is_text(value):
-    """Check that a value is a string without lone surrogates, which JSON allows."""
+    """Check that a value is a string without lone surrogates. (JSON allows them.)"""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 

@@ -101,7 +101,7 @@ def test_reward_scales_that_are_not_finite_are_refused(value):
 
 
 def test_a_margin_beyond_fp32_is_refused(base_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"`margin` is 1e\+39; give a number that fits fp32"):
+    with pytest.raises(ValueError, match=r"`margin` is 1e\+39; give a number that fits in fp32"):
         make_trainer(str(base_folder), tmp_path, make_rows(4, margin=1e39))
 
 

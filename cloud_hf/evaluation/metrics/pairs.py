@@ -122,7 +122,7 @@ def evaluate_pairs(
 def summarize_pairs(
     fitted: FittedRows, scores: Sequence[Sequence[Score]], group_column: str | None = None
 ) -> PairEvaluation:
-    """Compute accuracy from the scores of fitted pairs with [`score_preferences`], by group instead of by subset."""
+    """Compute accuracy with [`score_preferences`] from the scores of the pairs that fit the context, by group instead of by subset."""
     pairs = [
         ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), chosen, rejected)
         for row, (chosen, rejected) in zip(fitted.rows, scores, strict=True)

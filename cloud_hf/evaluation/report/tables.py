@@ -220,7 +220,7 @@ the critiques of each response: how much it would change with other critiques of
 
 
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
-    """Build the sections on self-consistency, by set and label of the curve."""
+    """Build the sections on self-consistency. The curves come by set and by label."""
     lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
     text = f"{SELF_CONSISTENCY.format(length_of='; '.join(lengths))}\n\n{COMBINED}"
     sections = [Section("Self-consistency", text)]

@@ -169,8 +169,8 @@ class RewardServer(uvicorn.Server):
 
 class _Protocol(H11Protocol):
     """
-    HTTP protocol that, unlike httptools, limits a request head's size and the time it takes to arrive, and the number
-    of bytes that are expensive to parse.
+    HTTP protocol that, unlike httptools, limits the size of a request head, the time it may take to arrive, and the bytes
+    that are expensive to parse: chunk framing and pipelined requests.
     """
 
     _head_timeout: asyncio.TimerHandle | None = None

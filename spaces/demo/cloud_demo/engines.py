@@ -231,7 +231,7 @@ class RemoteEngine:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """Ask the server for the kind of model if it is not known yet. The server itself checks requests."""
+        """Query the server for its kind of model unless it is known. Requests are not checked here, because the server does that."""
         if self.critique is None:
             self.ask_kind()
 

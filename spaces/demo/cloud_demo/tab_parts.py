@@ -280,9 +280,9 @@ def _filled(texts: dict[str, str]) -> dict[str, str]:
 
 def in_words(handler: Callable[..., AsyncGenerator], said: gr.HTML | None = None) -> Callable[..., AsyncGenerator]:
     """
-    Wrap an event handler (an async generator) so that it fails with one sentence. Unexpected errors are logged.
+    Wrap an event handler (an async generator) so that a failure shows one sentence. Unexpected errors are logged.
 
-    If the status line `said` is given, which must be one of the outputs, it also shows the sentence until the next event.
+    `said`, a status line among the outputs, also shows the sentence until the next event.
     """
 
     @functools.wraps(handler)
