@@ -452,7 +452,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
         ("", "a", "c", "`prompt` is empty"),
         (None, "a", "c", "`prompt` is None"),
         ([], "a", "c", "give a string or a list"),
-        ("p", None, "c", "`response` is NoneType"),
+        ("p", None, "c", "`response` is of type NoneType"),
         ("p", "a", None, "needs a critique"),
         ([{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], "a", "c", "ends on a 'assistant'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a", "c", "contains the content part"),

@@ -108,5 +108,5 @@ def test_what_cannot_be_read_is_refused(talker, tmp_path):
     base = save_language_model(tmp_path)
     with pytest.raises(ValueError, match="writes no critiques, so it has no partial rewards"):
         score(make_model(base, critique=False), **options)
-    with pytest.raises(ValueError, match="reads the reward from the critique's text once the critique is complete"):
+    with pytest.raises(ValueError, match="reads the reward from the critique's text after it is written"):
         score(make_model(base, format="reference"), **options)

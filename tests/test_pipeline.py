@@ -117,7 +117,7 @@ def test_no_inputs(judge):
         ([CHATS[0], {"messages": []}], r"Row 1: `messages` is \[\]"),
         ([CHATS[0], {"messages": CHATS[0]["messages"][:1]}], "Row 1: The last message has the role 'user'"),
         ({"messages": CHATS[0]["messages"][1:]}, "Row 0: .*prompt"),
-        ({"messages": [*CHATS[0]["messages"][:1], {"role": "assistant", "content": None}]}, "Row 0: `response` is NoneType"),
+        ({"messages": [*CHATS[0]["messages"][:1], {"role": "assistant", "content": None}]}, "Row 0: `response` is of type NoneType"),
         ([PAIRS[0], {"prompt": None, "response": "x"}], "Row 1: `prompt` is None"),
         ([PAIRS[0], {"prompt": "long " * 600, "response": "x"}], r"Row 1: \d+ tokens .* context holds 512"),
     ],

@@ -224,7 +224,7 @@ def test_training_mode_is_left_as_it_was(talker):
         ({"prompts": "What?"}, "`prompts` is 'What"),
         ({"responses": ["one"]}, "4 prompts but 1 responses"),
         ({"prompts": [*PROMPTS[:3], None]}, "Row 3: `prompt` is None"),
-        ({"responses": [*RESPONSES[:3], None]}, "Row 3: `response` is NoneType"),
+        ({"responses": [*RESPONSES[:3], None]}, "Row 3: `response` is of type NoneType"),
         ({"num_critiques": 2}, "needs `temperature` above 0"),
         ({"num_critiques": 0}, "`num_critiques` is 0; it must be an integer"),
         ({"temperature": -1}, "`temperature` is .* it must be a finite number"),

@@ -554,7 +554,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
     ("options", "says"),
     [
         ({"benchmarks": ["reward_bnch"]}, "Did you mean 'reward_bench'"),
-        ({"benchmarks": ["rm_bench=absent.jsonl"]}, "'absent.jsonl' is neither a file"),
+        ({"benchmarks": ["rm_bench=absent.jsonl"]}, "'absent.jsonl' matches no data file"),
         ({"benchmarks": ["rm_bench={data}/rb"]}, "RM-Bench has one of each style"),
         ({"dataset_name": ["absent.jsonl"]}, "absent.jsonl: no such file"),
         ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),

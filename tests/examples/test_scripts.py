@@ -91,7 +91,7 @@ def test_self_critiques_keep_prompts_and_other_columns(base_folder, tmp_path):
     first, second = load_from_disk(tmp_path / "out")
     assert first["prompt"] == "Hello?" and first["chosen_feedback_model"] == "gpt-4"
     assert second["prompt"].startswith("…") and isinstance(first["chosen_feedback"], str)
-    assert "Wrote 2 rows to" in out and "1 prompt(s) shortened" in out
+    assert "Wrote 2 rows to" in out and "1 prompt(s) were shortened" in out
 
 
 def test_evaluation_reports_every_model(runs, pairs, tmp_path):

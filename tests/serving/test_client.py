@@ -213,7 +213,11 @@ def test_passing_trouble_is_tried_again_with_growing_pauses(trouble):
             1,
             r"not all are finite",
         ),
-        ((200, {}, {"results": [{**GOOD, "rewards": [0.5, 0.5]}]}), 1, r"2, 1, 1, 1 rewards, critiques"),
+        (
+            (200, {}, {"results": [{**GOOD, "rewards": [0.5, 0.5]}]}),
+            1,
+            r"the numbers of rewards, critiques, ids and finish reasons differ: 2, 1, 1, 1",
+        ),
         ((200, {}, {"results": [GOOD | {name: GOOD[name] * 2 for name in COLUMNS}]}), 1, r"2 rewards for 1 critiques"),
     ],
 )

@@ -658,7 +658,7 @@ def test_too_few_rows_to_compare_with(there, wanted):
     """They are judged, but the page does not ask visitors to wait for more."""
     judged = judge_rows(["a"] * there, EchoEngine(), reference_rows=wanted)
     assert len(judged.found) == min(there, wanted) and "too few rows to compare a reward with" in judged.describe(0.0)
-    assert f"this demo judges {min(there, wanted)}, but needs 4" in judged.describe(0.0)
+    assert f"this demo judges {min(there, wanted)}, but needs at least 4" in judged.describe(0.0)
 
 
 def test_without_rows_nothing_is_judged():

@@ -217,7 +217,8 @@ def test_adapters_that_would_not_train_are_refused(base_folder, tmp_path, option
 def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(base_folder, tmp_path):
     config = LoraConfig(r=4, lora_dropout=0.1)
     with pytest.raises(
-        ValueError, match=r"`lora_dropout` is 0.1, but `disable_dropout` is on.*--disable_dropout False"
+        ValueError,
+        match=r"`lora_dropout` is 0.1, but `disable_dropout`, which is on by default.*--disable_dropout False",
     ):
         make_trainer("no-such-model", tmp_path, peft_config=config)
     trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, disable_dropout=False)

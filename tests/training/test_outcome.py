@@ -175,7 +175,7 @@ def test_critiques_that_are_all_cut_are_reported(stage3, tmp_path, caplog, monke
     monkeypatch.setattr(trainer.critique_format, "banned_ids", lambda config: [end])
     trainer.train()
     assert trainer.state.log_history[0]["critiques_cut"] == 1.0
-    assert "Step 1: all critiques since the last log were cut at `max_completion_length` 1" in caplog.text
+    assert "Step 1: all critiques since the last log were cut off at `max_completion_length` 1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_three_stages_and_many_candidates():
 @pytest.mark.parametrize(
     ("goal", "says"),
     [
-        ({"accuracy": 1.0}, "reach an accuracy of 1: with everything scored, the 400 dev rows have 0.9"),
+        ({"accuracy": 1.0}, "reach an accuracy of 1: with everything scored, accuracy on the 400 dev rows is 0.9"),
         ({"threshold": 0.9999999}, "decides none of the 400 dev rows before full"),
         ({}, "0 fields; give exactly one of"),
         ({"accuracy": 0.9, "tokens": 3}, "2 fields; give exactly one of"),

@@ -492,7 +492,7 @@ def test_a_policy_of_another_family(talker, family):
 def test_foreign_text_that_is_no_chat_is_refused(http, talker):
     good = rendered("llama3", *CHATS[0])[1]
     answer = http.post("/get_reward", json={"query": [good, "Q: 2+2? A: 4"], "prompts": None, "labels": []})
-    assert answer.status_code == 422 and answer.json()["error"].startswith("Row 1: `query` cannot be read")
+    assert answer.status_code == 422 and answer.json()["error"].startswith("Row 1: `query` cannot be parsed")
     answer = http.post("/get_reward", json={"query": [good], "prompts": ["a", "b"]})
     assert answer.status_code == 422 and "1 entries in `query` but 2" in answer.json()["error"]
     unanswered = tokenizer_of("llama3").apply_chat_template(CHATS[0][0], tokenize=False)
