@@ -36,7 +36,7 @@ from .safe_paths import check_links
 
 # File in an adapter's folder that records which base the adapter was trained on
 BASE_RECORD = "base_model.json"
-# Config fields in which the given base must equal the base that the adapter was trained on
+# Config fields in which the base must equal the base that the adapter was trained on
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads",
@@ -153,11 +153,11 @@ def _check_file(name: str, **hub_kwargs):
 def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
     for key, weight in weights.items():
         if key not in expected:
-            raise ValueError(f"{name} was trained on another base: the given base has no {key}.")
+            raise ValueError(f"{name} was trained on another base: the loaded base has no {key}.")
         if weight.shape != expected[key].shape:
             shape, needed = tuple(weight.shape), tuple(expected[key].shape)
             raise ValueError(
-                f"{name} was trained on another base: {key} has shape {shape}, but the given base needs {needed}."
+                f"{name} was trained on another base: {key} has shape {shape}, but the loaded base needs {needed}."
             )
     # A missing reward head is allowed: a language model's adapter has none, and the model then keeps its new head
     missing = [key for key in expected if key not in weights and "lora_" in key]

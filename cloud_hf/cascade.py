@@ -74,7 +74,7 @@ class CascadeFit:
             scores nothing; at 1, it scores everything.
 
     Raises:
-        `ValueError`: If a threshold is out of range, or a stage after the first has no threshold.
+        `ValueError`: If a threshold is out of range, or there is not exactly one for each stage but the first.
     """
 
     stages: tuple[StageFit, ...]

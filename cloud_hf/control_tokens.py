@@ -79,7 +79,7 @@ class ControlTokens:
         pieces = _split_at(text, [start + 1 for start, _ in starts])
         if not self._spells_control(pieces):
             return pieces
-        # A piece spells a token only after normalisation (full-width letters, for example): find the characters that turn into it
+        # Normalisation turns a piece into a token (full-width letters, for example): find the characters that turn into it
         forms = {character: self._normalized(character) for character in set(text)}
         places = [0, *accumulate(len(forms[character]) for character in text)]
         sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]

@@ -68,7 +68,8 @@ def load_merged(name: str, base: str | None = None, **kwargs) -> CLoudForRewardM
         base (`str`, *optional*):
             Location of the base, if it has moved since training.
         **kwargs:
-            Passed to the base's `from_pretrained`, except `revision`, `subfolder` and `token`, which apply to the adapter.
+            Passed to the base's `from_pretrained`. Options of the Hub, such as `token`, also apply to the adapter; `revision` and
+            `subfolder` apply only to the adapter.
 
     Raises:
         `ValueError`: If the base is missing, or is not the one that the adapter was trained on.

@@ -170,7 +170,7 @@ def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ())
             CSV with a header (delimited by commas, semicolons or tabs), JSON lines with one object per row, a JSON list of such
             objects, or one JSON object with a list per column.
         required, optional (`Sequence[str]`):
-            Columns that all rows must have, and columns that either all rows or no rows must have. Plural names are accepted, too;
+            Columns that all rows must have, and columns that must be in all rows or in none. Plural names are accepted, too;
             other columns are ignored.
 
     Raises:

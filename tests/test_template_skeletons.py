@@ -137,7 +137,7 @@ def test_arguments_as_json_text_are_arguments(family):
         ("[1]", "must be a JSON object"),
         ('{"a": 1, "a": 2}', "a name occurs twice"),
     ):
-        with pytest.raises(ValueError, match=f"message 1, tool call 0.*{says}"):
+        with pytest.raises(ValueError, match=f"message 1, tool call 0.* `arguments` .*{says}"):
             ids(arguments)
     with pytest.raises(ValueError, match="has the type 'custom'"):
         ids({}, type="custom")

@@ -119,7 +119,7 @@ def copy(source: Path, target: Path):
 
 
 def scores_of(run: Path, name: str) -> list[dict[str, Any]]:
-    """Return, for each pair of a set, its rewards (chosen first), whether its chosen response is longer, and its truncated critiques."""
+    """Return each pair's rewards (chosen first), whether its chosen response is longer, and its number of truncated critiques."""
     rows = {row["id"]: row for row in read_lines(run / "rows" / f"{name}.jsonl")}
     scored = {arm: read_lines(run / "evaluation" / f"scores_{arm}_{name}.jsonl.jsonl") for arm in ARMS}
     found = []

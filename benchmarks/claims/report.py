@@ -214,7 +214,7 @@ def events(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def finish_times(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """Return when the first and the last cell with scores were finished."""
+    """Return when cells with scores were finished, from first to last."""
     return sorted(cell["finished"] for cell in cells.values() if "accuracy" in cell["result"])
 
 

@@ -254,9 +254,8 @@ class Study:
         else:
             trainer = CLoudTrainer(model, CLoudTrainingConfig(**options), **given)
         result = train(trainer, folder)
-        if (
-            arm.outcome
-        ):  # writing costs one forward pass over the trained sequences, and the reference model costs another
+        if arm.outcome:
+            # Writing costs one forward pass over the trained sequences, and the reference model costs another
             result["flops"] *= 1 + (2 if arm.outcome.get("beta", 0.001) else 1) / 3
         return {**result, **self.score_held_out(arm, trainer.model, folder)}
 

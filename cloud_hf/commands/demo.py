@@ -14,6 +14,6 @@ def main(arguments: list[str]):
             "The demo is not part of the installed package: clone the repository, run `pip install -e '.[demo]'` in it, and "
             "run the command again."
         )
-    sys.argv = [str(APP), *arguments]
+    sys.argv[1:] = arguments
     sys.path.insert(0, str(APP.parent))
     runpy.run_path(str(APP), run_name="__main__")

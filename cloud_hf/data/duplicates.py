@@ -219,7 +219,7 @@ class EvaluationNGrams:
     Word n-grams of evaluation sets, for finding texts that overlap with them.
 
     Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with texts that consist of exactly the same
-    words. A text without words overlaps with nothing.
+    words in the same order. A text without words overlaps with nothing.
 
     Examples:
 

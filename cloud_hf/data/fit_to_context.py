@@ -12,7 +12,7 @@ OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
 # "truncate_end" truncates critiques, as the reference implementation does, and is available only with the reference format
 TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
 
-# Removing text changes how the rest is tokenized, so an attempt may save fewer tokens than planned. Each attempt removes more than the last
+# Removing text changes how the rest is tokenized, so an attempt may save fewer tokens than planned. Each attempt adds a larger margin
 _ATTEMPTS = 8
 
 

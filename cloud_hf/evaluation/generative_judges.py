@@ -130,8 +130,11 @@ def rate_rows(
     price: Sequence[float] = (),
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
-    Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once. Arguments,
-    return values and errors are those of [`judge_rows`], except that `parts` contains only the rows of each set.
+    Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once.
+
+    `parts` contains the rows of each set by kind and name; for the other arguments and the return values see [`judge_rows`]. Raises
+    `ValueError` if no judgement contains a rating, and `SystemExit` if the server is unusable or some responses could not be rated; the
+    judgements received so far are kept.
     """
     rubric = read_rubric(args.judge_prompt_file)
     rows: dict[str, dict[str, Any]] = {}
@@ -197,8 +200,7 @@ def judge_rows(
 
     Raises:
         `ValueError`: Before the first request, if rows have several right responses or responses that are not text; afterwards, if no
-        judgement
-            contains a verdict.
+            judgement contains a verdict.
         `SystemExit`: If the server is unusable or some pairs could not be judged; the judgements received so far are kept.
     """
     template = read_judge_prompt(args.judge_prompt_file)

@@ -91,8 +91,8 @@ class Sets:
         dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
     ]:
         """
-        Let a judge compare the responses of benchmarks and pairs, or rate all responses. Returns rows and scores, both by kind and name,
-        and the report on the judge.
+        Let a judge compare the responses of benchmarks and pairs, or rate these and the candidates of best-of-N. Returns rows and scores,
+        both by kind and name, and the report on the judge.
         """
         kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
         fitted = {

@@ -144,8 +144,8 @@ class CLoudClient:
 
     def served_model(self) -> ServedModel:
         """
-        Ask the server for its model. Raises [`RewardServerError`] if no replica can be reached, if a server is not ready or is not a reward
-        server, or if the replicas serve different models.
+        Ask the server for its model. Raises [`RewardServerError`] if no replica is a reward server that can be reached and is ready, or if
+        the replicas serve different models.
         """
         return _run(self._ask_models())
 

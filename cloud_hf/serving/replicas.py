@@ -97,14 +97,14 @@ class Replicas:
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
-            # Start level with the others: `choose` prefers the replica with the fewest answers, and would send it every request until it
-            # had caught up
+            # Start level with the others: among replicas that are equally busy, `choose` prefers the one with the fewest answers, and would
+            # send it extra requests until it had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
         """
-        Stop using a replica that has failed until it is back. `is_asked` tells whether it failed when it was asked for
+        After a failure, stop using a replica until it is back. `is_asked` tells whether it failed when it was asked for
         its model. A single replica is kept.
         """
         if not self.several:

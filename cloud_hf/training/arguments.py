@@ -148,7 +148,7 @@ def check_attention(name: Any):
     is_flash = name in _FLASH_ATTENTION
     if (is_flash or name == "flex_attention") and not torch.accelerator.is_available():
         raise ValueError(
-            f"`attn_implementation` is {name!r}, which works only on GPUs, and this machine has none. Use 'sdpa'."
+            f"`attn_implementation` is {name!r}, which trains only on GPUs, and this machine has none. Use 'sdpa'."
         )
     if not is_flash or is_kernels_available():  # transformers downloads FlashAttention through `kernels`
         return

@@ -71,7 +71,7 @@ def encode_pairs(
         rows, title, required=required, bad_rows=bad_rows, check=_check_critiques if required else _check_margin
     )
     options = {"critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy}
-    # Batched, because only then `map` lets a row yield several pairs or none
+    # Batched, because only then does `map` let a row yield several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,

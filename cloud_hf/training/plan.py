@@ -506,7 +506,7 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
-    """Report how much memory one pair takes with each option that makes it fit or, if none does, with the option that saves the most."""
+    """Report how much memory one pair takes with each option that makes it fit or, if none does, the least that it takes."""
     one_pair = copy.copy(args)
     one_pair.micro_batch = 1
     totals = {"": make_plan(one_pair, config).total / GB}

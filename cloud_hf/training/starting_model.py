@@ -12,7 +12,7 @@ from ..adapters import check_tied_layers
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config
 from ..modeling_cloud import CLoudForRewardModeling
-from ..published import HUB_KWARGS
+from ..published import HUB_KWARGS, hub_options
 from .arguments import set_chat_template
 from .config import CLoudTrainingConfig
 from .lora import check_head, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
@@ -50,7 +50,7 @@ def load_model(
     given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
     kwargs: dict[str, Any] = dict(given)
     kwargs.setdefault("dtype", "float32")  # bf16 weights would lose small updates
-    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    hub_kwargs = hub_options(kwargs)
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
     adapter = name if is_adapter(name, **hub_kwargs) else None
@@ -79,7 +79,7 @@ def _make_model(
         name,
         tokenizer,
         **{option: getattr(args, option) for option in _MODEL_OPTIONS},
-        **{key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs},
+        **hub_options(kwargs, "trust_remote_code"),
     )
     if quantization_config is not None:
         kwargs["quantization_config"] = spare_head(quantization_config, config)

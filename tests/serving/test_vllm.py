@@ -292,6 +292,7 @@ def test_rewards_are_read_while_critiques_are_written(pair):
     assert len({len(score.partial_rewards[0]) for score in ours}) > 1
     for score, other in zip(ours, theirs, strict=True):
         assert score.critique_ids == other.critique_ids and score.finish_reasons == other.finish_reasons
+        assert len(score.partial_rewards[0]) == len(score.critique_ids[0]) // 4 + 1
         assert score.partial_rewards[0] == pytest.approx(other.partial_rewards[0], abs=5e-5, rel=1e-5)
         assert score.partial_rewards[0][-1] == score.reward
     sampled = engine.score(chats[:2], ANSWERS[:2], num_critiques=3, temperature=1.0, **options)
@@ -437,6 +438,8 @@ def test_a_chat_is_judged_from_its_plain_messages(pair):
         # A random model writes single bytes of characters, which vLLM decodes to other replacement characters
         text = output.outputs[0].text.strip()
         assert "\ufffd" in text + score.critique or score.critique.rstrip() == text
+        same = min((one.partition("\ufffd")[0] for one in (text, score.critique)), key=len)
+        assert text.startswith(same) and score.critique.startswith(same)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +463,8 @@ def test_chats_that_cannot_be_judged_are_refused(pair, messages, options, match)
         options["add_generation_prompt"] = False
     if "bos_token" in match and "bos_token" not in str(tokenizer.chat_template):
         # A variable that the template does not use changes nothing
-        engine.llm.chat(chat, use_tqdm=False, **options)
+        [output], [plain] = (engine.llm.chat(chat, use_tqdm=False, **each) for each in (options, {}))
+        assert list(output.prompt_token_ids) == list(plain.prompt_token_ids)
         return
     with pytest.raises((ValueError, VLLMValidationError), match=match):
         engine.llm.chat(chat, use_tqdm=False, **options)

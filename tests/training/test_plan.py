@@ -56,6 +56,12 @@ def test_the_benchmark_of_the_search_runs(monkeypatch):
     assert found["pairs"] > plan_search.search("small", 8, True)["pairs"] > 0 and found["cpu_s"] > 0
 
 
+def test_recorded_searches_took_at_most_5_cpu_seconds():
+    models = json.loads((ROOT / "benchmarks" / "results" / "plan_search.json").read_text())["models"]
+    seconds = [one["cpu_s"] for kinds in models.values() for sizes in kinds.values() for one in sizes.values()]
+    assert len(seconds) == 5 * 2 * 3 and max(seconds) <= 5
+
+
 def test_what_each_stage_divides(small):
     whole = plan(small, bf16=False)
     count = whole.parameters / 4

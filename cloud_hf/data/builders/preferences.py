@@ -93,7 +93,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `2048`):
-            Token limit of a judgement; doubled whenever a judgement is truncated.
+            Token limit of a judgement. After a truncated judgement, the limit of its retries is twice as high.
         judge_tries (`int`, *optional*, defaults to `3`):
             Maximum number of tries to get a readable verdict. All tries except the first sample at a temperature of at least 0.5.
         seed (`int`, *optional*):

@@ -82,7 +82,7 @@ class PromptArguments:
             Column of prompts in the evaluation sets.
         ngram (`int`, *optional*, defaults to `13`):
             Number of consecutive shared words that count as an overlap. A prompt with fewer words overlaps only with a prompt that consists
-            of exactly the same words.
+            of exactly the same words in the same order.
         limit (`int`, *optional*):
             Read only the first rows of each dataset.
         seed (`int`, *optional*, defaults to `0`):

@@ -111,8 +111,9 @@ def read_texts(
     """
     Load the judge's prompts, by default the ones in this package, as `template` and `systems` of [`JudgeSettings`].
 
-    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt. Raises `ValueError` or
-    `OSError` if a prompt lacks a verdict or a placeholder, if a category has no file or more than one, or if a file is unreadable.
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt; without `system_role`, the
+    default is a single prompt for all categories. Raises `ValueError` or `OSError` if a prompt lacks a verdict or a placeholder, if a
+    category has no file or more than one, or if a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}

@@ -266,8 +266,8 @@ def best_of_n_curve(
     choose: Chooser = choice_probabilities,
 ) -> Curve:
     """
-    Compute the best-of-N curve: the mean quality of the candidate chosen among N. By default, the mean is over all ways to draw N candidates;
-    `choose` can replace this rule.
+    Compute the best-of-N curve: the mean value of the candidate chosen among N. By default, the mean is over all ways to draw N
+    candidates; `choose` can replace this rule.
 
     `rewards` is indexed by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a value) by problem and
     candidate. `sizes` lists the values of N, none of which may exceed the smallest number of candidates that a problem has. Raises

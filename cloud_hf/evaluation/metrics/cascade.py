@@ -51,8 +51,9 @@ def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     Fit each stage's weights by logistic regression on pairs of a better and a worse response to the same prompt. Weights are never
     negative.
 
-    `correct` has one list per prompt, with the value of each response (higher is better). With n pairs, each pair's target is (n + 1) / (n + 2) instead of 1 (Platt's
-    rule), so weights stay finite even if a stage orders every pair correctly. Raises `ValueError` if there are fewer than 20 pairs.
+    `correct` has one list per prompt, with the value of each response (higher is better). With n pairs, each pair's target is
+    (n + 1) / (n + 2) instead of 1 (Platt's rule), so weights stay finite even if a stage orders every pair correctly. Raises `ValueError`
+    if there are fewer than 20 pairs.
     """
     pairs = [
         (row, better, worse)

@@ -85,7 +85,7 @@ class Variant:
         label (`str`):
             Name of the alteration in reports.
         place (`int`):
-            Index of the response that was altered, or -1 if the response is a new text instead of an altered one.
+            Index of the row's response, of which the text or the prompt was altered, or -1 if the response is a new text.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):

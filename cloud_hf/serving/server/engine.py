@@ -36,8 +36,8 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Check a row before it is queued, from any thread. Raises `ValueError` if its prompt, response or given critiques cannot be used or
-        do not fit the model's context (the message then states the lengths).
+        Check a row before it is queued. Raises `ValueError` if its prompt, response or given critiques cannot be used or do not fit the
+        model's context (the message then states the lengths). Called from several threads.
         """
         ...
 

@@ -218,7 +218,7 @@ class RequestMiddleware:
                     while more:
                         if refused:
                             # Keep discarding for a moment, because a client that is still sending would not read the response
-                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first piece
+                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first such piece
                             patience.reschedule(deadline)
                         message = await receive()
                         if message["type"] == "http.disconnect":

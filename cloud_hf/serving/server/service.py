@@ -21,8 +21,8 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# A text is delayed by one second per this many characters: short texts overtake long ones that arrived shortly before them, but no text
-# waits forever
+# In the queue, a text counts as arriving one second later per this many characters: short texts overtake long ones that arrived shortly
+# before them, but no text waits forever
 _CHARS_PER_SECOND = 20_000
 
 

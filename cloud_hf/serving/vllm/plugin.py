@@ -98,8 +98,8 @@ def register():
 
 def _decode_ids_without_a_token():
     """
-    Decode such ids, which a reward token may have, to empty text. With the tokenizers of Mistral, Gemma and others, logprobs of such an id
-    would end vLLM's server: https://github.com/vllm-project/vllm/pull/56100
+    Make vLLM decode ids without a token to empty text; the reward token's id may be one. With the tokenizers of Mistral, Gemma and others,
+    logprobs of such an id would end vLLM's server: https://github.com/vllm-project/vllm/pull/56100
     """
     restore = detokenizer_utils._restore_leading_spaces
     detokenizer_utils._restore_leading_spaces = lambda raw, text, marker: restore(raw or "", text, marker)
