@@ -63,13 +63,30 @@ class UsageError(Exception):
     """The command line cannot be parsed."""
 
 
-def _raising(parser: type) -> Any:
+def _raising(parser: Any) -> Any:
     """Return a parser class that raises `UsageError`. argparse would print the usage, which is often pages long, and exit."""
+
+    def parse_known_args(self: Any, args: Any = None, namespace: Any = None):
+        try:
+            return parser.parse_known_args(self, args, namespace)
+        except UsageError as error:
+            # argparse reports a required option whose name is misspelt as missing
+            if "arguments are required" in str(error):
+                for word in sys.argv[1:] if args is None else args:
+                    if word.startswith("--") and not any(
+                        option.startswith(word.split("=")[0]) for option in self._option_string_actions
+                    ):
+                        raise UsageError(_unknown(word)) from None
+            raise
 
     def error(self, message: str):
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.")
 
-    return type(parser.__name__, (parser,), {"error": error})
+    return type(parser.__name__, (parser,), {"error": error, "parse_known_args": parse_known_args})
+
+
+def _unknown(option: str) -> str:
+    return f"Unknown option `{option}`. `--help` lists the options."
 
 
 # For commands with positional arguments
@@ -194,7 +211,7 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
             arguments, return_remaining_strings=True, separate_remaining_strings=True
         )
     if unknown:
-        raise UsageError(f"Unknown option `{unknown[0]}`. `--help` lists the options.")
+        raise UsageError(_unknown(unknown[0]))
     if unknown_keys:
         raise UsageError(f"Unknown key `{unknown_keys[0].removeprefix('--')}` in the `--config` file.")
     return tuple(parsed)

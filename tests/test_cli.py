@@ -269,6 +269,7 @@ MISTAKES = [
     ("evaluate_rewards", CLASSIC, "There is nothing to score"),
     ("evaluate_rewards", (*CLASSIC, "--benchmarks", "rewardbench"), "Did you mean 'reward_bench'?"),
     ("best_of_n", (*CLASSIC, "--largest_n", "x"), "invalid int value: 'x'"),
+    ("build_preferences", (*PAIRS, *OUT, "--gen_base_ulr", "http://127.0.0.1:1"), "Unknown option `--gen_base_ulr`."),
     ("build_preferences", (*PAIRS, *OUT), "arguments are required: --gen_base_url"),
     ("prepare_preferences", (*PAIRS, *OUT, "--layout", "ultra"), "`layout` is 'ultra'; it must be one of auto, ultrafeedback"),
     ("prepare_preferences", (*PAIRS, *OUT, "--margins", "True"), "`margins` needs ratings"),

@@ -204,7 +204,7 @@ class CLoudClient:
     async def _ask_models(self) -> ServedModel:
         """Ask all replicas for their model. Leave out those that cannot be reached; raise an error if no replica can be reached."""
         errors = [error for error in await asyncio.gather(*map(self._ask_replica, self._replicas.all)) if error]
-        if self._served is None:
+        if self._served is None or len(errors) == len(self._replicas.all):
             raise errors[0]
         return self._served[1]
 

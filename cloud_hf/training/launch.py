@@ -22,6 +22,8 @@ _SETTINGS = (
     "ref_model",
 )  # fmt: skip
 
+_ADDED_SETTINGS = ("partial_reward_weight", "use_vllm", "warmup_steps", "lr_scheduler_kwargs")
+
 # Sizes in accelerate's `ParallelismConfig` that split sequences or matrices
 _DIVIDING = ("cp_size", "sp_size", "tp_size")
 
@@ -33,7 +35,8 @@ def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
     # `None` if unused, to match checkpoints from earlier releases, which lack these settings
-    added = {name: settings.get(name) or None for name in ("partial_reward_weight", "use_vllm")}
+    added = {name: settings.get(name) or None for name in _ADDED_SETTINGS}
+    added["disable_dropout"] = False if settings.get("disable_dropout") is False else None
     return {**{name: settings.get(name) for name in _SETTINGS}, **added}
 
 

@@ -105,9 +105,9 @@ def check_head(model: PeftModel):
         )
 
 
-def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConfig) -> BitsAndBytesConfig | None:
+def spare_head(quantization_config: BitsAndBytesConfig, config: CLoudConfig) -> BitsAndBytesConfig:
     """Exclude the reward head from quantisation, in addition to what transformers excludes (the LM head)."""
-    if quantization_config is not None and quantization_config.llm_int8_skip_modules is None:
+    if quantization_config.llm_int8_skip_modules is None:
         spared = get_keys_to_not_convert(CLoudForRewardModeling.without_weights(config))
         quantization_config.llm_int8_skip_modules = sorted({*spared, HEAD})
     return quantization_config

@@ -150,7 +150,8 @@ class PlanArguments:
         load_in_4bit (`bool`, *optional*):
             QLoRA: an adapter on top of 4-bit weights.
         num_generations (`int`, *optional*):
-            Critiques per response in a step of stage 4. Without it, the plan is for stage 3.
+            Critiques per response in a step of stage 4. Without it, the plan is for stage 3, unless the recipe is named
+            `outcome.yaml`.
         beta (`float`, *optional*):
             Weight of the KL divergence from a reference model in stage 4. With 0, there is no reference model.
     """
@@ -194,7 +195,9 @@ class PlanArguments:
             raise ValueError("Give a `model`, or a `config` that names one.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
-        for name, default in _RECIPE_OPTIONS.items():
+        stage_4 = ("num_generations", "beta") if stage == "outcome" else ()
+        defaults = {**_RECIPE_OPTIONS, **{name: getattr(CLoudOutcomeConfig, name) for name in stage_4}}
+        for name, default in defaults.items():
             key = "per_device_train_batch_size" if name == "micro_batch" else name
             value = recipe.get(key) if uses_lora or not name.startswith("lora") else None
             if getattr(self, name) is None:
@@ -333,7 +336,7 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     too_many, step = most + 1, 1
     while not fits(most):
         most, too_many, step = max(1, most - step), most, 2 * step
-    while fits(too_many):
+    while too_many <= _MOST_PAIRS and fits(too_many):
         most, too_many, step = too_many, too_many + step, 2 * step
     return bisect.bisect_left(range(too_many), True, lo=most + 1, key=lambda pairs: not fits(pairs)) - 1
 

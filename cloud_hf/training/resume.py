@@ -351,8 +351,8 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(output_dir).free / 2**20
         raise NotSaved(
-            f"{folder} could not be written, with {free:,.0f} MiB free on its disk: {error}. The last complete checkpoint, "
-            f"{name_last(output_dir)}, was not touched. Free disk space and resume with `--resume_from_checkpoint true`."
+            f"{folder} could not be written, with {free:,.0f} MiB free on its disk: {error}. The last complete checkpoint is "
+            f"{name_last(output_dir)}. Free disk space, then resume with `--resume_from_checkpoint true`, or start again."
         ) from error
 
 

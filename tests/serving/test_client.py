@@ -174,6 +174,14 @@ def test_the_model_that_is_served(talker, url):
     )
 
 
+def test_a_server_that_stopped_is_not_answered_for(talker):
+    with serving(make_engine(talker)) as (server, _):
+        client = CLoudClient(server.url, max_retries=0)
+        client.served_model()
+    with pytest.raises(RewardServerError, match="Is the server running there"):
+        client.served_model()
+
+
 def test_no_server_and_one_of_something_else_are_told_apart():
     for address in (f"127.0.0.1:{free_port()}", "127.0.0.1:port"):
         with pytest.raises(RewardServerError, match="Is the server running there"):

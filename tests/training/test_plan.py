@@ -18,6 +18,7 @@ from transformers import Qwen3Config
 from cloud_hf import CLoudConfig, CLoudForRewardModeling
 from cloud_hf.training import memory
 from cloud_hf.training.memory import simulate_step
+from cloud_hf.training.outcome_config import CLoudOutcomeConfig
 from cloud_hf.training.plan import GB, PlanArguments, largest_micro_batch, make_plan, what_helps
 
 
@@ -306,13 +307,16 @@ def test_a_recipe_without_critiques_is_the_classic_arm(tmp_path, small):
     assert args.classic and make_plan(args, CLoudConfig(text_config=small.text_config, critique=False)).lm_loss == 0
 
 
-def test_stage_4_holds_every_critique_and_a_reference_model(small):
+def test_stage_4_holds_every_critique_and_a_reference_model(small, tmp_path):
     three, four = plan(small, micro_batch=5), plan(small, num_generations=4, beta=0.1)
     assert (four.activations, four.parameters) == (three.activations, 2 * three.parameters)
     lora = {"lora_r": 4, "lora_target_modules": ["q_proj"]}
     assert plan(small, num_generations=4, beta=0.1, **lora) == plan(small, micro_batch=5, **lora)
     args = PlanArguments(config=str(ROOT / "examples/configs/llama3-8b/outcome.yaml"))
     assert (args.num_generations, args.beta) == (8, 0.001)
+    (tmp_path / "outcome.yaml").write_text("model_name_or_path: m")
+    args = PlanArguments(config=str(tmp_path / "outcome.yaml"))
+    assert (args.num_generations, args.beta) == (CLoudOutcomeConfig.num_generations, CLoudOutcomeConfig.beta)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"lm_loss_weight": 0.1}, 16, "`lm_loss_weight` was 1.25, is 0.1"),
         ({"center_rewards_coefficient": 0.1}, 16, "`center_rewards_coefficient` was None, is 0.1"),
         ({"lr_scheduler_type": "cosine"}, 16, "`lr_scheduler_type` was linear, is cosine"),
+        ({"warmup_steps": 2}, 16, "`warmup_steps` was None, is 2"),
+        ({"disable_dropout": False}, 16, "`disable_dropout` was None, is False"),
         ({"max_grad_norm": 0.5}, 16, "`max_grad_norm` was 1.0, is 0.5"),
         ({"bf16": True}, 16, "`bf16` was False, is True"),
         ({"neftune_noise_alpha": 5.0}, 16, "`neftune_noise_alpha` was None, is 5.0"),

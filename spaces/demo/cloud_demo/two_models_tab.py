@@ -346,7 +346,7 @@ def _show_summary(backend: Backend) -> str:
         f"Only {first} is right in {alone[0]}, only {second} in {alone[1]}; "
         f"exact McNemar test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
     )
-    return f'<p class="headline">{as_text("; ".join(shares))}.</p>{note(as_text(test))}{note(" ".join(parts))}'
+    return f'<p class="headline">{as_text("; ".join(shares))}.</p>{note(test)}{note(" ".join(parts))}'
 
 
 def _most_telling(judged: JudgedRows) -> int:
