@@ -38,7 +38,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
             Hub id or folder of a model, or of a LoRA adapter trained with [`CLoudTrainer`]. An adapter is merged into
             its base.
         **kwargs:
-            Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`; for a published checkpoint
+            Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`; for a published checkpoint,
             `base_model_name_or_path` or `text_config`, …). Without a `device_map`, the model is loaded onto the GPU if
             there is one.
 
