@@ -52,7 +52,7 @@ _TRAINING = {
 def help_page(module: str, prog: str) -> str | None:
     """
     Return what `--help` prints for a command that is called as `prog`, at most 80 lines of 120 columns. Return `None` if the command's
-    module defines no `ARGUMENTS`, the dataclasses of its options, and so parses the command line itself.
+    module is not in this package, or has no `ARGUMENTS` (the dataclasses of its options) and so parses the command line itself.
     """
     path = _source_of(module)
     tree = ast.parse(path.read_text(encoding="utf-8")) if path else None

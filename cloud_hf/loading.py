@@ -46,7 +46,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
         `tuple`: The model in evaluation mode and its tokenizer.
 
     Raises:
-        `ValueError`: If `name` is not a CLoud model, or an adapter's base is missing or is not the one it was trained on.
+        `ValueError`: If `name` is not a CLoud or classic model, or an adapter's base is missing or is not the one it was trained on.
     """
     hub_kwargs = hub_options(kwargs)
     architecture = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}

@@ -162,7 +162,8 @@ def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, 
     from torch.nn.attention.varlen import varlen_attn
 
     ends, longest = _bounds(table, query.device)
-    left = -1 if sliding_window is None else sliding_window - 1  # number of earlier tokens that each query sees
+    # Number of earlier tokens that a query sees; -1 for all
+    left = -1 if sliding_window is None else sliding_window - 1
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
     options = {"scale": scaling, "window_size": (left, 0), "enable_gqa": query.shape[1] != key.shape[1]}
     output = varlen_attn(query, key, value, ends, ends, longest, longest, **options)

@@ -65,8 +65,8 @@ class JournaledClient:
         self.client = client
         self.journal = journal
         self.role = role
-        # For the counts: all answers without their contents, and the truncated answers that were kept nevertheless. Keys prevent double
-        # counting, because each row's work runs twice
+        # For the counts: all answers without their contents, and the keys of the truncated answers that were kept nevertheless. The keys
+        # prevent double counting, because each row's work runs twice
         self.answers: dict[str, Answer] = {}
         self.kept_cut: set[str] = set()
         self._warned = False  # whether a warning about answers from another model has been printed

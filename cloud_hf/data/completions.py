@@ -105,10 +105,10 @@ class CompletionClient:
     """
     Client for one model on one or more OpenAI-compatible servers.
 
-    A request is retried after a timeout, a lost connection, a status of 408, 409, 425, 429 or 5xx, or an unusable answer, such as an
-    empty one (unless the temperature is 0). Retries go to the least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at
-    random by up to half) or after the time in `Retry-After` (at most five minutes). Any other error status makes the request fail
-    immediately.
+    A request is retried after a timeout, a lost connection, a status of 408, 409, 425, 429 or 5xx, or an unusable answer. Retries go to the
+    least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after the time in `Retry-After`
+    (at most five minutes). Any other error status makes the request fail immediately, and so does an answer without content at
+    temperature 0, because a retry would return the same.
 
     Args:
         base_urls (`Sequence[str]`):

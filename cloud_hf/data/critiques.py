@@ -323,7 +323,7 @@ class ScorerCritic:
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
         After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised. Before anything is computed, raises
-        a `ValueError` with the number of unusable rows if there are any.
+        a `ValueError` with the number of unusable rows, if there are any that the builder does not drop.
         """
         options = self.builder.options
         jobs = self._jobs(rows)

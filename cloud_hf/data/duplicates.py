@@ -104,11 +104,12 @@ def ngrams(tokens: list[str], n: int) -> list[str]:
 
 NGRAM = 5
 NUM_PERMUTATIONS = 128
-# Probability of finding a pair whose similarity is exactly the threshold
+# Minimum probability of finding a pair whose similarity is exactly the threshold
 RECALL = 0.75
 # An estimate from 128 permutations may be this much below the true similarity
 ESTIMATE_ERROR = 0.05
-# Maximum number of exact comparisons per text. Prompts of the same task share much of their wording: comparing every pair would take days
+# Maximum number of exact comparisons per text. Prompts of the same task share much of their wording, so comparing all candidates would
+# take days
 MOST_COMPARED = 20
 
 

@@ -36,8 +36,8 @@ METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set. Selective accuracy drops pairs with small margins and, separately, if responses have several critiques,
-    pairs with a large spread: the standard deviation of the margin over critiques.
+    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins and, separately, if responses have several
+    critiques, pairs with a large spread: the standard deviation of the margin over critiques.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"

@@ -121,7 +121,7 @@ class ScoredSet:
                 }
 
     def part(self, title: str, is_in: Callable[[str], bool]) -> "ScoredSet":
-        """Restrict the set to the problems whose ids satisfy `is_in`."""
+        """Return the set restricted to the problems whose ids satisfy `is_in`, under a new title."""
         places = [place for place, problem in enumerate(self.problems) if is_in(problem.id)]
         return replace(
             self,
@@ -144,7 +144,8 @@ class SetResult:
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
-    win_rates: dict[str, WinRate] = field(default_factory=dict)  # ArenaHard only: of each model's choices among all candidates
+    # ArenaHard only: of each model's choices among all candidates, with the first seed
+    win_rates: dict[str, WinRate] = field(default_factory=dict)
     first_candidates: WinRate | None = None  # ArenaHard only: of each question's first candidate
     # The value of each problem's choice among all candidates, as a mean over seeds; empty on ArenaHard
     choices: dict[str, list[float]] = field(default_factory=dict)

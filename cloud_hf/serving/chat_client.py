@@ -57,7 +57,7 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            # Two: the first is the sampled token itself; the second shows whether the model would have ended a critique at the limit
+            # Two: the first is the sampled token; the second shows whether the model itself would have ended a critique at the limit
             "top_logprobs": 2,
             "return_token_ids": True,
         }

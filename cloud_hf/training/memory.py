@@ -77,7 +77,7 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        # Every operation of the model and of autograd passes through here, so all allocations are outputs seen here
+        # All operations of the model and of autograd pass through here, so every allocation is one of their outputs
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())

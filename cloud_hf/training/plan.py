@@ -9,11 +9,12 @@ python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml 
 P is the number of parameters, T the number of trained ones (all, or an adapter's and the reward head's), and N the number
 of GPUs. Bytes per GPU:
 
-- Parameters: 4 x P in fp32. With `bf16`, DeepSpeed stores them in bf16, 2 x P; FSDP2 computes in bf16, but stores trained weights in fp32.
-  ZeRO-3 and FSDP2 store P / N of them, and gather a layer's weights while it computes (see "Gathered"). In a 4-bit base, each weight of a
-  layer takes 0.5 bytes plus its share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other weights are not quantised.
+- Parameters: 4 x P in fp32. With `bf16`, DeepSpeed stores them in bf16, 2 x P; FSDP2 computes in bf16, but stores trained weights in fp32
+  and frozen ones in `dtype`. ZeRO-3 and FSDP2 store P / N of them, and gather a layer's weights while it computes (see "Gathered"). In a
+  4-bit base, each weight of a layer takes 0.5 bytes plus its share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other
+  weights are not quantised.
 - Gradients: in the dtype of the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
-  accumulation, gradients appear while activations are freed, so only the peak of their sum counts; with
+  accumulation, gradients appear while activations are freed, so only the peak of both together counts; with
   accumulation, gradients stay in memory between micro-batches.
 - Optimizer: AdamW has two fp32 moments, 8 x T; 8-bit moments take 2 x T. DeepSpeed adds an fp32 master copy of bf16
   parameters, 4 x T. (If parameters are trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO
@@ -127,8 +128,8 @@ class PlanArguments:
             Share of a sequence's tokens that chosen and rejected have in common, and that `shared_prompt` computes
             only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value, or else to the
-            default in training.
+            Micro-batches per optimizer step. This option and those below default to the recipe's value, or else (except for
+            the last two) to the default in training.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -152,7 +153,8 @@ class PlanArguments:
         num_generations (`int`, *optional*):
             Critiques per response in a step of stage 4. Without it, the plan is for stage 3.
         beta (`float`, *optional*):
-            Weight of the KL divergence from a reference model in stage 4. With 0 (the default), there is no reference model.
+            Weight of the KL divergence from a reference model in stage 4. With 0 (the default unless the recipe sets
+            another value), there is no reference model.
     """
 
     model: str | None = None
@@ -214,7 +216,9 @@ class PlanArguments:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; the plan supports only float32 and bfloat16.")
         if self.prompt_share is not None and not self.shared_prompt:
-            raise ValueError("`prompt_share` matters only with `shared_prompt`; set `shared_prompt`, or omit `prompt_share`.")
+            raise ValueError(
+                "`prompt_share` matters only with `shared_prompt`; set `shared_prompt`, or omit `prompt_share`."
+            )
         if not 0 <= self.labelled_share <= 1:
             raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be between 0 and 1.")
         not_critique = 1.0 if self.classic else 1 - self.labelled_share

@@ -167,7 +167,7 @@ class RayCritic:
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
         After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised. Before any engine starts, raises
-        a `ValueError` with the number of unusable rows if there are any.
+        a `ValueError` with the number of unusable rows, if there are any that the builder does not drop.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}

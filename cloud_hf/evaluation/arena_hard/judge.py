@@ -45,7 +45,7 @@ from ..metrics.best_of_n import Problem
 from .win_rate import Question, Votes
 
 
-# Key of the system message for all other categories
+# Key of the system message, or of the files, for categories without an entry of their own
 ANY = ""
 CREATIVE_WRITING = "creative_writing"
 

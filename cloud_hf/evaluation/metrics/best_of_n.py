@@ -113,7 +113,10 @@ def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
 
 
 def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
-    """Return the number of problems, the fewest and the most candidates per problem, and the number of repeated candidates."""
+    """
+    Return the number of problems, the fewest and the most candidates per problem, the number of problems with more than the fewest, and
+    the number of repeated candidates.
+    """
     counts = Counter(len(problem.responses) for problem in problems)
     return {
         "problems": len(problems),

@@ -363,8 +363,8 @@ def error_response(status: int, error: str, headers=None) -> Response:
 
 def without_contents(error: str) -> str:
     """
-    Redact quoted text from an error message before it is logged. The log needs the reason for a failure, because the trainers' clients show
-    only the status, but it must not contain text from requests.
+    Redact quoted text from an error message before it is logged. The log must not contain text from requests, but it needs the reason for
+    a failure, because the trainers' clients show only the status.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")

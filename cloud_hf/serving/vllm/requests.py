@@ -113,7 +113,7 @@ def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, An
     """
     Choose the size of the KV cache on a CPU: room for 16 full-length sequences in at most half of the free memory, but for at least one
     sequence. By default, vLLM would require 92% of all memory, and fail if less is free. Return no options if vLLM's `options` or
-    `VLLM_CPU_KVCACHE_SPACE` set the size, or the config has no maximum length.
+    `VLLM_CPU_KVCACHE_SPACE` set the size, or neither `options` nor the config has a maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
     is_set = "VLLM_CPU_KVCACHE_SPACE" in os.environ or _MEMORY_OPTIONS & options.keys()

@@ -32,7 +32,7 @@ class CLoudVLLM:
             to half of the free memory if that is less.
 
     Raises:
-        `ValueError`: If `model` is not a CLoud or classic model.
+        `ValueError`: If `model` is not a CLoud or classic model, or an option of vLLM is unknown or cannot be used.
 
     Examples:
 
