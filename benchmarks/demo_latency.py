@@ -45,7 +45,10 @@ FIRST_WORDS = """
 
 
 def measure(browser, arguments: list[str]) -> dict:
-    """Start the demo once, click several times, and return the seconds that each takes."""
+    """
+    Start the demo once and click several times. Returns the seconds from the start until the page is usable and until the model is loaded,
+    and those from each click until words appear.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -5,7 +5,7 @@ share their prompt), with 64 new tokens each, on the random model of `scoring_sp
 
 - direct: one call of the backend's `score` with all chats.
 - evaluate: the same chats in `evaluate_rewards.py` with a new journal, until the scores are written.
-- report: writing report.md, report.json and the plots afterwards, whose cost does not depend on the number of rows.
+- report: writing report.md, report.json and the plots afterwards; this cost does not depend on the number of rows.
 
 python benchmarks/evaluation_overhead.py --backend transformers
 python benchmarks/evaluation_overhead.py --backend vllm

@@ -302,7 +302,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 1000], help="numbers of rows to simulate")
     parser.add_argument("--runs", type=int, default=3000, help="number of simulated evaluations; slow types use fewer")
     parser.add_argument(
-        "--only", default="", help="measure only types whose name contains this text, and keep the other results"
+        "--only", default="", help="measure only groups of types with this text in a name; keep the other results"
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Functions shared by the benchmarks, which describe the machine, round the numbers and write result files."""
+"""Functions shared by the benchmarks: describe the machine, round numbers, and write result files."""
 
 import json
 import os

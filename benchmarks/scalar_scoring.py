@@ -3,8 +3,8 @@ Compare `ScalarScorer` with the code that model cards show, on preference files:
 
 Both sides score with randomly initialised models on the CPU, in fp32. The card's code renders each conversation with
 `apply_chat_template`. When rewards are compared, it runs the model on one conversation at a time; when time is measured, on batches in
-file order, padded by the tokenizer.
-The largest possible speed-up is the number of tokens that the card's code processes, padding included, divided by that without padding.
+file order, padded by the tokenizer. The largest possible speed-up is the number of tokens that the card's code processes, padding included,
+divided by the number without padding.
 
 python benchmarks/scalar_scoring.py --data ../shared/data/eval/*.jsonl*          # takes minutes
 python benchmarks/scalar_scoring.py --data pairs.jsonl --rows 4

@@ -1,4 +1,4 @@
-"""Run `python -m cloud_hf`, the `cloud-hf` command for environments whose scripts are not on the path."""
+"""Entry point of `python -m cloud_hf`: the `cloud-hf` command, for environments whose scripts are not on the `PATH`."""
 
 from .cli import main
 

@@ -1,8 +1,8 @@
 """
 LoRA adapters: find and check an adapter's base model, attach the adapter, and merge it.
 
-Functions that load a model accept its class as an argument, because they cannot import it: the model's module imports
-this one to load an adapter by name, and a copy of the class in a saved model's folder has to pass itself.
+Functions that load a model take its class as an argument. They cannot import it, because the model's module imports this
+one, and because a saved model that runs its own copy of the class (`trust_remote_code`) must pass that copy.
 """
 
 import json
@@ -36,7 +36,7 @@ from .safe_paths import check_links
 
 # File in an adapter's folder that records which base the adapter was trained on
 BASE_RECORD = "base_model.json"
-# Config fields in which the base must equal the base that the adapter was trained on
+# Config fields that must match between the loaded base and the base that the adapter was trained on
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads",
@@ -190,8 +190,8 @@ def is_adapter(name: str, **hub_kwargs) -> bool:
 
 def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str, str | None]:
     """
-    Return the Hub id or folder of an adapter's base, and the base's revision. Pass `base`, the base's location, if it has
-    moved since training.
+    Return the Hub id or folder of an adapter's base, and the base's revision. If the base has moved since training, pass
+    its new location as `base`.
 
     Raises:
         `ValueError`: If the base is missing, is itself an adapter, or is not the model that the adapter was trained on.
@@ -220,7 +220,7 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
 def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     """
     Load the config of a model. For an adapter, load the reward model's config from the adapter's folder if there is one, and
-    otherwise the config of the base (of `base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a
+    otherwise the config of its base (`base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a
     possible Hub id.
     """
     check_name(name)
@@ -248,7 +248,7 @@ def record_base(folder: str | Path, model: PeftModel):
     base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
     changes: dict[str, Any] = {}
     if isinstance(model.config, CLoudConfig):
-        # With a task type, PEFT would load another class of model, without the adapter's weights, so name this class
+        # With a task type, PEFT would load a different model class, without the adapter's weights, so name this class
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
         changes = {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():

@@ -66,7 +66,7 @@ def register_loaded():
 
 
 class WatchedModules:
-    """Finder that calls [`register_loaded`] after each of the modules above has been executed."""
+    """Finder that calls [`register_loaded`] after a registry's module, or the module of its class, has been executed."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:

@@ -103,7 +103,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def shown_name(name: str | None) -> str | None:
-    """Return a name in the form in which it is published: for a path, only the last part."""
+    """Return a name as it is published: for a local path, only the last component."""
     return Path(name).resolve().name if name and not hub_id(name) else name
 
 
@@ -119,9 +119,9 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    From the card of a Hub id or folder, read the metadata that other cards inherit. `license`, `license_name` and `license_link` are text;
-    `language`, `base_model`, `datasets` and `source_datasets` are lists. Malformed values are left out; if the card cannot be read, the
-    result is empty.
+    Read the metadata that other cards inherit, from the card of a Hub id or folder. `license`, `license_name` and `license_link` are
+    strings; `language`, `base_model`, `datasets` and `source_datasets` are lists. Malformed values are dropped; if the card cannot be
+    read, the result is empty.
     """
     if not name:
         return {}
@@ -151,7 +151,7 @@ def _listed(value: Any) -> list[str]:
 def inherit(base: str | None, datasets: Iterable[str | None] = ()) -> dict[str, Any]:
     """
     Return the metadata that a model inherits: the nearest base model and all datasets on the Hub, the base's licence, and the languages of
-    the datasets or, if they name none, those of the base. If a source is a local folder, its card leads to its own sources.
+    the datasets or, if they name none, those of the base. A source in a local folder is replaced with the sources that its card names.
     """
     of_base, found, languages = read_metadata(base, ModelCard), [], []
     for name in filter(None, datasets):
@@ -193,7 +193,7 @@ def model_card(
         name (`str`):
             Hub id, or name of the model's folder.
         about, training (`str`):
-            Markdown texts: the origin of the model, which follows the sentence that names its kind, and the section on training.
+            Markdown: where the model comes from (shown after the sentence that names its kind), and the Training section.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
@@ -265,7 +265,6 @@ def _critic_code(name: str, example: Example, critique_prompt: str | None) -> st
 
 
 def _output(kind: Kind, example: Example) -> str:
-    """Describe the model's output for the example."""
     if example is _UNSCORED:
         return ""
     source = "\n\nThe example is a row from the training data."

@@ -3,7 +3,7 @@ A cascade of scorers: a cheap reward first, and critiques only where that reward
 
 Rewards of different models are on different scales. Each stage's rewards are therefore converted to the log-odds that one
 response to a prompt is better than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]).
-A prompt is decided once the probability that the leader is better than each other response reaches the threshold.
+A prompt is decided once the probability that the leader is better reaches the threshold against every other response.
 Otherwise the next stage scores the contenders, the responses that may still be the best. A preference pair is the special
 case of two candidates.
 """
@@ -166,7 +166,7 @@ class Candidates:
         self.odds_NN = fit.log_odds(self._rewards_N, self._before_NN)
 
 
-# Called with a stage's index and, for each response, the index of its prompt and its index in it; returns the rewards
+# Called with a stage's index and the (prompt, response) indices of the responses to score; returns the rewards
 Ask = Callable[[int, list[tuple[int, int]]], Sequence[float]]
 AsyncAsk = Callable[[int, list[tuple[int, int]]], Awaitable[Sequence[float]]]
 
@@ -185,7 +185,7 @@ async def arun_cascade(
         counts (`Sequence[int]`):
             Number of responses to each prompt.
         ask (`Callable`):
-            Function that returns a stage's rewards. One call covers all prompts that the stage has to score.
+            Function that returns a stage's rewards. Each call covers all prompts that still need rewards from the stage.
     """
     prompts = [Candidates(count) for count in counts]
     for stage, (threshold, single, weights) in enumerate(
@@ -232,7 +232,7 @@ class CascadeStage:
             See [`Scorer`].
         one_at_a_time (`bool`, *optional*, defaults to `False`):
             Whether to score one contender of a prompt at a time and to stop as soon as the threshold is reached. A single favourable
-            critique can decide a pair. The stage needs up to as many calls as a prompt has contenders.
+            critique can decide a pair. The stage may need as many calls as a prompt has contenders.
     """
 
     scorer: Scorer
@@ -292,8 +292,8 @@ class CascadeScorer:
 
     def score(self, prompts: list, responses: list, **options) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]. The stages set `num_critiques` and `temperature`; passing `critiques` raises
-        `ValueError`. A score contains the critiques from the last stage that scored the response.
+        Judge responses. See [`Scorer`]. The stages set `num_critiques` and `temperature`; setting these here, or
+        passing `critiques`, raises `ValueError`. A score contains the critiques from the last stage that scored the response.
         """
         call = _Call(self.stages, self.spent, prompts, responses, **options)
 
@@ -351,11 +351,9 @@ class _Call:
         return [self.groups[group][place] for group, place in picks]
 
     def chats(self, rows: list[int]) -> tuple[list, list]:
-        """Return prompts and responses."""
         return [self.prompts[row] for row in rows], [self.responses[row] for row in rows]
 
     def options(self, number: int) -> dict[str, Any]:
-        """Return a stage's scoring options."""
         stage = self.stages[number]
         sampling = {"num_critiques": stage.num_critiques, "temperature": stage.temperature, "seed": self.seed}
         return {"max_new_tokens": self.max_new_tokens, **sampling}

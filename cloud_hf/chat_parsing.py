@@ -27,11 +27,11 @@ _START = "start"
 _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
-# Strings that chat templates write around turns, and that text rarely contains
+# Strings that chat templates write around turns, and that ordinary text rarely contains
 _MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|<\|turn>|<turn\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 _MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
 
-# Empty block that templates write before responses without thinking
+# Empty thinking block that templates write before responses without thinking
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 
@@ -149,7 +149,7 @@ class RenderedChats:
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
-        """Return the text after the prompt. Decoding may have changed the prompt's text, so also try the prompt after decoding."""
+        """Return the text after the prompt. Decoding may have changed the prompt, so also try it encoded and decoded again."""
         start = self._outer_length(text)
         for form in (prompt, self._decoded(prompt)):
             form = form[self._outer_length(form) :]
@@ -158,7 +158,7 @@ class RenderedChats:
         raise ValueError(f"The text does not start with its prompt: {text[:80]!r} instead of {prompt[:80]!r}.")
 
     def _without_opening(self, prompt: str, response: str) -> str:
-        """Drop the text that the template writes between a generation prompt and a response, if the policy wrote it, too."""
+        """Drop the text that the template writes between a generation prompt and a response, if the policy also wrote it."""
         for asked, rest in self._rests:
             if prompt.endswith(asked) and response.startswith(rest):
                 return response[len(rest) :]
@@ -189,7 +189,7 @@ class RenderedChats:
         return messages
 
     def _outer_length(self, text: str) -> int:
-        return cast(re.Match, self._outer_tokens.match(text)).end()  # the pattern also matches the empty text
+        return cast(re.Match, self._outer_tokens.match(text)).end()  # the pattern also matches the empty string
 
     def _without_end(self, content: str) -> str:
         # Search backwards, because a regular expression would try again at every token of a long run of end tokens
@@ -238,7 +238,7 @@ class RenderedChats:
             delimiters.setdefault(role, set()).add((delimiter, following))
             closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
             if (role, following) == ("assistant", "user") and closes_alike:
-                # The start of a text without the default system turn that some templates write
+                # Some templates write a default system turn; a text without one starts like this
                 delimiters[_START].add((delimiter.removeprefix(tail), "user"))
         if generation and roles[-1] == "user" and tail.strip():
             # A thinking block that the generation prompt opens belongs to the response
@@ -246,8 +246,8 @@ class RenderedChats:
 
     def _dates(self) -> list[dict[str, Any]]:
         """
-        Return sets of template variables that make the template write the date placeholder: through its clock and, if it has any,
-        through the date variables that callers may pass.
+        Return sets of template variables that make the template write the date placeholder: one that replaces its clock and, if the
+        template has date variables, one that also sets these.
         """
         clock = {"strftime_now": lambda _: _DATE}
         names = re.findall(r"\b\w*(?:date|today)\w*\b", str(self.tokenizer.chat_template))

@@ -1,7 +1,7 @@
 """
 Convert a classic reward model to its architecture's own `*ForSequenceClassification`, and back.
 
-Rewards stay the same in every tool that renders conversations with the chat template in the folder: the template ends a
+Rewards stay the same in every tool that renders conversations with the exported chat template: the template ends a
 conversation with the token at which the reward is read, the tokenizer adds no tokens around the conversation, and padding
 uses a different token.
 """
@@ -216,7 +216,7 @@ def _closed_template(critique_format: CritiqueFormat, variables: dict[str, Any])
 
 
 def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) -> str:
-    """Choose a padding token other than the end of turn: sequence classifiers read at the last id that is not the padding's."""
+    """Choose a padding token other than the end of turn: sequence classifiers read the reward at the last id that is not padding."""
     tokenizer, spare = critique_format.tokenizer, config.reward_token_id
     reserved = tokenizer.convert_ids_to_tokens(spare) if spare is not None and spare < len(tokenizer) else None
     named = (tokenizer.pad_token, reserved, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)

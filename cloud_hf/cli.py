@@ -1,9 +1,8 @@
 """
 The `cloud-hf` command, and the runner shared with the scripts in `examples/`.
 
-A command is a module with one of two forms. Either it defines `ARGUMENTS`, the dataclasses of its options, and a `main` that
-accepts instances of these dataclasses; or it defines only a `main` that accepts the command line. The module is imported
-when its command is run.
+A command is a module. It defines either `ARGUMENTS`, the dataclasses of its options, and a `main` that accepts instances of
+these dataclasses, or only a `main` that accepts the command line. The module is imported when its command is run.
 """
 
 import argparse
@@ -222,7 +221,7 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
 
 def explain(error: BaseException) -> str | None:
     """
-    Return one sentence that explains the user's mistake behind an error, or `None` if the error has to show its traceback.
+    Return one sentence that explains the user's mistake behind an error, or `None` if the traceback should be shown.
 
     These errors count as a user's mistake: `OSError`, errors defined by this package or by YAML, `ValueError` from code that
     checks input, and the absence of a package that an extra installs.
@@ -270,7 +269,7 @@ def _explain_engine(error: Any, package: str) -> str | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Engine core initialization failed"):
         return (
             "vLLM's engine did not start; its log above has the reason. If memory is too small, lower `max_model_len` or "
-            "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default, 0.92 of the GPU's memory has to "
+            "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default, 0.92 of the GPU's memory must "
             "be free)."
         )
     return None

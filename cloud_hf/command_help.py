@@ -1,8 +1,8 @@
 """
 The page that `--help` prints, built from a command's source code.
 
-Importing a command would take seconds, because the command imports torch, and argparse would also print hundreds of lines with all of
-transformers' options. `--help_all` lists these, too.
+The command is not imported, because it imports torch, which takes seconds. The page shows only the most common of the hundreds of
+options that training commands inherit from transformers and TRL; `--help_all` lists them all.
 """
 
 import ast
@@ -52,7 +52,7 @@ _TRAINING = {
 def help_page(module: str, prog: str) -> str | None:
     """
     Return what `--help` prints for a command that is called as `prog`, at most 80 lines of 120 columns. Return `None` if the command's
-    module parses the command line itself, because it defines no `ARGUMENTS`, the dataclasses of its options.
+    module is not in this package, or has no `ARGUMENTS` (the dataclasses of its options) and so parses the command line itself.
     """
     path = _source_of(module)
     tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
@@ -114,7 +114,6 @@ def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
 
 @cache
 def _in_package(name: str) -> ast.ClassDef | None:
-    """Find a class of this package by its name."""
     for path in _PACKAGE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         if re.search(rf"^class {name}\b", text, re.MULTILINE):
@@ -155,7 +154,7 @@ def _type(annotation: ast.expr) -> str:
 
 
 def _default(value: ast.expr | None) -> str:
-    """Describe a default. Return no text for empty defaults, nor for `None`, which the option's description explains."""
+    """Describe a default. Return `""` for empty defaults, and for `None`, whose meaning the option's description explains."""
     if value is None:
         return " (required)"
     if isinstance(value, ast.Call):  # field(default=…) or field(default_factory=lambda: …)

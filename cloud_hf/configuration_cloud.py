@@ -17,12 +17,12 @@ from .published import hub_options, is_published, native_config
 from .quantized_checkpoints import spare_reward_head
 
 
-# The critique prompt of the published CLoud checkpoints. Changing it would break compatibility with their models and data
+# The critique prompt of the published CLoud checkpoints. Changing it would break compatibility with these models and their data
 DEFAULT_CRITIQUE_PROMPT = (
     "The following is a break down on the correctness and usefulness of the assistant's response to my question:"
 )
 
-# Conversation formats: ours, and the one of the published checkpoints
+# Conversation formats: ours, and that of the published checkpoints
 FORMATS = ("cloud", "reference")
 
 # Kinds of reward head: as in the published checkpoints, and as in transformers' sequence classifiers
@@ -48,7 +48,7 @@ _LIBRARY_TYPES: dict[str, tuple[type, ...]] = {
     "layer_types": (list, tuple, NoneType),
 }  # fmt: skip
 
-# Attributes that tools read from any config, and that a CLoud config takes from its `text_config`
+# Attributes that tools read from any config; a CLoud config looks them up in its `text_config`
 _OF_TEXT_CONFIG = (
     "bos_token_id", "eos_token_id", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "pad_token_id", "vocab_size",
@@ -76,8 +76,8 @@ class CLoudConfig(PreTrainedConfig):
             `"cloud"`, which gives the same ids in training and in scoring, or `"reference"`, the format of the authors'
             published checkpoints (see [`ReferenceFormat`]).
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to keep reasoning blocks (`<think>…</think>`) in the judged conversation that the chat template would
-            drop.
+            Whether to keep reasoning blocks (`<think>…</think>`) that the chat template would drop from the judged
+            conversation.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`. For templates that write the
             date, `strftime_now` sets a fixed day (`"2024-07-26"`). [`CLoudForRewardModeling.from_base`] sets the day for
@@ -93,7 +93,7 @@ class CLoudConfig(PreTrainedConfig):
             Divides the centred output.
         reward_head (`str`, *optional*, defaults to `"mlp"`):
             `"mlp"` (two layers with a tanh, as in the published checkpoints) or `"linear"` (one layer without bias, as in
-            transformers' `*ForSequenceClassification`, to which such a classic model can be converted).
+            transformers' `*ForSequenceClassification`, to which a classic model with this head can be converted).
         base_model_name_or_path (`str`, *optional*):
             Base model that a published checkpoint names. Informational only.
 
@@ -113,7 +113,7 @@ class CLoudConfig(PreTrainedConfig):
     model_type = "cloud"
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
-    # Left out of the Trainer's predictions, which are only the rewards
+    # Outputs to exclude from the Trainer's predictions, so that these are only the rewards
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts", "inner_rewards", "token_losses",
         "token_sequences",
@@ -309,7 +309,7 @@ def longest_sequence(text_config) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Types of language models that exist only inside multimodal models, and the types that compute the same on text, where
+# Maps types of language models that exist only inside multimodal models to types that compute the same on text, where
 # positions are one-dimensional
 _PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 

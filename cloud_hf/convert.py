@@ -107,7 +107,7 @@ def plan(
             Hub id or folder of a published checkpoint, or of a native checkpoint that was converted from one.
         base_model_name_or_path (`str`, *optional*):
             Language model whose architecture to use, instead of the one that the checkpoint names. In a conversion to the
-            published layout, the base model's name to write.
+            published layout, the name of the base model to write into the config.
         text_config (`str`, *optional*):
             File or folder with the config of that language model.
         tokenizer (`str`, *optional*):
@@ -263,7 +263,7 @@ def _find_tokenizer(
 
 
 def _check_publishable(source: str, config: CLoudConfig):
-    """Refuse models that the published layout cannot describe: whatever loads that layout scores in the reference format."""
+    """Refuse models that the published layout cannot describe: tools that load that layout score in the reference format."""
     if config.format != "reference":
         raise ValueError(
             f"{source} has `format` {config.format!r}, but only models with `format` 'reference' can be converted to the "

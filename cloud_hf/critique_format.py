@@ -154,7 +154,7 @@ class CritiqueFormat:
                 "Set `tokenizer.chat_template`, or set `--chat_template_path` to llama-3, chatml or a Jinja file, whichever the base was "
                 "trained with."
             )
-        # Pin the date even if the config sets no date, as in published checkpoints: rewards must not change from day to day
+        # Pin the date even if the config (such as a published checkpoint's) sets none: rewards must not change from day to day
         self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})
         # Caches of skeletons' renderings, and of the control ids in renderings
         self._references: dict[str, str] = {}
@@ -414,7 +414,7 @@ class CritiqueFormat:
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """
-        Replace each assistant text that contains added-token strings with the part that the chat template keeps. The template has to see
+        Replace each assistant text that contains added-token strings with the part that the chat template keeps. The template must see
         these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
         However many turns there are, this needs at most four renderings: one with marks in place of all such texts, one
@@ -505,7 +505,7 @@ class CritiqueFormat:
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
         """Encode pieces that continue other text. Some tokenizers would prepend a space to text that is encoded on its own."""
-        # If the anchor before a piece keeps its own ids, the piece gets the ids that it has inside a text
+        # If the anchor keeps its ids when the piece follows, the remaining ids are those that the piece has inside a text
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
@@ -677,8 +677,8 @@ class ReferenceFormat(CritiqueFormat):
     def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
         """
         Truncate a sequence as the reference does in training: on the right, with the tokenizer's end-of-sequence token in
-        place of the last token that fits. In a sequence of exactly `max_length` tokens, the last token is replaced, too; a
-        shorter sequence is returned unchanged.
+        place of the last token that fits. The last token is also replaced if a sequence has exactly `max_length` tokens;
+        a shorter sequence is returned unchanged.
         """
         if len(encoded.input_ids) < max_length:
             return encoded
@@ -690,7 +690,7 @@ class ReferenceFormat(CritiqueFormat):
         return self._decode_all(critique_ids).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
-        """Return the tokenizer's end of sequence, at which the reference ends a critique."""
+        """Return the tokenizer's end-of-sequence id, at which the reference ends a critique."""
         eos = cast(int | None, self.tokenizer.eos_token_id)
         return [] if eos is None or eos == self.end_token_id else [eos]
 

@@ -386,7 +386,6 @@ class _EndOfCritique(LogitsProcessor):
         return scores
 
     def finish_reasons(self) -> list[str]:
-        """Return the reason why each row ended."""
         reasons = ["stop"] * len(self.reader.ended())
         for reason, rows_B in (("length", self.cut_B), ("stable", self.settled_B)):
             for row in [] if rows_B is None else rows_B.nonzero()[:, 0].tolist():

@@ -103,7 +103,7 @@ def choose_by_halving(
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; `num_critiques` is the maximum per candidate.
         cheap ([`Scorer`], *optional*):
-            A scorer that writes no critiques. The half of the candidates with the lowest rewards from it is dropped first.
+            A scorer that writes no critiques. The half of the candidates that it rewards least is dropped first.
 
     Returns:
         `tuple[list[int], Spent]`: The index of the chosen candidate for each prompt, and the cost of the critiques that `scorer` wrote.

@@ -51,8 +51,8 @@ def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[
 @contextmanager
 def processes_without_interrupts() -> Iterator[None]:
     """
-    Keep Ctrl-C from stopping processes started within the block. A terminal sends Ctrl-C to all of its foreground processes, but these
-    must finish their work.
+    Keep Ctrl-C from stopping processes started within the block, because these must finish their work. A terminal sends Ctrl-C to all of
+    its foreground processes.
     """
     # Started here, because Python 3.11 would start the tracker with the first process and unblock signals while doing so
     resource_tracker.ensure_running()

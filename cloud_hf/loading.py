@@ -38,7 +38,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
             Hub id or folder of a model, or of a LoRA adapter trained with [`CLoudTrainer`]. An adapter is merged into
             its base.
         **kwargs:
-            Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`; for a published checkpoint
+            Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`; for a published checkpoint,
             `base_model_name_or_path` or `text_config`, …). Without a `device_map`, the model is loaded onto the GPU if
             there is one.
 
@@ -46,7 +46,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
         `tuple`: The model in evaluation mode and its tokenizer.
 
     Raises:
-        `ValueError`: If `name` is not a CLoud model, or an adapter's base is missing or is not the one it was trained on.
+        `ValueError`: If `name` is not a CLoud or classic model, or an adapter's base is missing or is not the one it was trained on.
     """
     hub_kwargs = hub_options(kwargs)
     architecture = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}

@@ -10,7 +10,7 @@ _LONGEST_CELL = 2000
 
 
 def in_code(value: Any) -> str:
-    """Format a value as inline code, for a sentence or a table, in such a way that its text cannot break out of the code."""
+    """Format a value as inline code, for a sentence or a table cell, so that its text cannot break out of the code."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"

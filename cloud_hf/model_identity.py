@@ -58,7 +58,7 @@ def _base_folder(adapter: Path) -> Path | None:
 def hash_of_weights(folder: str | Path, by_tensor: bool = True) -> str:
     """
     Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change. Adapters from
-    version 0.1 record a hash that samples each file as one piece instead of tensor by tensor.
+    version 0.1 record the hash with `by_tensor=False`, which samples each file as one piece.
     """
     return _hash_of_files(Path(folder), _WEIGHTS, by_tensor)
 

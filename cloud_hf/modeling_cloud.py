@@ -495,7 +495,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _add_lm_losses(output: CLoudOutput, loss_P: torch.Tensor, sequence_P: torch.Tensor):
-        """Add the LM losses to a forward pass's output."""
         output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
         loss_P = loss_P[: len(sequence_P)]  # without labels, this contains a single zero that belongs to no sequence
         zeros_B = loss_P.new_zeros(len(cast(torch.Tensor, output.logits)))
@@ -555,7 +554,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         head = self.language_model.get_output_embeddings()
         if chunks == 1:
             return self._loss_from_logits(head(hidden_PH), labels_P).to(hidden_PH.device)
-        # Whether the head is a plain matrix, which is not sharded, offloaded, quantised or adapted
+        # Whether the head is a plain matrix: not sharded, offloaded, quantised or adapted
         is_plain = type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features)
         if is_plain and head.bias is None and head.weight.device == hidden_PH.device:
             return ChunkedCrossEntropy.apply(hidden_PH, head.weight, labels_P, chunks, self._loss_from_logits)
@@ -768,7 +767,7 @@ def load_language_model(base: str, **kwargs) -> PreTrainedModel:
 
 
 def _rounding(values: torch.Tensor) -> torch.Tensor:
-    """Return the largest difference from `values` that rounding explains, also in bf16, which has 8 bits of precision."""
+    """Return the largest difference from `values` that rounding can explain, even in bf16, which has 8 bits of precision."""
     return 0.02 * values.abs().max() + 1e-4
 
 

@@ -91,7 +91,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finder and loader for the old paths. For each, it creates a module that looks up its names in the new module."""
+    """Finder and loader for the old paths: each becomes a module that looks up attributes in the new one."""
 
     def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
         is_moved = fullname.startswith("cloud_hf.") and fullname.removeprefix("cloud_hf.") in MOVED

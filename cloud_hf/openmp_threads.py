@@ -85,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Yield the quota, in CPUs, and the usage file of each control group of this process and of each ancestor that has a quota."""
+    """Yield the quota, in CPUs, and the usage file of every control group with a quota: this process's groups and their ancestors."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

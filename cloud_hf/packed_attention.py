@@ -42,7 +42,7 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
     """
     Build the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, contains the length and the
     parent of each segment, in token order; a parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
-    segment, to the earlier tokens of its segment, and to itself. The lengths are read on the host, which has to wait for them if they
+    segment, to the earlier tokens of its segment, and to itself. The lengths are read on the host, which must wait for them if they
     are on another device.
 
     Raises:
@@ -90,9 +90,9 @@ def packed_sdpa_attention_forward(
     if query.device.type == "cuda":
         return _attend_on_gpu(query, key, value, table, sliding_window, **kwargs), None
     lengths, parents = zip(*table, strict=True)
-    # Uses `split`, because the gradient of each slice would be as large as the full tensor
+    # `split` instead of slices, because the gradient of each slice would be as large as the full tensor
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
-    seen: list[tuple[int, ...]] = []  # for each segment, the indices of its ancestors and its own
+    seen: list[tuple[int, ...]] = []  # for each segment, its ancestors' indices and its own
     outputs = []
     for index, parent in enumerate(parents):
         seen.append((*(seen[parent] if parent >= 0 else ()), index))
@@ -131,7 +131,7 @@ def _attend_on_gpu(
     if dropout:
         raise ValueError("Flattened batches do not support attention dropout on GPUs; train with `disable_dropout`.")
     if torch.is_autocast_enabled(kind := query.device.type):
-        # Autocast does not cast the inputs of the variable-length kernel, and with fp32 weights, queries and keys are in fp32, too
+        # Autocast does not cast the inputs of the variable-length kernel; with fp32 weights, queries and keys are also in fp32
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
     is_half = query.dtype in (torch.bfloat16, torch.float16)
@@ -162,7 +162,8 @@ def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, 
     from torch.nn.attention.varlen import varlen_attn
 
     ends, longest = _bounds(table, query.device)
-    left = -1 if sliding_window is None else sliding_window - 1  # number of tokens before the query's own that it sees
+    # Number of earlier tokens that a query sees; -1 for all
+    left = -1 if sliding_window is None else sliding_window - 1
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
     options = {"scale": scaling, "window_size": (left, 0), "enable_gqa": query.shape[1] != key.shape[1]}
     output = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
@@ -238,8 +239,8 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
 
 def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return, for each token, where the tokens that may see it end (they are the later tokens of its segment and those of the segment's
-    descendants), and the token's position in its sequence. Both arrays have the shape `(N,)`.
+    Return, for each token, the end of the range of tokens that may see it (the later tokens of its segment, and all tokens of the
+    segment's descendants), and the token's position in its sequence. Both arrays have the shape `(N,)`.
     """
     lengths = np.array([length for length, _ in table])
     stops = np.cumsum(lengths)

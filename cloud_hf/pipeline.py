@@ -34,7 +34,7 @@ class CLoudPipeline(Pipeline):
     >>> messages = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
     >>> judge({"messages": messages}, max_new_tokens=256)
     {'reward': 1.3, 'critique': 'Correct and brief.', 'rewards': [1.3], 'critiques': ['Correct and brief.'],
-     'reward_std': 0.0, 'finish_reasons': ['stop']}
+     'reward_std': 0.0, 'finish_reasons': ['stop'], 'response_changed': False, 'log_likelihoods': []}
     >>> judge([{"prompt": "What is 2+2?", "response": answer} for answer in ("4", "5")], batch_size=2)
     ```
     """

@@ -4,7 +4,7 @@ _LONGEST = 500
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
-    """Return a text as a single line of limited length, with characters escaped that control terminals or cannot be written to files."""
+    """Return text as a single line of limited length; escape characters that control terminals or cannot be written to files."""
     # Truncate before escaping, because escaping takes time and a server may send a text of any length
     line = " ".join(text[: 2 * longest].split())[:longest]
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)

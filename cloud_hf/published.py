@@ -158,9 +158,7 @@ def _check_index(path: Path):
 
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """
-    Read the shapes of all tensors from the headers of safetensors files. Raises `ValueError` if a file is damaged.
-    """
+    """Read all tensors' shapes from the headers of safetensors files. Raises `ValueError` if a file is damaged or repeats a weight."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:
@@ -209,6 +207,6 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
     ):
         if keys:
             raise ValueError(
-                f"{name} {verb} {len(keys)} weight(s) {which}: {', '.join(keys[:4])}. Is the base model the one that the checkpoint was trained from "
-                "(`base_model_name_or_path`)?"
+                f"{name} {verb} {len(keys)} weight(s) {which}: {', '.join(keys[:4])}. Is the base model the one that "
+                "the checkpoint was trained from (`base_model_name_or_path`)?"
             )

@@ -11,7 +11,7 @@ _REWARD_HEAD = "re:.*reward_head.*"
 
 
 def check_spared(name: str, files: list[Path]):
-    """Raise `ValueError` if the heads of a quantised model are quantised, too."""
+    """Raise `ValueError` if a quantised model's heads are also quantised."""
     found = [key for key in read_shapes(files) if key.startswith(_SPARED)]
     packed = sorted(key for key in found if not key.endswith((".weight", ".bias")))
     if packed:
@@ -34,6 +34,6 @@ def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
 
 
 def decompress(model: Any):
-    """Decompress the weights of a compressed-tensors model. The library does so only in the first `forward`, which scoring never calls."""
+    """Decompress the weights of a compressed-tensors model. The library does so only in the first `forward`, which scoring may bypass."""
     if hasattr(model, "ct_decompress_hook"):
         model.hf_quantizer.compressor.decompress_model(model)

@@ -12,7 +12,7 @@ def is_inside(name: str) -> bool:
 
 def check_links(folder: str | Path, files: Iterable[str | Path]):
     """
-    Raise `ValueError` if a file in a folder is a symbolic link to a place outside the folder. In the Hub's cache, files may be links to the
+    Raise `ValueError` if a file in a folder is a symbolic link that leads outside the folder. In the Hub's cache, files may be links to the
     blobs next to the snapshots.
     """
     root = Path(os.path.realpath(folder))

@@ -248,7 +248,7 @@ def parse_label_weights(text: str | None) -> dict[str, float] | None:
 
 def scalar_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the maximum sequence length in tokens; `None` if neither the model nor the tokenizer sets a limit."""
-    # RoBERTa's config counts two positions that no token can have; tokenizers without a limit have a huge number as their limit
+    # RoBERTa's config counts two positions that no token can have; tokenizers without a limit report a huge number
     limits = [longest_sequence(config.get_text_config()), tokenizer.model_max_length]
     return min((limit for limit in limits if limit is not None and limit < 10**12), default=None)
 

@@ -147,7 +147,7 @@ class ScoringRequest:
 
     @classmethod
     def joined(cls, critique_format: CritiqueFormat, requests: "Sequence[ScoringRequest]") -> "ScoringRequest":
-        """Join requests, which must either all have critiques or all lack them. No other thread may use the format's tokenizer."""
+        """Join requests that either all have critiques or all lack them. No other thread may use `critique_format`'s tokenizer."""
         prefixes = [prefix for request in requests for prefix in request.prefixes]
         if requests[0].given is None:
             return cls(critique_format, prefixes)
@@ -333,7 +333,6 @@ def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
 
 
 def _check_lengths(context: int | None, lengths: list[int], config):
-    """Raise `ValueError` if a row does not fit the context."""
     switch = position_switch(config.text_config)
     if switch is not None and (context is None or switch < context):
         context = switch

@@ -163,14 +163,15 @@ def read_text(path: str | Path) -> str:
 
 def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list]:
     """
-    Read a table into columns with one value per row. The first character tells JSON from CSV, whose values are all strings.
+    Read a table into columns with one value per row. Text that starts with `[` or `{` is read as JSON, other text as CSV,
+    whose values are all strings.
 
     Args:
         text (`str`):
             CSV with a header (delimited by commas, semicolons or tabs), JSON lines with one object per row, a JSON list of such
             objects, or one JSON object with a list per column.
         required, optional (`Sequence[str]`):
-            Columns that all rows must have, and columns that must be in all rows or in none. Plural names are accepted, too;
+            Columns that all rows must have, and columns that must be in all rows or in none. Plural names are also accepted;
             other columns are ignored.
 
     Raises:
@@ -262,7 +263,6 @@ def _decode(text: str) -> Any:
 
 
 def _rows_of(columns: dict[str, list]) -> list[dict[str, Any]]:
-    """Convert columns to rows."""
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         lengths = ", ".join(f"{count} of `{name}`" for name, count in counts.items())

@@ -14,9 +14,8 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Pin the date for chat templates that would otherwise write today's date, because rewards must not change from day to day. Adds the
-    pinned day as `strftime_now`, which [`CritiqueFormat`] turns into the template's clock, and as `date_string`, which some templates
-    accept.
+    Pin the date for chat templates that would otherwise write today's date. Adds the pinned day as `strftime_now`, which
+    [`CritiqueFormat`] turns into the template's clock, and as `date_string` for templates that accept it.
     """
     variables = dict(chat_template_kwargs or {})
     template = str(tokenizer.chat_template)

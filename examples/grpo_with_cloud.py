@@ -150,7 +150,7 @@ class OncePerAnswer:
 def final_answer(completion: str) -> str:
     """
     Extract the answer, which is the only part that the reward model sees. A completion without an answer raises `ValueError` and gets no
-    reward: the reward model was never trained on such texts and scores them above wrong answers, which would teach the policy to omit
+    reward: the reward model was never trained on such completions and scores them above wrong answers, which would teach the policy to omit
     answers.
     """
     match = re.search(rf"The answer is [{shell_game.CUPS}]\.$", completion)

@@ -11,8 +11,8 @@ Run the complete method on the shell game, with a tiny model created on the fly 
 
 python examples/quickstart.py --output_dir runs/quickstart --seed 0
 
-A second run in the same folder keeps finished stages (see quickstart_stages.py): it resumes a killed run, and after a recipe change, it
-runs only the stages that depend on the recipe.
+A second run in the same folder keeps finished stages (see quickstart_stages.py): it resumes a killed run and, after a recipe
+change, runs only the stages that depend on the recipe.
 """
 
 import argparse

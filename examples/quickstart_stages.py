@@ -70,7 +70,7 @@ def run_stages(
     each stage. Returns, for each stage, `wall_s`, `cpu_s` and `peak_gb` (the highest memory use of any stage up to then), as measured
     when the stage ran.
     """
-    # Unlike the signal alone, SystemExit makes `subprocess` stop the running stage, too
+    # Unlike the signal alone, SystemExit also makes `subprocess` stop the running stage
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     records: dict[str, dict[str, Any]] = {}
     for stage in stages:

@@ -7,8 +7,8 @@ Each step writes `num_generations` new critiques of each response in a pair.
 torchrun --nproc_per_node 8 examples/train_cloud_outcome.py --config examples/configs/llama3-8b/outcome.yaml \
     --dataset_name self-critiques --deepspeed ds_configs/zero2.json
 
-`--policy_weight 0` trains the reward on critiques that are rewritten in each step, without a policy gradient; `--num_generations 0` equals
-train_cloud.py. `--resume_from_checkpoint true` resumes an interrupted run.
+`--policy_weight 0` trains the reward on critiques that are rewritten in each step, without a policy gradient; `--num_generations 0` is
+equivalent to train_cloud.py. `--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:
 

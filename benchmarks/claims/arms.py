@@ -18,8 +18,8 @@ class Arm:
             Critiques to train on: `"self"`, `"oracle"`, `"shuffled"` (from other rows, of the same length) or `"blank"`; `None` trains
             a classic model.
         passes (`str`):
-            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 together), or `"compute:ARM"` (as many as cost
-            the same as the complete training of that arm).
+            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 together), or `"compute:ARM"` (the fewest
+            that cost at least as much as training ARM from the same start).
         lm_weight (`float`):
             λ, the weight of the critique loss.
         frozen (`bool`):

@@ -102,7 +102,7 @@ def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, Model
 
 
 def check_file_names(shown: dict[str, str], args: EvaluationArguments):
-    """Raise `ValueError` if the scores of two pairs of model and preference set would be written to the same file."""
+    """Raise `ValueError` if two combinations of model and preference set would write their scores to the same file."""
     pairs: dict[str, tuple[str, str]] = {}
     for name, dataset in product(args.models, args.dataset_name):
         file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")

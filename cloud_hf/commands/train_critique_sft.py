@@ -55,7 +55,7 @@ class CritiqueArguments:
 
 @dataclass
 class CritiqueSFTConfig(SFTConfig):
-    """[`~trl.SFTConfig`] that first checks the machine and unsupported options, with clearer error messages."""
+    """[`~trl.SFTConfig`] that first checks the machine and rejects unsupported options, with clearer error messages."""
 
     def __post_init__(self):
         check_bounds(self, max_length=1)

@@ -22,12 +22,12 @@ from .journal import SAMPLING_DEFAULTS, SERVERS_OWN, Journal, JournalError, key_
 from .rows import Rows
 
 
-# Number of rows that may fail before the first answer; the run stops when it is reached
+# The run stops after this many failed rows without a single answer
 _MOST_FAILURES_AT_FIRST = 100
 
 # Handling of truncated answers: drop or keep them after `longer_tries` retries, or retry for as long as the context has room
 TRUNCATED = ("drop", "keep", "retry")
-# Maximum number of retries with more tokens under "retry", in case the server enforces no limit of its own
+# Maximum number of retries with more tokens under "retry", in case the server enforces no limit
 _MOST_LONGER_TRIES = 16
 
 
@@ -65,8 +65,8 @@ class JournaledClient:
         self.client = client
         self.journal = journal
         self.role = role
-        # For the counts: all answers without their contents, and the keys of the truncated answers that were kept nevertheless. Both are
-        # indexed by key, because each row's work runs twice
+        # For the counts: all answers without their contents, and the keys of the truncated answers that were kept nevertheless. The keys
+        # prevent double counting, because each row's work runs twice
         self.answers: dict[str, Answer] = {}
         self.kept_cut: set[str] = set()
         self._warned = False  # whether a warning about answers from another model has been printed
@@ -88,9 +88,10 @@ class JournaledClient:
         Return the answer of [`JournaledClient.chat`]. As long as the answer is truncated, retry with twice the tokens, up to `longer_tries`
         times.
 
-        Returns the first complete answer. If there is none, returns the last answer, whose `finish_reason` is `"length"` if it is
-        truncated, or `"no room"`, with an empty text, if the model's context has no room for more tokens. `truncated="retry"` retries for
-        as long as the context has room. `truncated="keep"` returns the last truncated answer as if it were complete, unless it has no text.
+        Returns the first answer that is not truncated. If there is none, returns the last answer, with the `finish_reason` `"length"`, or
+        an empty answer with the `finish_reason` `"no room"` if the model's context has no room for more tokens. `truncated="retry"` retries
+        for as long as the context has room. `truncated="keep"` returns the last truncated answer as if it were complete, unless it has no
+        text.
         """
         cut = Answer("", "length")
         for doublings in range(most_longer_tries(truncated, longer_tries) + 1):
@@ -138,7 +139,7 @@ class JournaledClient:
         if key not in self.journal:
             return None
         value = self.journal[key]
-        # Ignore answers that the server had aborted; version 0.1 still journaled them
+        # Ignore aborted answers, which version 0.1 journaled
         if value["finish_reason"] not in (*FINISH_REASONS, "no room"):
             return None
         ids = value.get("token_ids")
@@ -165,7 +166,7 @@ def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
 
 
 def most_longer_tries(truncated: str, longer_tries: int) -> int:
-    """Return the maximum number of longer tries for a truncated answer. The context may have room for fewer of them."""
+    """Return the maximum number of retries of a truncated answer. The context may have room for fewer."""
     return _MOST_LONGER_TRIES if truncated == "retry" else longer_tries
 
 
@@ -196,7 +197,7 @@ class Run:
 
     rows: Rows
     work: Work
-    clients: Sequence[CompletionClient]  # for their counts
+    clients: Sequence[CompletionClient]  # stopped by Ctrl-C; the progress bar shows their counts
     max_concurrency: int  # maximum number of rows in progress
     failures: dict[int, str] = field(default_factory=dict)
     journal: Journal | None = None
@@ -281,7 +282,8 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
     return the number of tokens that a row needs.
 
     A row is bad if `check` raises `ValueError` for it or if its text is not valid Unicode. Raises a `ValueError` that counts the bad rows
-    by kind of problem, unless the policy is `"drop"`.
+    by kind of problem, unless the policy is `"drop"` and some rows remain. If `check` raises [`Overlong`], raises a `ValueError` that
+    recommends token limits.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
     for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):

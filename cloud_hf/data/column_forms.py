@@ -76,7 +76,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
 
 
 def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the kind and the messages of a text that is JSON of messages, even if it was encoded twice; return `None` for other texts."""
+    """Return the kind and the messages of JSON-encoded messages, even if they were encoded twice, or `None` for other texts."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
@@ -89,8 +89,8 @@ def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | No
         return _read_json(found, column)
     if isinstance(found, dict) and isinstance(found.get("messages"), list) and found.keys() <= {"messages", "tools"}:
         raise ValueError(
-            f"`{column}` could be text, or a chat as JSON with the key `messages`. Give the list of messages, and tools as the "
-            "column `tools`."
+            f"`{column}` could be text, or a chat as JSON with the key `messages`. Give the list of messages, and put the tools "
+            "in the column `tools`."
         )
     turns = found if isinstance(found, list) else [found]
     if not all(map(_is_turn, turns)):

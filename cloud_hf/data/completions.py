@@ -1,4 +1,4 @@
-"""Client for OpenAI-compatible servers with bounded concurrency, retries, and errors that say what to do."""
+"""Client for OpenAI-compatible servers, with bounded concurrency, retries and actionable errors."""
 
 import asyncio
 import os
@@ -67,8 +67,8 @@ class Answer:
     A completion.
 
     `finish_reason` is `"stop"` if the text is complete, `"length"` if it was truncated, and `"content_filter"` if the server withheld some
-    or all of it. `token_ids` is set if the request asked for token ids. `model`, `tokens` and `completion_tokens` are the server's model
-    name, its count of prompt and completion tokens together, and its count of completion tokens alone.
+    or all of it. `token_ids` is set if the request asked for token ids. `model` (the name of the model that answered), `tokens` (prompt and
+    completion tokens together) and `completion_tokens` are as reported by the server.
     """
 
     text: str
@@ -89,7 +89,7 @@ class RequestCounts:
 
 @dataclass
 class _Server:
-    """A server's address, its requests in flight, and the time until which it accepts none."""
+    """A server, the number of its requests in flight, and the time before which it is sent no request."""
 
     url: str
     client: AsyncOpenAI
@@ -105,9 +105,10 @@ class CompletionClient:
     """
     Client for one model on one or more OpenAI-compatible servers.
 
-    A request is retried after a timeout, a lost connection, a status of 408, 409, 425, 429 or 5xx, or an answer without content (unless the
-    temperature is 0). Retries go to the least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to
-    half) or after the time in `Retry-After` (at most five minutes). Any other error status makes the request fail immediately.
+    A request is retried after a timeout, a lost connection, a status of 408, 409, 425, 429 or 5xx, or an unusable answer. Retries go to the
+    least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after the time in `Retry-After`
+    (at most five minutes). Any other error status makes the request fail immediately, and so does an answer without content at
+    temperature 0, because a retry would return the same.
 
     Args:
         base_urls (`Sequence[str]`):
@@ -158,7 +159,7 @@ class CompletionClient:
         self.max_concurrency = max_concurrency
         self.max_retries = max_retries
         self.counts = RequestCounts()
-        # Sampling fields of chat requests that do not set them; determined by `check`
+        # Values of the sampling fields that a chat request does not set; determined by `check`
         self.sampling_defaults: dict[str, Any] = {}
         self.on_answer: Callable[[], None] = lambda: None
         self._key = os.environ.get(api_key_env, "").strip() or None
@@ -411,7 +412,7 @@ class CompletionClient:
             raise Stopped
 
     async def _stop_if_all_are_down(self):
-        """Raise `ServerUnusable` if no server works. If one does, the failed request concerns only its own row."""
+        """Raise `ServerUnusable` if no server works. If one does, only the failed request is affected."""
         problems = []
         for server in self._servers:
             try:
@@ -456,7 +457,7 @@ def _cause(error: Exception) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds to wait, at most `_LONGEST_RETRY_AFTER`, or `None` if `Retry-After` gives neither a number nor a date."""
+    """Return the seconds to wait, at most `_LONGEST_RETRY_AFTER`, or `None` if `Retry-After` is neither a number nor a date."""
     value = response.headers.get("retry-after")
     if value is None:
         return None

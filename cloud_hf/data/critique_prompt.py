@@ -45,7 +45,7 @@ def messages_for_critic(
 
 
 def fill(template: str, **texts: str) -> str:
-    """Replace the placeholders in a template. Placeholders inside the inserted texts are left as they are."""
+    """Replace the placeholders in a template. Placeholders inside the inserted texts are not replaced."""
     marks = "|".join(re.escape(f"{{{name}}}") for name in texts)
     return re.sub(marks, lambda mark: texts[mark[0][1:-1]], template)
 

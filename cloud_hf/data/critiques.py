@@ -90,7 +90,7 @@ class CritiqueOptions:
 
     @property
     def most_longer_tries(self) -> int:
-        """Maximum number of retries of a truncated critique. The context may have room for fewer of them."""
+        """Maximum number of retries of a truncated critique. The context may have room for fewer."""
         return most_longer_tries(self.truncated, self.longer_tries)
 
 
@@ -114,8 +114,8 @@ class Ask(Protocol):
 @dataclass
 class CritiqueBuilder:
     """
-    Adds critiques to rows. `context` is the model's context length in tokens, which must include the critique. With `bad_rows="drop"`, rows
-    that the critique format rejects are left out.
+    Adds critiques to rows. `context` is the model's context length in tokens, into which the critique must fit as well. With
+    `bad_rows="drop"`, rows that the critique format rejects are left out.
     """
 
     critique_format: "CritiqueFormat"
@@ -126,10 +126,10 @@ class CritiqueBuilder:
 
     def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
-        Encode a row. If the row is too long and the policy is `"truncate_prompt"`, shorten its prompt.
+        Encode a row. If the row is too long and `overlong_policy` is `"truncate_prompt"`, shorten its prompt.
 
-        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`. With any other policy, raises
-        [`Dropped`] if the row is, or remains, too long.
+        Raises `ValueError` if a text is not usable, or [`Dropped`] with `bad_rows="drop"`. If the row is, or remains, too long, raises
+        [`Overlong`] if `overlong_policy` is `"error"`, otherwise [`Dropped`].
         """
         try:
             return self._fit(row)
@@ -162,7 +162,7 @@ class CritiqueBuilder:
 
     def lengths(self, row: dict[str, Any]) -> tuple[int, ...] | None:
         """
-        Count the tokens before the critique on each side. Returns `None` if the row is dropped, for example because it is too long. Raises
+        Count the tokens before each side's critique. Returns `None` if the row is dropped, for example because it is too long. Raises
         `ValueError` as [`fit`] does.
         """
         try:
@@ -311,7 +311,7 @@ class ScorerCritic:
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Read a critique from the journal; see [`Ask`]."""
-        # The token limit is part of the key, so a longer try of a truncated critique is a separate entry
+        # The token limit is part of the key, so a retry with more tokens is a separate entry
         ids, finish_reason = self.journal[key_of(task.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
@@ -322,8 +322,8 @@ class ScorerCritic:
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts responses by length, so that batches need little
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
-        After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised. If rows cannot be used, raises a
-        `ValueError` that counts them before anything is computed.
+        After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised. Before anything is computed, raises
+        a `ValueError` with the number of unusable rows, if there are any that the builder does not drop.
         """
         options = self.builder.options
         jobs = self._jobs(rows)

@@ -191,7 +191,7 @@ class DatasetFolder:
     def _move_in(self, staging: Path):
         """
         Replace the dataset. The files that mark a folder as a dataset are removed first and written last, so that a killed run never leaves
-        a mix of two datasets that can be loaded.
+        a loadable mix of two datasets.
         """
         marks = ("state.json", "dataset_info.json")
         for name in marks:

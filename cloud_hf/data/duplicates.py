@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 
 # Chinese and Japanese are written without spaces, so each of their characters counts as a word. Thai, Lao, Khmer and Burmese have no spaces
-# either, but splitting them into words would need a dictionary, and single characters would not do: 13 of them already form common
-# phrases. In these scripts, text between two spaces therefore counts as one word.
+# either, but splitting them into words needs a dictionary, and single characters are too small a unit: 13 of them already form common
+# phrases. In these scripts, each stretch of text without a space therefore counts as one word.
 _CJK = r"\u3040-\u30ff\p{Han}"
 # Vowel signs and accents without a precomposed character are marks (\p{M}). A mark continues a word, but `re` would split the word there.
 _LETTER = r"\p{L}\p{N}_"
@@ -104,11 +104,12 @@ def ngrams(tokens: list[str], n: int) -> list[str]:
 
 NGRAM = 5
 NUM_PERMUTATIONS = 128
-# Probability of finding a pair whose similarity is exactly the threshold
+# Minimum probability of finding a pair whose similarity is exactly the threshold
 RECALL = 0.75
 # An estimate from 128 permutations may be this much below the true similarity
 ESTIMATE_ERROR = 0.05
-# Most candidates to compare exactly per text. Prompts of the same task share much of their wording, so comparing every pair would take days
+# Maximum number of exact comparisons per text. Prompts of the same task share much of their wording, so comparing all candidates would
+# take days
 MOST_COMPARED = 20
 
 
@@ -122,8 +123,7 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Map the position of each text that repeats an earlier one to the first such text. Only a digest of each
-    text is kept in memory.
+    Map the position of each text that repeats an earlier one to the first occurrence. Only a digest of each text is kept in memory.
     """
     first: dict[bytes, int] = {}
     duplicates = {}
@@ -138,7 +138,7 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Map the position of each text that nearly duplicates an earlier text in its group to that earlier text. Earlier texts that are
+    Find texts that nearly duplicate an earlier text in the same group, and map their positions to that text. Earlier texts that are
     duplicates themselves are not compared, nor are texts with different numbers or signs.
 
     MinHash LSH proposes candidates, and those with the highest estimated similarity are compared exactly. Every reported pair therefore
@@ -183,8 +183,8 @@ def _likeliest(
 def bands_and_rows(threshold: float) -> tuple[int, int]:
     """
     Return the number of bands, and of permutations per band, for the most selective LSH index that still finds a pair at the
-    threshold with probability `RECALL`. Prompts of the same task share much of their wording, and a less selective index would
-    propose all of them as candidates.
+    threshold with a probability of at least `RECALL`. Prompts of the same task share much of their wording, and a less selective index
+    would propose all of them as candidates.
     """
     found = (
         rows

@@ -247,7 +247,7 @@ class PreferenceStatistics:
 
     Over the pairs with a verdict in both orders:
     - `pairs_judged`, `ties` and `tie_share`;
-    - `orders_agree`: share of pairs for which both orders give the same preference, or a tie;
+    - `orders_agree`: share of pairs with the same preference, or a tie, in both orders;
     - `first_shown_wins`: share of the verdicts other than ties that prefer the response shown first; 0.5 means no position bias;
     - `verdicts`: how often each verdict was given, where A is the response shown first;
     - `asked_again`: number of retries, including those for pairs without a verdict.

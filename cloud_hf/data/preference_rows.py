@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("prompt", *SIDES)
 
-# Text, or a list of messages, the last of which is judged, if the response is more than a single text. The type is `Any` because most code
+# Text or, if the response is more than a single text, a list of messages, the last of which is judged. The type is `Any` because most code
 # accepts only text
 Response = Any
 
@@ -94,7 +94,7 @@ def read_preferences(
         rows (`Dataset`):
             Rows in any of the forms that this module reads.
         name (`str`):
-            Name with which messages start, such as `"The train dataset"`.
+            Start of error messages and warnings, such as `"The train dataset"`.
         required (`tuple[str, ...]`, *optional*):
             Further columns that the rows must have.
         bad_rows (`str`, *optional*, defaults to `"error"`):
@@ -161,7 +161,6 @@ class _Scan:
             self.bad.add(index, row, str(error))
 
     def add(self, index: int, form: Any):
-        """Count a row that has this form."""
         self.forms[form] += 1
         self.examples.setdefault(form, index)
 
@@ -316,7 +315,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
 
 
 def _is_response(value: str | list[dict[str, Any]]) -> bool:
-    """Return whether a column holds only a response, not a complete chat."""
+    """Return whether a column contains only a response, not a complete chat."""
     return isinstance(value, str) or value[0]["role"] in ("assistant", "tool")
 
 
@@ -338,8 +337,8 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
         )
     if TURN.search(chosen):
         raise ValueError(
-            "`chosen` is ambiguous: it could be plain text, or a preamble followed by a transcript. Give chat messages, with the preamble as the "
-            "system message."
+            "`chosen` is ambiguous: it could be plain text, or a preamble followed by a transcript. Give chat messages, with "
+            "the preamble as the system message."
         )
     most = min(len(chosen), len(rejected)) - 1  # leaves a response even if one text is the beginning of the other
     length = next((place for place in range(most) if chosen[place] != rejected[place]), most)

@@ -17,7 +17,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-# Names of columns that may hold responses
+# Names of columns that may contain responses
 _RESPONSE = re.compile("response|answer|completion|output|winner|loser|accepted|preferred", re.IGNORECASE)
 # Marks the turns in the prompts of HelpSteer 2 and 3
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -395,7 +395,7 @@ def find_layout(name: str, columns: Sequence[str], first: Row, source: tuple[str
     elif found:
         problem = f"fits {fits}; choose one with `layout`"
     else:
-        problem = f"fits none of the layouts {', '.join(LAYOUTS)}; rename its columns, such as to prompt, chosen and rejected"
+        problem = f"fits none of the layouts {', '.join(LAYOUTS)}; rename its columns, for example to prompt, chosen and rejected"
     raise ValueError(f"{source[0]} {problem}. The dataset has: {', '.join(columns)}.{hint}")
 
 

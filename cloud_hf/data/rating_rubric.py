@@ -67,8 +67,8 @@ class Rubric:
 
 def read_rubric(path: str | None) -> Rubric:
     """
-    Read the user's rubric, or return the default if `path` is `None`. The file contains the instructions. Before them, it may have a YAML
-    header between two `---` lines that sets any of `pattern`, `lowest` and `highest`.
+    Read the user's rubric, or return the default if `path` is `None`. The file contains the instructions, optionally preceded by a YAML
+    header between two `---` lines, which can set `pattern`, `lowest` and `highest`.
 
     Raises:
         `ValueError`: If the keys, pattern or scale in the file are invalid, or if a placeholder does not occur exactly once.
@@ -84,7 +84,7 @@ def read_rubric(path: str | None) -> Rubric:
     if not isinstance(options, dict) or (unknown := [key for key in options if key not in _KEYS]):
         named = f"the key {unknown[0]!r}" if isinstance(options, dict) else repr(options)
         raise ValueError(
-            f"{path}: the lines before the instructions have {named:.80}; their keys are {', '.join(_KEYS)}."
+            f"{path}: the lines before the instructions have {named:.80}; use only the keys {', '.join(_KEYS)}."
         )
     check_placeholders(path, template, PLACEHOLDERS)
     rubric = Rubric(template, **options)

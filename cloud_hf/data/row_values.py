@@ -87,7 +87,7 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
 
 
 def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
-    """Check that both responses have the same number of critiques, because training pairs them."""
+    """Check that both responses have the same number of critiques, because training pairs the critiques."""
     if len(chosen) != len(rejected):
         raise ValueError(
             f"`chosen_feedback` contains {len(chosen)} critique(s) but `rejected_feedback` contains {len(rejected)}; "

@@ -39,7 +39,7 @@ def check_columns(
     """
     Raise `ValueError` if columns are missing, and name likely misspellings. The message starts with `purpose`, for example
     `"Critique SFT"`. If pairs are required and the columns have a known public layout, the message names the layout and the command that
-    converts the dataset, for which `source` gives the dataset's name, split and configuration.
+    converts the dataset; `source` is the dataset's name, split and configuration in that command.
     """
     missing = [name for name in required if name not in columns]
     is_pairs = {"chosen", "rejected"} <= {*required}
@@ -67,7 +67,7 @@ def dataset_label(name: str) -> str:
 def short_names(names: list[str]) -> dict[str, str]:
     """
     Shorten paths and Hub ids to their last part, or to as many parts as are needed to distinguish them. A hash is appended to names that
-    would give the same file name, such as `a/x` and `a-x`.
+    would yield the same file name, such as `a/x` and `a-x`.
     """
     parts = {name: Path(name).parts for name in names}
     length = {
@@ -122,8 +122,8 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     Load one split of a dataset. `name` can be a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, possibly compressed), a
     pattern such as `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
 
-    Files and patterns have no splits, nor do folders unless their file names contain the names of splits. Without splits, `split` is
-    ignored or, if `needs_split` is true, causes a `ValueError`.
+    Files, patterns and `save_to_disk` folders of a single `Dataset` have no splits, nor do folders of files unless the file names contain
+    the names of splits. Without splits, `split` is ignored or, if `needs_split` is true, causes a `ValueError`.
 
     Raises `ValueError` if the path does not exist or cannot be read, or if it has no such split.
     """
@@ -177,7 +177,7 @@ def _read_files(name: str, files: list[str]) -> Dataset:
     endings = {reader_of(file) for file in files}
     if None in endings:
         raise ValueError(
-            f"{name}: a dataset file ends in {', '.join(READERS)} (or one of them and {', '.join(_COMPRESSED)})."
+            f"{name}: a dataset file ends in {', '.join(READERS)} (optionally followed by {', '.join(_COMPRESSED)})."
         )
     if len(endings) > 1:
         raise ValueError(
@@ -203,7 +203,7 @@ def _read_files(name: str, files: list[str]) -> Dataset:
 
 def _name_surrogates(files: list[str]) -> str:
     """
-    Name the lines of JSON files that contain half of a surrogate pair. The line numbers in Arrow's error are no help, because they count
+    Name the lines of JSON files that contain a lone surrogate. The line numbers in Arrow's error are no help, because they count
     from the start of a block.
     """
     escapes = re.compile(r"(?<!\\)(?:\\\\)*\\u(d[89ab]..\\ud[c-f]|(d[89a-f]))", re.IGNORECASE)
@@ -231,7 +231,7 @@ def _reason(error: Exception, files: list[str]) -> str:
     if len(files) > 1 and re.search("Couldn't cast|Schema", reason):
         return f"its files need the same columns and types, in the same order. {reason[:400]}."
     if "Length of header" in reason:
-        return "it has rows with more fields than the header names."
+        return "it has rows with more fields than the header."
     if not reason or "corresponds to no data" in reason or "BatchSize must be" in reason:
         return "it contains no rows." if len(files) == 1 else "one of its files contains no rows; remove it."
     return reason

@@ -110,7 +110,7 @@ class ShellGame:
 
         Args:
             response (`str`):
-                Any text. A text that does not name a cup in the wording of [`response_text`] is wrong.
+                Any text. A response that does not name a cup in the wording of [`response_text`] counts as wrong.
         """
         steps = " ".join(
             f"{i}: {a} and {b} gives {cup}."
@@ -122,13 +122,7 @@ class ShellGame:
         return f"{steps} So {self.answer} right, {wrong}. Response {named or 'unclear'} {verdict}."
 
     def belongs_to(self, split: str) -> bool:
-        """
-        Return whether the problem may occur in `split`.
-
-        Args:
-            split (`str`):
-                One of `"train"`, `"validation"`, `"test"`.
-        """
+        """Return whether the problem may occur in `split`: `"train"`, `"validation"` or `"test"`."""
         if split not in SPLITS:
             raise ValueError(f"Unknown split {split!r}: expected one of {SPLITS}")
         return split == _split_of(tuple("".join(sorted(swap)) for swap in self.swaps))
@@ -160,17 +154,7 @@ def named_cup(response: str) -> str | None:
 
 
 def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> ShellGame:
-    """
-    Sample a problem uniformly from those with this number of swaps in this split.
-
-    Args:
-        rng (`random.Random`):
-            Source of randomness.
-        num_swaps (`int`):
-            Number of swaps.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to which the problem must belong.
-    """
+    """Sample a problem uniformly from those with this number of swaps in this split."""
     while True:
         start, swaps = rng.choice(CUPS), tuple(rng.sample(CUPS, 2) for _ in range(num_swaps))
         game = ShellGame(start, tuple((a, b) for a, b in swaps))
@@ -189,10 +173,7 @@ def _rows(
 ) -> list[dict]:  # fmt: skip
     """
     Generate rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, with at most `per_problem` rows per
-    problem.
-
-    Raises:
-        `ValueError`: If there are fewer than `num_rows` distinct held-out rows.
+    problem. Raises `ValueError` if there are fewer than `num_rows` of them.
     """
     rng, held_out = random.Random(f"{seed}/{name}/{split}"), split != "train"
     left = {k: per_problem * count_problems(k, split) for k in num_swaps} if held_out else {}
@@ -318,7 +299,7 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
 
     Args:
         critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
-            Text that opens the critique turn. Its words become single tokens, too.
+            Text that opens the critique turn. Its words also become single tokens.
     """
     return word_tokenizer(_vocabulary_texts(critique_prompt), SPECIAL_TOKENS, CHATML_TEMPLATE)
 
@@ -328,7 +309,7 @@ def word_tokenizer(texts: Sequence[str], special_tokens: Sequence[str], chat_tem
     Train a byte-level BPE tokenizer in which every word of `texts` is a single token.
 
     All 256 bytes are in the vocabulary, so any text can be encoded without loss. Merging continues until each word is a single token, so
-    ties between merges have no effect: the same texts always give the same tokenizer.
+    ties between merges have no effect: the same texts always produce the same tokenizer.
 
     Args:
         texts (`Sequence[str]`):
@@ -368,13 +349,7 @@ def word_tokenizer(texts: Sequence[str], special_tokens: Sequence[str], chat_tem
 
 
 def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """
-    Return the configuration of a tiny Llama for the vocabulary of [`build_tokenizer`].
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer of the model.
-    """
+    """Return the configuration of a tiny Llama for a tokenizer from [`build_tokenizer`]."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -19,8 +19,8 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement. `None` means that there is no verdict and the judge should be asked again.
 
     With the `rule` `"last"`, return the last verdict, in any form that ArenaHard 2.0 accepts (`[[b>a]]`, `[[A<B]]`, `[B>A]`). If the last
-    label has an unknown form, there is no verdict. With `"agreed"`, do as the reference implementation does: return the only label in the
-    text, even an unknown one (`[[A<B]]`). If the text contains two different labels, there is no verdict.
+    label has an unknown form, there is no verdict. With `"agreed"`, follow the reference implementation: return the only label in the text,
+    even an unknown one (`[[A<B]]`). If the text contains two different labels, there is no verdict.
 
     Examples:
 

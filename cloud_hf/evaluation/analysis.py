@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 MARGIN, SPREAD = "margin", "spread"
 
-# To add a metric of reward margins, write a module with a `Statistic`, and list the metric here under its key in report.json, with
-# its title. The calibration table and report.json then show the metric with its interval.
+# To add a metric of reward margins, write a module with a `Statistic` and list it here, under its key in report.json and with its title.
+# The calibration table and report.json then show it with its interval.
 METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 
 
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins or, if responses have several critiques, pairs with
-    a large spread of the rewards. The spread is the square root of the sum of both rewards' variances over critiques.
+    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins and, separately, if responses have several
+    critiques, pairs with a large spread: the standard deviation of the margin over critiques.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -46,7 +46,7 @@ class Uncertainty:
     selective_accuracy: SelectiveAccuracy
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics in JSON form; an unknown temperature is `None`."""
+        """Return the metrics in JSON form; NaN becomes `None`."""
         return {
             "critiques": self.critiques,
             "calibration": json_safe(self.calibration) | json_safe(self.metrics),
@@ -104,7 +104,7 @@ class Robustness:
 
 
 def mean_label(num_critiques: int, temperature: float) -> str:
-    """Return the name that tables give to the mean reward over sampled critiques."""
+    """Return the label of the mean reward over sampled critiques, for tables."""
     return f"mean of {num_critiques}, T = {temperature:g}"
 
 
@@ -200,7 +200,7 @@ def probe_rows(
 ) -> list[ProbeRow]:
     """
     Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows whose responses are messages
-    cannot be altered. They are left out, and a warning reports how many.
+    are left out with a warning, because probes cannot alter messages.
     """
     rows = [
         ProbeRow(

@@ -84,7 +84,7 @@ class ScoredSet:
         if more:
             notes.append(
                 f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, because not all "
-                'problems have more; the column "all" chooses among all candidates of each problem.'
+                'problems have more; the column "all" shows the choice among all candidates of each problem.'
             )
         if counts["repeated_candidates"]:
             notes.append(f"Candidates that repeat another one of the same problem: {counts['repeated_candidates']}.")
@@ -121,7 +121,7 @@ class ScoredSet:
                 }
 
     def part(self, title: str, is_in: Callable[[str], bool]) -> "ScoredSet":
-        """Return a part of the set: the problems for whose ids `is_in` is true."""
+        """Return the set restricted to the problems whose ids satisfy `is_in`, under a new title."""
         places = [place for place, problem in enumerate(self.problems) if is_in(problem.id)]
         return replace(
             self,
@@ -144,7 +144,8 @@ class SetResult:
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
-    win_rates: dict[str, WinRate] = field(default_factory=dict)  # ArenaHard only: of the candidates chosen among all
+    # ArenaHard only: of each model's choices among all candidates, with the first seed
+    win_rates: dict[str, WinRate] = field(default_factory=dict)
     first_candidates: WinRate | None = None  # ArenaHard only: of each question's first candidate
     # The value of each problem's choice among all candidates, as a mean over seeds; empty on ArenaHard
     choices: dict[str, list[float]] = field(default_factory=dict)
@@ -157,8 +158,7 @@ class SetResult:
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
         """
-        For each pair of models, the mean difference (first minus second) over problems between the values of their choices among all
-        candidates.
+        Mean difference over problems in the value of the choice among all candidates, first model minus second, by pair of models.
         """
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
@@ -275,7 +275,7 @@ def _arena_result(
         choose, kind = choice_probabilities, "the mean over all draws of N candidates"
         compared = baselines(found.problems, sizes, worth, weights)
     else:  # a mean over draws would need verdicts on all candidates
-        choose, kind = best_of_the_first, "of the first N candidates"
+        choose, kind = best_of_the_first, "for the first N candidates"
         equal = [[[0.0] * len(row) for row in votes]]
         compared = {"first": best_of_n_curve(equal, worth, sizes, weights, choose)}
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes, weights, choose) for model in found.scores}
@@ -291,8 +291,8 @@ def _arena_result(
     notes = [*found.notes(largest_n), f"The curve is {kind}.", *notes]
     if left_out := judged_for_all.count(False):
         notes.append(
-            f"Questions without a verdict on the choice of every model and on the first candidate: {left_out}, left out of the win "
-            "rates of all. The curves use every verdict."
+            f"Questions left out of all win rates, because the first candidate or a model's choice has no verdict: {left_out}. The "
+            "curves use every verdict."
         )
     first_candidates = win_rate(list(compress(first, judged_for_all)))
     quality = "win rate against the baseline"

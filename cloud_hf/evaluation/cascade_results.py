@@ -59,7 +59,7 @@ class CascadeResult:
     name: str
     dataset: str
     stages: tuple[str, ...]  # as on the command line
-    # The threshold for the even rows, which was chosen on the odd rows, and the one for the odd rows, chosen on the even rows
+    # Thresholds for the even rows (chosen on the odd rows) and for the odd rows (chosen on the even rows)
     thresholds: tuple[float, float]
     chosen: CascadePoint  # over all rows, at the chosen thresholds
     curve: list[CascadePoint]  # over all rows, one point per threshold
@@ -182,7 +182,7 @@ def worth_of(kind: str, row: FittedRow) -> list[float]:
     """
     Return the value of each response: `correct` for `"problems"`, otherwise 1 for right responses, which come first, and 0 for others.
     """
-    # Decide by the kind instead of looking for the column: a preference set may have a column `correct` of its own
+    # Decide by the kind instead of looking for the column: a preference set may also have a column `correct`
     if kind == "problems":
         return [float(value) for value in listed(row.row["correct"])]
     right = row.row["num_chosen"] if kind == "benchmark" else 1
@@ -220,7 +220,8 @@ def read_cascades(
         counts = [count for _, _, count in parts]
         if any(count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)) for count in counts):
             raise ValueError(
-                f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use between 2 critiques and that number."
+                f"`cascade` {text!r}: the number after {SAMPLED} must be from 2 to `self_consistency`, which samples "
+                f"{sampled or 'no'} critiques. Change the number, or set `self_consistency`."
             )
         stages = tuple((name, int(count) if count else None) for name, count in zip(names, counts, strict=True))
         if len(set(stages)) < max(2, len(stages)):
@@ -235,5 +236,6 @@ def check_rows(sizes: Mapping[str, int]):
     for name, size in sizes.items():
         if size < 2 * FEWEST_PAIRS:
             raise ValueError(
-                f"`cascade` chooses a threshold on each half of a set's rows, but {name} has {size} rows. It needs at least {2 * FEWEST_PAIRS}."
+                f"`cascade` chooses a threshold on each half of a set's rows, so a set needs at least {2 * FEWEST_PAIRS} "
+                f"rows, but {name} has {size}."
             )

@@ -29,8 +29,8 @@ class Cost:
     @property
     def work(self) -> float:
         """
-        Units of work among which the seconds are divided: one for each critique token, and one for each response, because reading the
-        response takes time, too.
+        Units of work among which the seconds are divided: one for each critique token, and one for each response, because reading a
+        response also takes time.
         """
         return sum(1 + sum(counts) for row in self.tokens for counts in row)
 
@@ -49,7 +49,7 @@ def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: Critiqu
 
 
 def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:
-    """Divide the seconds that scoring several sets took among the sets, in proportion to their work."""
+    """Divide the seconds spent scoring several sets among the sets, in proportion to their work."""
     seconds = seconds or math.nan  # journals from earlier versions do not record seconds
     total = sum(Cost(counts).work for counts in tokens.values()) or 1
     return {key: Cost(counts, seconds * Cost(counts).work / total) for key, counts in tokens.items()}

@@ -83,7 +83,9 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
 
 
 def read_members(option: str, text: str, names: Sequence[str], models: Sequence[str]) -> list[str]:
-    """Return the short names of `names`, which `text`, a value of `option`, lists. Raises `ValueError` if a name is not among `models`."""
+    """
+    Return the short names of `names`. Raises `ValueError` if a name is not among `models`; the message names `option` and its value `text`.
+    """
     shown = short_names(list(models))
     known = shown | {short: short for short in shown.values()}
     names = [name.strip() for name in names]

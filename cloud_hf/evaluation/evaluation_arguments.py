@@ -28,8 +28,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Compare the output folders of two earlier runs row by row, instead of scoring. Folders written by `best_of_n.py` work, too. The
-            only other option allowed is `output_dir`.
+            Compare the output folders of two earlier runs row by row, instead of scoring. Folders written by `best_of_n.py` also work.
+            The only other option allowed is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
@@ -39,8 +39,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         best_of_n (`list[str]`, *optional*):
             Datasets with the columns `prompt`, `responses` and `correct`.
         reference_critiques (`list[str]`, *optional*):
-            Datasets with reference critiques to compare the model's critiques with: either datasets with the columns `prompt`, `response`
-            and `critique`, or preference sets with `chosen_feedback` and `rejected_feedback`. Skipped for classic models.
+            Datasets with reference critiques, to compare with the model's critiques. They either have the columns `prompt`, `response` and
+            `critique`, or are preference sets with `chosen_feedback` and `rejected_feedback`. Skipped for classic models.
         group_column (`str`, *optional*):
             Column of `dataset_name` to break accuracy down by, for example `subset`.
         self_consistency (`int`, *optional*):
@@ -58,12 +58,13 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
         cascade (`list[str]`, *optional*):
-            Cascades of `models` to evaluate as well, each with the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of
-            the critiques that `self_consistency` samples. The threshold and the weights are fitted on each half of a set's rows and
-            evaluated on the other half.
+            Cascades of `models` to evaluate as well, each with the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean reward of
+            the first four critiques that `self_consistency` samples. The threshold and the weights are fitted on each half of a set's rows
+            and evaluated on the other half.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, the minimum accuracy, the maximum loss of
-            accuracy compared with the last stage alone, the maximum number of tokens per row, or the threshold itself.
+            Goal for choosing the threshold: `accuracy=` (minimum accuracy), `loss=` (maximum loss of accuracy compared with the last stage
+            alone or with all stages on all responses, whichever is less accurate), `tokens=` (maximum number of tokens per row), or
+            `threshold=` (the threshold itself).
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
             After the first stage, score one contender of a row at a time. A single critique may then decide a pair.
         chunk_size (`int`, *optional*):

@@ -77,7 +77,7 @@ def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool 
 
 @dataclass(frozen=True)
 class Table:
-    """A report table: column headings, the cells of each row, and texts above (`title`) and below the table (`note`)."""
+    """A report table: column headings, the cells of each row, and the text above (`title`) and below (`note`) the table."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -96,7 +96,7 @@ class Table:
         return [*head, *map(_line, self.rows)]
 
     def markdown(self) -> str:
-        """Return the table with its texts, in Markdown."""
+        """Return the table with its title and note, in Markdown."""
         return "\n\n".join(filter(None, [self.title, "\n".join(self.lines()), self.note]))
 
 
@@ -151,7 +151,7 @@ def render(sections: Sequence[Section]) -> str:
 
 
 def contents(sections: Sequence[Section]) -> str:
-    """Return links to the sections of level 2, as a list."""
+    """Return a Markdown list of links to the sections of level 2."""
     titles = [section.title for section in sections if section.title and section.level == 2]
     anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
     return "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(titles, anchors, strict=True))

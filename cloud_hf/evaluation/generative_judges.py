@@ -179,9 +179,9 @@ def judge_rows(
     """
     Compare the right response of every row with each wrong one.
 
-    The right response gets the reward 0. A wrong response gets minus half the points by which the right response leads, which is between -2
-    and 2: two slight verdicts for the right response give a margin of 1. Identical pairs are judged once; identical responses tie without
-    asking the judge.
+    The right response gets the reward 0. A wrong response gets a reward from -2 to 2: minus half the points by which the right response
+    leads. Two slight verdicts for the right response, for example, give a margin of 1. Identical pairs are judged once; identical responses
+    tie without asking the judge.
 
     Args:
         parts (`dict`):

@@ -1,4 +1,4 @@
-"""Score so that a killed run can resume: a journal records scores as soon as their chunk is done."""
+"""Score with a journal, so that a killed run can resume."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -59,9 +59,9 @@ class JournaledScorer:
     """
     A [`Scorer`] that resumes where a killed run stopped. Equal chats are scored once.
 
-    The journal's settings should contain everything that scores depend on except chats and options. A `chunk_size` that
-    is a multiple of the batch size avoids padding; backends that refill their batches continuously need large chunks. A killed run loses at
-    most one chunk with transformers, and only the chats in progress with vLLM and servers.
+    The journal's settings should contain everything that scores depend on except chats and options. A `chunk_size` that is a multiple of
+    the batch size keeps batches full; backends that refill their batches continuously need large chunks. A killed run loses at most one
+    chunk with transformers, and only the chats in progress with vLLM and servers.
     """
 
     scorer: Scorer
@@ -83,8 +83,8 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The returned scores do not include the critiques' token ids.
 
-        `lengths` are the numbers of tokens in the chats. If they are given, the longest chats are scored first, in the same batches that a
-        backend that sorts by length would form; otherwise chats keep their order. `names` identify the chats in error messages and default
+        `lengths` are the numbers of tokens in the chats. With them, the longest chats are scored first, in the batches that a backend
+        sorting by length would form; without them, chats keep their order. `names` identify the chats in error messages and default
         to indices.
 
         Raises `ValueError` if a reward is not a finite number. By then the journal contains all other scores, unless a chunk without any

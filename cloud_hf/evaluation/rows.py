@@ -56,7 +56,7 @@ class BenchmarkRow:
 
     @property
     def is_undecidable(self) -> bool:
-        """Whether a right and a wrong response are the same text, which no reward can tell apart."""
+        """Whether a right and a wrong response are the same text, so that no reward can rank them."""
         return any(right in self.rejected for right in self.chosen)
 
 

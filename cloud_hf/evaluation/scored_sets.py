@@ -135,7 +135,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
     for found in sets.benchmarks:
         if found.name in shown.values():
             raise ValueError(
-                f"A preference set and a benchmark are both called {found.name!r}, and the report could not tell them "
+                f"A preference set and a benchmark are both called {found.name!r}, so the report could not tell them "
                 "apart. Rename the set."
             )
     # An invalid value must raise an error here, not after hours of scoring
@@ -181,8 +181,8 @@ def score_sets(
     """
     Score all sets together, so that identical chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    Error messages use `titles` as the names of the sets and `one` as the noun for a response. `by_length` says whether the backend sorts
-    its batches by length. `options` are passed to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
+    Error messages use `titles` as the names of the sets and `one` as the noun for a response. Set `by_length` if the backend sorts its
+    batches by length. `options` are passed to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
@@ -354,7 +354,7 @@ def card_results(
     evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
 ) -> list[EvalResult]:
     """
-    Return the headline metrics for a model card, except for those that lack rows. The dataset name says whether the rows came from local
+    Return the headline metrics for a model card, except for those that lack rows. The dataset name shows whether the rows came from local
     files, and the revision is a hash of the rows. `settings` are the settings that scores depend on; `split` is the split of preference
     sets on the Hub.
     """

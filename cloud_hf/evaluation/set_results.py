@@ -171,8 +171,8 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
 @dataclass(frozen=True)
 class Difference(Summarised):
     """
-    Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference of the official
-    metrics, which weight subsets.
+    Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference between the
+    official metrics, which weight subsets.
 
     Args:
         benchmark (`str`):
@@ -183,7 +183,7 @@ class Difference(Summarised):
             Mean over rows of the first model's outcome minus the second model's (see [`Evaluation.row_outcomes`]), with a paired bootstrap
             interval.
         first_better, second_better (`int`):
-            Number of rows in which one model has more pairs in the right order than the other.
+            Number of rows on which the first or the second model has more pairs in the right order.
     """
 
     benchmark: str

@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals (shares, weighted means, bootstraps over rows), and the class in which benchmarks return scores."""
+"""Estimates with 95 % intervals (shares, weighted means, bootstraps over rows), and the class for a benchmark's scores."""
 
 import math
 from collections import Counter
@@ -87,7 +87,7 @@ def percentile_interval(
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
-    """Apply [`percentile_interval`] to a statistic of how often each row was sampled, shape (resamples, num_rows)."""
+    """Apply [`percentile_interval`] to a statistic that receives how often each row was sampled, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
         return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))
@@ -171,7 +171,7 @@ class BenchmarkScores:
         missing, few = ", ".join(self.missing), ", ".join(self.few)
         unknown = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
         notes = {
-            f"No rows of {missing}: metrics over several subsets use only those with rows, or are not given.": self.missing,
+            f"No rows of {missing}: metrics over several subsets use only those with rows, or are omitted.": self.missing,
             f"Rows of subsets that are not part of the benchmark, which no metric includes: {unknown}.": self.unknown,
             f"Fewer than {FEW_ROWS} rows of {few}: intervals of means over several subsets, and of means of fractions, are too "
             "narrow.": self.few,
@@ -219,7 +219,7 @@ def collect_scores(
     Build [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count ties,
     undecidable rows, and missing and unknown subsets, which every benchmark reports.
 
-    `parts` are the subsets of the benchmark, and `other_parts` are further subsets that may be absent. `averages_subsets` says whether some
+    `parts` are the subsets of the benchmark, and `other_parts` are further subsets that may be absent. Set `averages_subsets` if some
     metrics are means over subsets. `scores` contains the remaining fields.
     """
     parts, other_parts, present = tuple(parts), tuple(other_parts), Counter(row.subset for row in rows)

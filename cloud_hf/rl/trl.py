@@ -37,8 +37,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             to 0 if all of them are equal. Use this option to combine reward functions with different scales, because TRL scales only their
             sum (`scale_rewards`).
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts, which is what TRL's sampler produces. Give the size if two
-            consecutive groups may have the same prompt, or if a process may receive only a part of a group. A batch with incomplete groups
+            Size of a group. By default, a group is a run of equal prompts, which is what TRL's sampler produces. Set the size if two
+            consecutive groups may have the same prompt, or if a process may receive only part of a group. A batch with incomplete groups
             then raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
             Policy for completions in which the reward model's chat template hides or changes text (some templates hide all text
@@ -318,7 +318,7 @@ def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
 
 
 def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dict]:
-    """Convert a prompt and a completion from TRL to a prompt and a response for a scorer."""
+    """Convert TRL's prompt and completion to the prompt and response that a scorer expects."""
     if isinstance(completion, str):
         return prompt, completion
     *context, last = completion

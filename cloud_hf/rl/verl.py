@@ -145,7 +145,7 @@ def _client(router_address: str | None) -> Any:
     return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
 
 
-# Create only one client per server, so that all calls share its connections and their limit
+# Create only one client per server, so that all calls share its connections and its limit on concurrent requests
 _shared = lru_cache(maxsize=8)(lambda kind, *address: kind(*address))
 
 

@@ -189,12 +189,10 @@ def open_backend(
             Show a progress bar for each call (transformers and vLLM).
 
     Yields:
-        `tuple`: The scorer, the model's critique format, and the model's maximum sequence length in tokens, including
-            the critique.
+        `tuple`: The scorer, the model's critique format, and the model's maximum sequence length in tokens, including the critique.
 
     Raises:
-        `ValueError`: If `name` is not a CLoud or classic model, or the server's model is not of the same kind as
-            `name`.
+        `ValueError`: If `name` is not a CLoud or classic model, or the server's model is not of the same kind as `name`.
     """
     if args.backend == "vllm":
         from .vllm.scorer import CLoudVLLM

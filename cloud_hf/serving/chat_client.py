@@ -57,8 +57,7 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            # Two, to distinguish a truncated critique from one that ends exactly at the limit. The first one is the
-            # sampled token itself
+            # Two: the first is the sampled token; the second shows whether the model itself would have ended a critique at the limit
             "top_logprobs": 2,
             "return_token_ids": True,
         }
@@ -81,7 +80,7 @@ class CLoudChatClient(CLoudClient):
             raise ValueError(f"no reward (finish reason {choice['finish_reason']!r:.60})")
         critique_ids = ids[:-_CLOSING_TOKENS]
         is_cut = False
-        if len(critique_ids) == max_new_tokens:  # vLLM closes a critique of this length in any case
+        if len(critique_ids) == max_new_tokens:  # vLLM closes every critique of this length
             closing = tokens[-_CLOSING_TOKENS]
             likeliest = max(read_number(other["logprob"]) for other in closing["top_logprobs"])
             is_cut = read_number(closing["logprob"]) < likeliest

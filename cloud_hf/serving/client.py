@@ -102,8 +102,7 @@ class CLoudClient:
         timeout (`float`, *optional*, defaults to `600.0`):
             Time limit for each attempt, in seconds.
         max_retries (`int`, *optional*, defaults to `5`):
-            Retries per request. With 5 retries, the client survives a server outage of about half a minute; with 8, of
-            about two minutes.
+            Retries per request. With 5 retries, the client survives a server outage of about half a minute; with 8, about two minutes.
 
     Examples:
 

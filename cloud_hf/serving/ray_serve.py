@@ -77,7 +77,7 @@ def application(args: dict[str, Any]) -> Application:
 
 
 def _number(options: dict[str, Any], name: str, kind: type[int] | type[float], least: int) -> float | None:
-    """Remove a number from the arguments and return it, or return `None` if it is absent. On the command line, arguments are text."""
+    """Remove a number from the arguments and return it, or return `None` if it is absent. On the command line, arguments are strings."""
     given = options.pop(name, None)
     if given is None:
         return None

@@ -39,8 +39,7 @@ class Replicas:
             Addresses, as a list or as one string in which commas separate them.
 
     Raises:
-        `ValueError`: If there are no addresses, or an address is given twice or does not start with http:// or
-            https://.
+        `ValueError`: If there are no addresses, or an address is given twice or does not start with http:// or https://.
     """
 
     def __init__(self, urls: str | Sequence[str]):
@@ -104,8 +103,8 @@ class Replicas:
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
         """
-        After a failure, stop using a replica until it is back. `is_asked` tells whether it failed when it was asked for
-        its model. A single replica is kept.
+        After a failure, stop using a replica until it is back, unless it is the only one. `is_asked` means that it failed when it was asked
+        for its model.
         """
         if not self.several:
             return

@@ -37,8 +37,7 @@ class DataArguments:
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on during training, unless `eval_strategy` is "no".
         eval_dataset_name (`str`, *optional*):
-            Dataset to evaluate on, if `dataset_name` has no `dataset_test_split`. If that dataset has no splits, all
-            of its rows are used.
+            Dataset to evaluate on instead of `dataset_name`. If it has no splits, all of its rows are used.
         test_size (`float`, *optional*):
             Fraction of the training split's prompts to hold out for evaluation, such as 0.05. All rows that share a
             prompt go to the same side.

@@ -98,7 +98,7 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
     for _, row in islice(iterate_rows(rows), _EXAMPLE_ROWS):
         try:
             _, prompt, response, _ = read_preference(row)
-        except ValueError:  # training leaves this row out, too
+        except ValueError:  # training drops this row
             continue
         is_text = isinstance(prompt, str) and isinstance(response, str) and response.strip()
         if not is_text or len(prompt) + len(response) > _EXAMPLE_CHARACTERS:

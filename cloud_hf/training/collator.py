@@ -24,7 +24,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
     Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as returned by [`encode_pairs`].
     The returned dictionary has `input_ids` and `attention_mask` of shape `(2 * pairs, T)`, and `reward_positions` of shape `(2 * pairs,)`.
     If `critique` is set, it also has `labels` of shape `(2 * pairs, T)`, and `target_positions`. If the examples have `margin` or `cut`
-    (how many of the pair's critiques were cut off at the token budget), the dictionary also has these, with shape `(pairs,)`.
+    (how many of the pair's critiques were truncated during generation), the dictionary also has them, with shape `(pairs,)`.
 
     With `padding_free` or `shared_prompt`, the sequences are concatenated into one row. The dictionary then has the tensors
     of [`Packing.tensors`] instead, with `reward_positions` in the same order: all chosen, then all rejected.

@@ -36,8 +36,8 @@ class CLoudTrainingConfig(RewardConfig):
             [`ReferenceFormat`]).
         reward_head (`str`, *optional*):
             `"mlp"` (two layers) or `"linear"` (one layer, as in transformers' `*ForSequenceClassification`). Defaults
-            to `"linear"` for a classic model that starts from a scalar model with one label and keeps the head of that
-            model, and to `"mlp"` otherwise.
+            to `"linear"` for a classic model that starts from a scalar model with one label and takes over its head, and
+            to `"mlp"` otherwise.
 
         > Parameters that control the data preprocessing
 
@@ -74,10 +74,9 @@ class CLoudTrainingConfig(RewardConfig):
         bradley_terry_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the Bradley-Terry loss.
         partial_reward_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of an additional Bradley-Terry loss on rewards read inside the critiques, for models that will be
-            asked for a reward before a critique ends (`read_every`). The rewards are read at four tokens of each
-            critique, at the same relative positions in both critiques of a pair; `seed` and the pair's text determine
-            these positions.
+            Weight of an additional Bradley-Terry loss on rewards read inside the critiques, for models whose
+            rewards will be read before a critique ends (`read_every`). Rewards are read at four tokens of each critique,
+            at the same relative positions in both critiques of a pair; `seed` and the pair determine these positions.
         lm_loss_chunks (`int`, *optional*):
             Number of chunks in which the logits of a batch's critiques are computed. A single chunk is fastest;
             several chunks need less memory, but compute the logits twice. Defaults to one chunk per 16,384 vocabulary

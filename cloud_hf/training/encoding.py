@@ -40,7 +40,7 @@ def encode_pairs(
         rows (`Dataset`):
             Rows with the columns `prompt`, `chosen` and `rejected`, in any form that
             [`~data.preference_rows.read_preferences`] accepts. A CLoud model also needs `chosen_feedback` and
-            `rejected_feedback` (one text or several); their `…_ids` columns, if present, take precedence over the
+            `rejected_feedback` (one critique or a list); their `…_ids` columns, if present, take precedence over the
             text. `margin`, `tools`, `id`, `chosen_finish_reason` and `rejected_finish_reason` are optional. If there
             are several critiques, the first chosen critique is paired with the first rejected one, and so on.
         overlong_policy (`str`):
@@ -50,8 +50,8 @@ def encode_pairs(
             What to do with rows that cannot be used: `"error"` or `"drop"`.
 
     Returns:
-        `Dataset`: Rows with the columns `ENCODED_COLUMNS`, `margin` if the input has it, and `cut` (how many of the pair's critiques were
-            cut off) if the input has finish reasons.
+        `Dataset`: Rows with the columns `ENCODED_COLUMNS`, `margin` if the input has it, and `cut` (how many of the pair's critiques
+            were truncated during generation) if the input has finish reasons.
 
     Raises:
         `ValueError`: If rows cannot be used. The message names the dataset (`name`), counts the bad rows by kind and
@@ -241,7 +241,7 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
 
 
 def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
-    """Count the critiques of each pair that were cut off at the token budget. Without finish reasons, the counts are `None`."""
+    """Count the critiques of each pair that were truncated during generation. Without finish reasons, the counts are `None`."""
     if "chosen_finish_reason" not in row:
         return [None] * num_pairs
     reasons = [row.get(f"{side}_finish_reason") for side in SIDES]

@@ -66,7 +66,7 @@ class StopsWhenNotFinite(MixedTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """See [`~transformers.Trainer.save_model`]."""
-        if not _internal_call:  # otherwise, `_save_checkpoint` has already checked them
+        if not _internal_call:  # otherwise, `_save_checkpoint` has already checked the weights
             self._check_weights()
         return super().save_model(output_dir, _internal_call)
 

@@ -46,7 +46,7 @@ class StepMemory:
         Return the bytes of activations and of gradients at the peak of their sum.
 
         `gradient_share` is the ratio of stored gradient bytes to simulated ones, such as 1/8 on 8 GPUs under ZeRO-2.
-        `accumulated` tells whether all gradients of an earlier micro-batch are already stored.
+        With `accumulated`, all gradients of an earlier micro-batch are already stored.
         """
         other, gradients = self.moments.T
         stored = (np.full_like(gradients, self.gradients) if accumulated else gradients) * gradient_share
@@ -77,8 +77,7 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        # Every operation of the model and of autograd passes through here, so its outputs are all that is ever
-        # allocated
+        # All operations of the model and of autograd pass through here, so every allocation is one of their outputs
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -166,7 +165,6 @@ def simulate_step(
 
 
 def _count_parameters(model: CLoudForRewardModeling) -> dict[str, int]:
-    """Return the parameter counts for [`StepMemory`]."""
     lm_head = model.get_output_embeddings()
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),

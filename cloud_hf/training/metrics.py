@@ -14,11 +14,10 @@ from .resume import ExactResume
 
 class PairMetrics(ExactResume):
     """
-    Mixin for TRL's reward trainer. The metrics in a log or an evaluation are means over all pairs or tokens that it covers, so they do not
-    depend on how these are divided into batches and ranks.
+    Mixin for TRL's reward trainer. Metrics are means over all pairs or tokens since the last log, or of the evaluation set, so they do not
+    depend on batch size or number of ranks.
 
-    Until a log needs them, they are kept as sums on the device, because the host would have to wait for the device if it read a value in
-    every step.
+    Until the next log, sums stay on the device: reading a value in every step would make the host wait.
     """
 
     def __init__(self, *args, **kwargs):
@@ -84,7 +83,7 @@ class PairMetrics(ExactResume):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch from all ranks, pair by pair, without the duplicate pairs that only fill it up."""
+        """Gather a batch from all ranks, pair by pair, without the duplicates that fill the last batch."""
 
         # accelerate truncates the last batch to the number of pairs, so each row must be one pair
         def gather(rows: torch.Tensor) -> torch.Tensor:

@@ -395,7 +395,7 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
     if args.ref_model is None:
         if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(
-                "The model is an adapter. Without it, the reference model would not be the model that training starts from. Merge the "
+                "The model is an adapter. The reference would be its base, which is not the model that training starts from. Merge the "
                 "adapter first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
             )
         return

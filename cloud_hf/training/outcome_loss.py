@@ -19,7 +19,7 @@ class OutcomeLoss(NamedTuple):
         direct (`torch.Tensor`):
             Minus the objective. Its gradient flows only into the rewards.
         policy (`torch.Tensor`):
-            Its value is zero, and its gradient is the policy gradient. For K = 1, the gradient is zero, too, because
+            Its value is zero, and its gradient is the policy gradient. For K = 1, the gradient is also zero, because
             there is no other critique to compare with.
         log_sigmoid (`torch.Tensor` of shape `(N, K, K)`):
             log σ(chosen reward - rejected reward), for each combination of a chosen and a rejected critique.
@@ -40,7 +40,7 @@ def outcome_loss(
     """
     Compute the losses of pairs with K sampled critiques of each response.
 
-    With Δ_ij, the difference between the rewards of chosen critique i and rejected critique j, the objective is log
+    Let Δ_ij be the reward of chosen critique i minus the reward of rejected critique j. The objective is log
     mean_ij σ(Δ_ij) (`"likelihood"`), or mean_ij log σ(Δ_ij) (`"mean_log"`). The return of a critique is how much it
     raises the objective: the objective over all critiques minus the objective without this one. The latter does not
     depend on this critique, so it is an unbiased baseline.

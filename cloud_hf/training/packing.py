@@ -81,7 +81,7 @@ class Packing:
     # Recursive: after a prefix that all sequences share, smaller groups of them, such as the critiques of one response, may share a longer
     # one
     def _add(self, members: list[int], start: int, parent: int):
-        """Add the segments of sequences that share their first `start` tokens, up to the end of segment `parent`."""
+        """Add the segments below `parent` for sequences that share their first `start` tokens."""
         for group in self._groups(members, start):
             segment = len(self.segments)
             if len(group) == 1:
@@ -100,7 +100,6 @@ class Packing:
         for member in members:
             end = start + MIN_SHARED_TOKENS
             is_short = end > self._shareable(member)
-            # The key of a short member is its number, so it gets its own group
             groups[member if is_short else self.sequences[member].ids[start:end].tobytes()].append(member)
         return list(groups.values())
 

@@ -9,17 +9,18 @@ python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml 
 P is the number of parameters, T the number of trained ones (all, or an adapter's and the reward head's), and N the number
 of GPUs. Bytes per GPU:
 
-- Parameters: 4 x P in fp32. DeepSpeed and FSDP2 compute in bf16: 2 x P. ZeRO-3 and FSDP2 store P / N of them, and gather
-  a layer's weights while it computes (see "Gathered"). In a 4-bit base, each weight of a layer takes 0.5 bytes plus its
-  share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other weights are not quantised.
+- Parameters: 4 x P in fp32. With `bf16`, DeepSpeed stores them in bf16, 2 x P; FSDP2 computes in bf16, but stores trained weights in fp32
+  and frozen ones in `dtype`. ZeRO-3 and FSDP2 store P / N of them, and gather a layer's weights while it computes (see "Gathered"). In a
+  4-bit base, each weight of a layer takes 0.5 bytes plus its share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other
+  weights are not quantised.
 - Gradients: in the dtype of the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
-  accumulation, gradients appear while activations are freed, so only the peak of the sum of both counts; with
+  accumulation, gradients appear while activations are freed, so only the peak of both together counts; with
   accumulation, gradients stay in memory between micro-batches.
 - Optimizer: AdamW has two fp32 moments, 8 x T; 8-bit moments take 2 x T. DeepSpeed adds an fp32 master copy of bf16
   parameters, 4 x T. (If parameters are trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO
   stage and FSDP2 store 1 / N of this.
 - Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states, and under ZeRO-3 also parameters,
-  to CPU memory. There, it stores gradients twice: in the parameters' dtype, and in fp32.
+  to CPU memory. DeepSpeed stores gradients there twice: in the parameters' dtype, and in fp32.
 - Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T (adamw_torch_fused does not),
   and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share of the parameters; ZeRO-3 does so for 1e9 parameters at a
   time.
@@ -127,8 +128,8 @@ class PlanArguments:
             Share of a sequence's tokens that chosen and rejected have in common, and that `shared_prompt` computes
             only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value, or else to the
-            default in training.
+            Micro-batches per optimizer step. This option and those below default to the recipe's value, or else (except for
+            the last two) to the default in training.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -153,7 +154,8 @@ class PlanArguments:
             Critiques per response in a step of stage 4. Without it, the plan is for stage 3, unless the recipe is named
             `outcome.yaml`.
         beta (`float`, *optional*):
-            Weight of the KL divergence from a reference model in stage 4. With 0, there is no reference model.
+            Weight of the KL divergence from a reference model in stage 4. With 0 (the default unless the recipe sets
+            another value), there is no reference model.
     """
 
     model: str | None = None
@@ -217,7 +219,9 @@ class PlanArguments:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; the plan supports only float32 and bfloat16.")
         if self.prompt_share is not None and not self.shared_prompt:
-            raise ValueError("`prompt_share` matters only with `shared_prompt`; set both, or omit it.")
+            raise ValueError(
+                "`prompt_share` matters only with `shared_prompt`; set `shared_prompt`, or omit `prompt_share`."
+            )
         if not 0 <= self.labelled_share <= 1:
             raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be between 0 and 1.")
         not_critique = 1.0 if self.classic else 1 - self.labelled_share
@@ -489,8 +493,8 @@ def _read_recipe(path: str) -> dict:
         raise ValueError(f"{path} has {', '.join(unknown)}, which the training scripts do not accept.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
-            f"{path} has `{unplanned[0]}`, which cannot be planned. Use a file without it (for a `token_budget`, with the "
-            "`micro_batch` and `max_length` of its largest batch)."
+            f"{path} has `{unplanned[0]}`, which cannot be planned. Use a recipe without it; for a `token_budget`, set "
+            "`micro_batch` and `max_length` to those of the largest batch."
         )
     return recipe
 

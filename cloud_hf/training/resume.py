@@ -343,7 +343,7 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
     """Turn a failure to write or upload `folder` into `NotSaved`, with the cause and the last complete checkpoint."""
     try:
         yield
-    except HfHubHTTPError as error:  # an OSError, too
+    except HfHubHTTPError as error:  # also an OSError
         raise NotSaved(
             f"The Hub refused the upload of {folder}: {error}. Its files are on disk, where the last complete checkpoint "
             f"is {name_last(output_dir)}. Check the token and `--hub_model_id`, or omit `--push_to_hub`."
@@ -388,5 +388,4 @@ def name_last(output_dir: str | Path) -> str:
 
 
 def _rank_file(folder: Path, rank: int) -> Path:
-    """Return the file with the running sums of one process."""
     return folder / f"running_metrics_{rank}.json"

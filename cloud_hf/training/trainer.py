@@ -327,7 +327,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         folder, model = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
-        # Save the config with adapters, too: their folder must identify the kind of reward model that they adapt
+        # Save the config even for adapters: it identifies the kind of reward model that they adapt
         model.config.save_pretrained(folder)
         if is_peft_model(model):
             record_base(folder, model)
@@ -362,12 +362,12 @@ def _prepare_batches(
     pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
     options = ("padding_free", "shared_prompt", "token_budget", "partial_reward_weight")
     if data_collator is not None and (given := [name for name in options if getattr(args, name)]):
-        raise ValueError(f"`{given[0]}` assembles the batches itself: omit `data_collator`.")
+        raise ValueError(f"`{given[0]}` needs the default collator: omit `data_collator`.")
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     if args.partial_reward_weight and model.config.format != "cloud":
         raise ValueError(
-            "`partial_reward_weight`: a model with `format` 'reference' reads no reward inside critiques."
+            "`partial_reward_weight` is set, but a model with `format` 'reference' reads no reward inside critiques."
         )
     return data_collator or DataCollatorForCLoud(
         pad_token_id=pad,  # padding is masked, so any id in the vocabulary works

@@ -36,7 +36,7 @@ INTRODUCTION = """
 # CLoud reward
 
 A CLoud reward model writes a critique of each response and computes the reward at the end of the critique. With several critiques
-per response, the rewards are averaged, and their spread shows how sure the model is.
+per response, the rewards are averaged, and their spread shows how much the reward depends on the critique.
 """
 EXAMPLES = [
     'prompt,prediction\nWhat is 2+2?,4\nWhat is 2+2?,5\nName a river in Egypt.,"The Nile, which flows north."',

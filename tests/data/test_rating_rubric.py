@@ -37,7 +37,7 @@ def test_a_file_replaces_instructions_and_scale(tmp_path):
     ("text", "says"),
     [
         ("Rate {response}.", r"contains \{conversation\} 0 times"),
-        (f"---\nscale: 5\n---\n{BODY}", "have the key 'scale'; their keys are pattern, lowest, highest"),
+        (f"---\nscale: 5\n---\n{BODY}", "have the key 'scale'; use only the keys pattern, lowest, highest"),
         (f"---\n[1\n---\n{BODY}", "are not YAML"),
         (f"---\nlowest: 5\nhighest: 1\n---\n{BODY}", "`lowest` is 5 and `highest` 1"),
         (f"---\npattern: '('\n---\n{BODY}", "is not a regular expression"),

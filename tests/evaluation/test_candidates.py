@@ -30,7 +30,7 @@ def test_win_rates_of_models_rest_on_the_same_questions():
         "one": (2, 1.0), "two": (2, 0.0),
     }  # fmt: skip
     assert result.first_candidates.questions == 2
-    assert any("on the first candidate: 1, left out of the win rates of all" in note for note in result.notes)
+    assert any("a model's choice has no verdict: 1." in note for note in result.notes)
 
 
 def test_choices_are_compared_problem_by_problem():

@@ -125,7 +125,7 @@ def test_resumed_is_uninterrupted(base_folder, tmp_path, options):
 
 def test_own_collators_are_refused(base_folder, tmp_path):
     args = CLoudTrainingConfig(str(tmp_path), use_cpu=True, bf16=False, token_budget=500)
-    with pytest.raises(ValueError, match="`token_budget` assembles the batches itself"):
+    with pytest.raises(ValueError, match="`token_budget` needs the default collator"):
         CLoudTrainer(
             make_model(base_folder), args, data_collator=DataCollatorForCLoud(0), train_dataset=make_rows(2),
             processing_class=make_tokenizer("llama3"),

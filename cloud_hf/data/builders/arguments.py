@@ -73,7 +73,7 @@ class SourceArguments:
 @dataclass(kw_only=True)
 class BuilderArguments(SourceArguments):
     """
-    [`SourceArguments`] of a builder, plus an option for processing only a part of the rows.
+    [`SourceArguments`] of a builder, plus an option to process only part of the rows.
 
     Parameters:
         shard (`str`, *optional*, defaults to `"0/1"`):
@@ -100,7 +100,7 @@ class BuilderArguments(SourceArguments):
     def load_pairs(self) -> Dataset:
         """
         Load this shard's preference rows, which may have any form that [`read_preferences`] accepts. If there is no column `id`, each row's
-        position in the complete dataset becomes its id.
+        position before sharding becomes its id.
 
         Raises `ValueError` if a column is missing, rows cannot be used, an id is repeated, or a shard would be empty.
         """

@@ -199,7 +199,7 @@ def new_features(rows: Dataset, args: PreferenceArguments) -> Features:
 
 
 async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: PreferenceArguments) -> list[dict | Dropped]:
-    """Return, for each pair of responses to the prompt, its row, or a [`Dropped`] if the pair is left out."""
+    """Return an output row for each pair of responses to the prompt, or a [`Dropped`] if the pair is left out."""
     responses = await all_of(*(respond(row, number, gen, args) for number in range(args.num_responses)))
     # All pairs are judged even for "best_worst", because a response's points are summed over all pairs it is part of
     pairs = list(itertools.combinations(range(args.num_responses), 2))

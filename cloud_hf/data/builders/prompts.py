@@ -50,8 +50,8 @@ class PromptArguments:
         output_dir (`str`):
             Folder for the dataset, its card, `rejects.jsonl` and `build.json`.
         sources (`list[str]`, *optional*):
-            `ultrafeedback`, `ultrainteract` or both. Prompts from UltraInteract are its single-turn trajectories. With both sources, as
-            many of them are sampled as there are UltraFeedback prompts left.
+            `ultrafeedback`, `ultrainteract` or both. Prompts from UltraInteract are its single-turn trajectories. With both sources,
+            UltraInteract is sampled down to the number of UltraFeedback prompts that remain after all filters.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
@@ -70,8 +70,8 @@ class PromptArguments:
         drop_last_answer (`bool`, *optional*, defaults to `False`):
             For a chat that ends with an assistant turn, use the turns before that turn as the prompt.
         near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
-            Jaccard similarity of word 5-grams from which a prompt counts as a duplicate of an earlier prompt. With a threshold above 1,
-            only exact duplicates count.
+            Jaccard similarity of word 5-grams at or above which a prompt counts as a duplicate of an earlier prompt. With a threshold
+            above 1, only exact duplicates count.
         decontaminate_against (`list[str]`, *optional*):
             Evaluation sets: Hub ids, files or folders. Prompts that overlap with any of their prompts are rejected.
         decontaminate_config (`str`, *optional*):
@@ -229,7 +229,7 @@ def hash_of(rows: Dataset, column: str) -> str:
 
 
 def source_label(name: str) -> str:
-    """Return a Hub id as it is, and a file or folder name without its path and extension, because ids must not depend on paths."""
+    """Return a Hub id unchanged, and a file or folder name without its path and extension, because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
 
@@ -276,8 +276,8 @@ def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
     """
-    Compare prompts that have the same system prompt by their other turns. System prompts are often long and shared, so prompts would look
-    similar if system prompts were compared, too.
+    Remove near-duplicates among prompts with the same system prompt, comparing only the other turns. System prompts are often long and
+    shared, so including them would make different prompts look similar.
     """
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]

@@ -166,8 +166,8 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised. If rows cannot be used, raises a
-        `ValueError` that counts them before any engine starts.
+        After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised. Before any engine starts, raises
+        a `ValueError` with the number of unusable rows, if there are any that the builder does not drop.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}
@@ -228,7 +228,7 @@ class RayCritic:
 
 def reserved_tokens(is_reward_model: bool) -> int:
     """
-    Return the number of tokens to reserve after a critique of maximum length: one to tell whether the critique ends there and, for a
+    Return the number of tokens to reserve after a critique of maximum length: one to detect whether the critique ends there and, for a
     CLoud model, the tokens that close the critique.
     """
     return 3 if is_reward_model else 1
@@ -319,6 +319,6 @@ def write_with_ray(
 
 
 def context_of(args: RayCritiqueArguments, config: CLoudConfig, is_reward_model: bool) -> int | None:
-    """Return the engines' context length minus the tokens reserved after a critique. The one that the builder counts is not subtracted."""
+    """Return the engines' context length minus the tokens reserved after a critique, except the one that the builder already counts."""
     context = args.parsed_vllm_options().get("max_model_len", context_length(config))
     return None if context is None else context - reserved_tokens(is_reward_model) + 1

@@ -28,7 +28,7 @@ class ArenaHardArguments(JudgeServerArguments):
         gen_model (`str`, *optional*):
             Model name on the generator's servers. Optional if they serve only one model.
         num_candidates (`int`, *optional*, defaults to `16`):
-            Candidates per question. A later run may ask for more.
+            Candidates per question. A later run may request more.
         gen_temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature of the candidates.
         gen_top_p (`float`, *optional*, defaults to `1.0`):
@@ -102,7 +102,7 @@ class ArenaHardArguments(JudgeServerArguments):
 
 @dataclass(frozen=True)
 class Arena:
-    """The questions by id and, if there is a judge, the baseline's answers by question id and the judge's settings."""
+    """The questions by id; with a judge, also the baseline's answers by question id, and the judge's settings."""
 
     questions: dict[str, Question]
     baselines: dict[str, str]

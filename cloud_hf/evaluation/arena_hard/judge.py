@@ -45,7 +45,7 @@ from ..metrics.best_of_n import Problem
 from .win_rate import Question, Votes
 
 
-# Key of the system message for categories without their own
+# Key of the system message, or of the files, for categories without an entry of their own
 ANY = ""
 CREATIVE_WRITING = "creative_writing"
 
@@ -126,7 +126,7 @@ def read_texts(
     for category, files in found.items():
         if len(files) > 1:
             raise ValueError(
-                f"`judge_system_file` gives several files for the same questions: {', '.join(files)}. Keep only one."
+                f"`judge_system_file` has several files for the same questions: {', '.join(files)}. Keep only one."
             )
         systems[category] = _read_system(files[0])
         check_verdicts(systems[category] + template, files[0])
@@ -141,7 +141,7 @@ def _read_system(path: str) -> str:
             f"{path} contains {mark}, but placeholders belong in the user's turn: use `judge_prompt_file`."
         )
     if not text:
-        raise ValueError(f"{path} is empty; write the judge's instructions into it, or leave `judge_system_file` out.")
+        raise ValueError(f"{path} is empty; write the judge's instructions into it, or omit `judge_system_file`.")
     return text
 
 
@@ -284,7 +284,7 @@ def _pairs_to_judge(
     questions: Mapping[str, Question],
     baselines: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Return a row for each distinct text to judge, with the baseline's answer."""
+    """Return a row for each distinct response to judge, with the baseline's answer."""
     return [
         {
             "id": f"{problem.id}/{problem.responses.index(text)}",

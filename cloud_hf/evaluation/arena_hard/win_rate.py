@@ -38,8 +38,8 @@ def load_questions(name: str) -> list[Question]:
     """
     Load the questions from a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the single entry of `turns`. Raises a `ValueError` that
-    names the first row without a text, or the first row whose id occurs in an earlier row.
+    The id is the column `id`, `question_id` or `uid`; the prompt is the column `prompt`, or the single entry of `turns`. Raises a
+    `ValueError` that names the first row without a prompt, or the first row whose id occurs in an earlier row.
     """
     questions: dict[str, Question] = {}
     for _, index, row in read_sources([name], "train"):
@@ -63,14 +63,13 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
     Load one recorded answer to each question, keyed by question id. Answers to other questions are ignored.
 
     A row's answer is its `answer`, its `response`, the content of the last of its `messages`, the last turn of the single entry of
-    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`. With `model`, rows whose `model` or `model_id` is another
-    one are skipped, and the entry `answers[model]` is used; without `model`, the row's `baseline` selects the entry of `answers`. Raises
-    `ValueError` if a question has no answer or more than one, or if an answer is not text.
+    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`. With `model`, rows with a different `model` or
+    `model_id` are skipped, and the entry `answers[model]` is used; without `model`, the row's `baseline` selects the entry of `answers`.
+    Raises `ValueError` if a question has no answer or more than one, or if an answer is not text.
     """
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, "train"):
         id_ = _id_of(name, index, row)
-        # The column that names the model, in either version
         author = row.get("model") or row.get("model_id")
         if id_ not in wanted or (model and author not in (None, model)):
             continue

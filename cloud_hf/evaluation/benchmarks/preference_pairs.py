@@ -15,8 +15,8 @@ from ..stats import BenchmarkScores, Estimate, group, share
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
-    Load preferences from files or Hub ids, in any form that [`~data.preference_rows.read_preferences`] accepts. The columns `id`, `subset`
-    and `tools` are optional. Without a `subset` column, the subset is named after the source.
+    Load preferences from files or Hub ids, in any format that [`~data.preference_rows.read_preferences`] accepts. The columns `id`,
+    `subset` and `tools` are optional. Without a `subset` column, the subset is named after the source.
     """
     return check_pairs(
         [

@@ -72,7 +72,7 @@ class TiesScore:
     score: float  # can exceed 1 by 0.01
     ref_accuracy: float  # share of ref rows whose only right response has a higher reward than every wrong response
     tied_accuracy: float  # share of tied rows whose right responses all have higher rewards than every wrong response
-    # Share of pairs in whose tied row the gap between right and wrong responses is wider than the spread of the right responses
+    # Share of pairs whose tied row has a gap between right and wrong responses that is wider than the spread of its right responses
     wider: float
     wider_hard: float  # the same, with the smaller of the tied row's gap and its sibling's gap
     margin: float  # mean of tanh(smaller gap / spread of the right responses - 1); 0 if both are 0

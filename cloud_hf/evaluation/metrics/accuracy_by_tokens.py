@@ -45,7 +45,7 @@ class AnytimePoint:
 
 @dataclass(frozen=True)
 class Anytime(Summarised):
-    """Accuracy against tokens read, of a model on a set."""
+    """A model's accuracy on a set against the number of tokens read."""
 
     read_every: int
     points: list[AnytimePoint]  # limits double from `read_every`, and the last point reads complete critiques

@@ -113,7 +113,10 @@ def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
 
 
 def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
-    """Count the problems, the fewest and the most candidates per problem, and the repeated candidates."""
+    """
+    Return the number of problems, the fewest and the most candidates per problem, the number of problems with more than the fewest, and
+    the number of repeated candidates.
+    """
     counts = Counter(len(problem.responses) for problem in problems)
     return {
         "problems": len(problems),
@@ -134,7 +137,7 @@ class BestOfN(Summarised):
 
     Args:
         problems, dropped (`int`):
-            Number of problems scored, and number of problems left out because they are too long.
+            Number of problems scored, and number of problems dropped because they are too long.
         rates (`dict[int, float]`):
             For each n, the expected correctness of the best of n candidates drawn without replacement. Candidates with equal rewards
             are equally likely to be chosen. `rates[1]` is chance.
@@ -311,9 +314,9 @@ class NothingJudged(ValueError):
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
-    Compute the ratio of two sums, and its standard error over `pairs`, which contain each prompt's terms in the numerator and the
-    denominator. The error is linearised: it equals the ordinary error of a mean if all denominators are 1, and is NaN for a single
-    pair. Raises [`NothingJudged`] if the denominators sum to 0.
+    Compute the ratio of two sums and its standard error over prompts; `pairs` contains each prompt's terms of the numerator and the
+    denominator. The error is linearised: it equals the standard error of a mean if all denominators are 1, and is NaN for a single
+    prompt. Raises [`NothingJudged`] if the denominators sum to 0.
     """
     total = math.fsum(below for _, below in pairs)
     if not total:

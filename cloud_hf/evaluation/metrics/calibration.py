@@ -21,7 +21,7 @@ class Calibration:
 
     log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards contribute ln 2 = 0.693
     # Mean absolute difference between confidence and accuracy over bins of confidence, weighted by the number of pairs in each bin. It has
-    # no interval: noise adds to absolute values, so even a calibrated model has a positive ECE, and bootstrap intervals would contain the
+    # no interval: noise inflates absolute values, so even a calibrated model has a positive ECE, and bootstrap intervals would contain the
     # true value too rarely
     ece: float
     # Mean confidence, accuracy (ties count half) and number of pairs for each non-empty bin

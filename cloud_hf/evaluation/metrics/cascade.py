@@ -199,8 +199,8 @@ class Goal:
         accuracy (`float`, *optional*):
             Minimum accuracy on the dev rows; choose the threshold with the fewest tokens.
         loss (`float`, *optional*):
-            The minimum accuracy, given as the largest loss of accuracy compared with the last stage alone or with every stage scoring every
-            response, whichever of the two is less accurate; 0.01 is one percentage point.
+            Largest accepted drop in accuracy below the last stage alone, or below every stage scoring every response if that is less
+            accurate; 0.01 is one percentage point.
         tokens (`float`, *optional*):
             Maximum number of tokens per row; choose the threshold with the highest accuracy.
         threshold (`float`, *optional*):
@@ -239,11 +239,11 @@ def fit_cascade(
         correct (`Sequence[Sequence[float]]`):
             Value of each response by row: `[1, 0]` for a pair.
         goal ([`Goal`]):
-            A target accuracy or a token budget.
+            How to choose the threshold.
 
     Returns:
-        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, which looks slightly better than it
-        would on other rows.
+        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and its curve over thresholds on the dev rows, which is slightly optimistic
+        because the weights are fitted on the same rows.
 
     Raises:
         `ValueError`: If the dev rows do not support the goal: there are too few pairs, no threshold reaches the accuracy, the first stage
@@ -281,8 +281,8 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     target = goal.accuracy or 0.0
     if goal.loss is not None:
         target = min(last_stage, curve[-1].accuracy.value) - goal.loss
-    # Start where everything is scored, and lower the threshold for as long as the goal is reached: a low threshold that reaches the goal by
-    # luck must not be chosen
+    # Start at threshold 1, where every stage scores everything, and lower the threshold only while the goal is met: a low threshold that
+    # meets the goal by luck must not be chosen
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(

@@ -91,7 +91,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
 
 def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
-    Integrate accuracy over the kept fraction, for each resample (a row of steps, of which the most certain comes first).
+    Integrate accuracy over the kept fraction, for each resample. Rows are resamples and columns are steps, the most certain first.
 
     Suppose a step of d pairs, b of which are right, follows c pairs, a of which are right. Within the step, accuracy is
     (a + t b) / (c + t d) for t from 0 to 1; the integral of this, times d, is b + (a d - b c) / d ln((c + d) / c).

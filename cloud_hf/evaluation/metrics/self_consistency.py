@@ -93,9 +93,8 @@ def self_consistency(
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
-    # R responses of all rows, with K critiques each. Rewards that were rescaled or parsed have more digits than float32. They are rounded
-    # to float32, whose sums are exact in float64: otherwise equal sums could differ depending on the order of the critiques, and ties would
-    # be broken at random.
+    # R responses of all rows, with K critiques each. Rescaled or parsed rewards have more digits than float32; round them to float32, whose
+    # sums are exact in float64. Otherwise equal sums could differ with the order of the critiques, and ties would be broken at random
     rewards_RK = np.array(flat, dtype=np.float32).astype(float)
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 

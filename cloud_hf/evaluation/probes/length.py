@@ -89,8 +89,7 @@ LENGTH = Probe(
     about=(
         "All rows, unaltered; lengths are in characters. An unbiased model prefers the longer response about as often as the "
         "longer one is right, and is equally accurate if the right response is the shorter one. Equal rewards prefer neither, and "
-        "accuracy counts them as wrong, as everywhere. The intervals of the correlations use few resamples, and are a little too "
-        "narrow."
+        "accuracy counts them as wrong. The intervals of the correlations use few resamples, and are a little too narrow."
     ),
     measure=_measure,
 )

@@ -21,7 +21,7 @@ YOURS = "your paraphrases"
 
 
 def reword(prompt: Any, change: Callable[[str], str]) -> Any:
-    """Change the last user message of a prompt, whatever its form. Return `None` if the prompt has no user message with text."""
+    """Change the last user message of a prompt in any format. Return `None` if the prompt has no user message with text."""
     if isinstance(prompt, str):
         return change(prompt)
     conversation = read_prompt(prompt, allow_empty=True)
@@ -35,14 +35,14 @@ def reword(prompt: Any, change: Callable[[str], str]) -> Any:
 
 def read_paraphrases(value: Any) -> tuple[str, ...]:
     """
-    Parse a column value with paraphrases of a prompt's last user message: text, a list of texts, or nothing.
+    Parse a column value with paraphrases of a prompt's last user message: a string, a list of strings, or nothing.
 
     Raises:
-        `ValueError`: If the value is anything else, or contains empty text.
+        `ValueError`: If the value is anything else, or contains an empty string.
     """
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"the paraphrases are {value!r:.60}; give text, a list of texts, or nothing.")
+        raise ValueError(f"the paraphrases are {value!r:.60}; give a string, a list of strings, or nothing.")
     return tuple(texts)
 
 

@@ -85,7 +85,7 @@ class Variant:
         label (`str`):
             Name of the alteration in reports.
         place (`int`):
-            Index of the row's response, of which the text or the prompt was altered, or -1 if the response is a new text.
+            Index of the row's response that was altered, or whose prompt was; -1 if the response is new.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
@@ -237,7 +237,7 @@ _NEUTRAL = " This is the end of the text."
 _CONTROL_OF = "neutral ending as long as "
 CONTROL = (
     "The control appends a neutral ending of the same length instead: rewards that are noise, or that follow the length, lose as many pairs "
-    "to the control, so what counts is the difference."
+    "to the control as to the alteration, so only the difference counts."
 )
 
 

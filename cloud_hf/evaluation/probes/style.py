@@ -70,7 +70,7 @@ STYLE = Probe(
     title="Style",
     about=(
         "Markdown is added to each response (each sentence becomes a bullet with its first word in bold) or removed; the words stay the "
-        "same. Responses that look like code are left out, and so are those without markdown to remove. The rewards of a model that "
+        "same. Responses that look like code are left out, and so are changes that would alter nothing. The rewards of a model that "
         "judges only content do not change. "
         f"{CONTROL}"
     ),

@@ -19,10 +19,10 @@ from ..stats import Estimate, powers_of_two, share
 PICTURE = "accuracy_vs_compute.png"
 
 COMPUTE = f"""\
-Row accuracy (for best-of-N, the worth of the choice among all candidates) against the tokens of the critiques of a row's responses, without
-prompts and end tokens; a model without critiques has 0. Self-consistency counts all k critiques, an ensemble those of its members, and a judge
-all its tokens, including prompts. Seconds differ from run to run, so only the plot and `compute.json` have them: the total of each model,
-divided in proportion to tokens.
+Row accuracy (for best-of-N, the value of the choice among all candidates) against the critique tokens of all responses in a row, without
+prompts and end tokens; a model without critiques has 0. Self-consistency counts all k critiques, an ensemble those of its members, and a
+judge all its tokens, including prompts. Seconds differ from run to run, so they appear only in the plot and in `compute.json`; each model's
+total is divided among its responses in proportion to their tokens.
 
 ![accuracy against tokens and seconds]({PICTURE})"""
 
@@ -73,7 +73,7 @@ def compute_points(
     cascades: Sequence[CascadeResult] = (),
     judged: JudgeReport | RatingReport | None = None,
 ) -> list[ComputePoint]:
-    """Collect the points of all models, ensembles, cascades and the judge, if any, on the sets with right and wrong responses."""
+    """Collect the points of all models, ensembles, cascades and, if there is one, the judge."""
     points: list[ComputePoint] = []
     combined = {one.name for one in [*ensembles, *cascades]}
     single = {shown[name]: found for name, found in results.items() if name not in combined}

@@ -66,7 +66,7 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show those metrics of a benchmark that have rows, its subsets, its additional tables, and notes."""
+    """Show a benchmark's metrics that have rows, its subsets, its additional tables, and notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -113,7 +113,7 @@ def difference_table(
         }
         for found in differences
     ]
-    return Table.of(rows, note=f"{what}, with a paired bootstrap over rows.")
+    return Table.of(rows, note=f"{what}; intervals from a paired bootstrap over rows.")
 
 
 def _best_of_n_table(by_model: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -213,14 +213,14 @@ def _win_rate_table(win_rates: Mapping[str, WinRate]) -> Table:
 
 SELF_CONSISTENCY = f"""\
 The reward is the mean over k critiques, sampled once for all k. Each number is the row accuracy (share of right/wrong pairs in the right
-order), as the mean over {DRAWS} draws of k critiques of each response. After ± is its standard error over critiques, from a bootstrap over
-the critiques of each response: how much it would change with other critiques of the same rows. In brackets is the 95 % interval over rows
+order), as the mean over {DRAWS} draws of k critiques of each response. ± gives its standard error over critiques, from a bootstrap over
+the critiques of each response: how much it would change with other critiques of the same rows. Brackets give the 95 % interval over rows
 (Wilson's, as if each row were entirely right or wrong; too wide if rows are right in only some of the draws). Length of the reasoning:
-{{length_of}}; in quarters of equal size, or by value if there are few values."""
+{{length_of}}; rows are split into quarters of equal size, or by value if there are few values."""
 
 
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
-    """Build the sections on self-consistency. The curves come by set and by label."""
+    """Build the sections on self-consistency, by set and label."""
     lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
     text = f"{SELF_CONSISTENCY.format(length_of='; '.join(lengths))}\n\n{COMBINED}"
     sections = [Section("Self-consistency", text)]
@@ -245,10 +245,11 @@ def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsiste
 
 
 COMBINED = """\
-The second table of a set has the row accuracy with all critiques for each way to combine their rewards (`--combine`), with its 95 % interval
-over rows, and the difference from the mean on the same rows, with the interval of a paired bootstrap. The trimmed mean drops the lowest and the
-highest quarter of the rewards. A vote is the share of pairs of critiques, one of each response, that prefer the response. Likelihood weights a
-critique by the geometric mean of its tokens' probabilities, if the backend records them."""
+The second table of a set shows the row accuracy with all critiques for each way to combine their rewards (`--combine`), with its 95 %
+interval over rows, and then its difference from the mean on the same rows, with a paired bootstrap interval. The trimmed mean drops the
+lowest and the highest quarter of the rewards. In a vote, each critique of a response is compared with each critique of the other responses,
+and the response's reward is the share of comparisons that it wins (ties count half). Likelihood weights a critique by the geometric mean of
+its tokens' probabilities, if the backend records them."""
 
 
 def _combination_table(curves: Mapping[str, SelfConsistency]) -> Table:
@@ -278,18 +279,18 @@ def _curve_cell(curve: AccuracyCurve, k: int) -> str:
 
 REJECTION = """\
 Accuracy on the remaining pairs after the least certain ones are rejected: those with the smallest margin, or those whose rewards vary most
-over the critiques (root of the sum of both rewards' variances). The area is that under the curve of accuracy by rejected fraction. It is the
-area of random rejection if the measure of certainty is useless, and the oracle's if all wrong pairs are rejected first; the gain says where it
-lies between the two. Intervals come from a bootstrap over rows, and are a little too narrow below a few hundred rows. There is no interval if all
-pairs are right, or all wrong."""
+over the critiques (root of the sum of both rewards' variances). The area is the area under the curve of accuracy by rejected fraction. It
+equals that of random rejection if the measure of certainty is useless, and the oracle's if all wrong pairs are rejected first; the gain is
+its position on the scale from random (0%) to oracle (100%). Intervals come from a bootstrap over rows, and are a little too narrow below a
+few hundred rows. There is no interval if all pairs are right, or all wrong."""
 
 CALIBRATION = f"""\
 Reward margins, read as Bradley-Terry log-odds, compared with outcomes. Log loss: in nats; guessing costs 0.693. ECE: mean distance between
-confidence and accuracy over ten bins. Temperature: the divisor of the margins that minimises the log loss, fitted on these same pairs; above 1,
-the model is overconfident. Intervals come from a bootstrap over rows, and are a little too narrow: in simulations, 93 % of them contain the
-true value. The ECE has no interval: noise adds to absolute values, so even a calibrated model has an ECE above 0, and the fewer the pairs, the
-larger it is. The diagram has a panel for each set. Its error bars are Wilson's 95 % intervals, the area of a marker grows with the number of
-pairs in its bin, and the line skips bins of fewer than {FEW_PAIRS} pairs."""
+confidence and accuracy over ten bins. Temperature: the divisor of the margins that minimises the log loss, fitted on these same pairs;
+above 1, the model is overconfident. Intervals come from a bootstrap over rows, and are a little too narrow: in simulations, 93 % of them
+contain the true value. The ECE has no interval: noise inflates absolute values, so even a calibrated model has an ECE above 0, and the
+fewer the pairs, the larger it is. The diagram has a panel for each set. Its error bars are Wilson's 95 % intervals, the area of a marker
+grows with the number of pairs in its bin, and the line skips bins of fewer than {FEW_PAIRS} pairs."""
 
 
 def uncertainty_sections(
@@ -409,8 +410,8 @@ requires `--judge_price` and a server that reports both counts."""
 
 CRITIQUES = """\
 The model's own critique of each response (the first if there are several) compared with the reference critique. Loss: mean cross-entropy of
-the reference critique's tokens after the response, in nats; only the backend transformers computes it. Overlap (chrF2, BLEU: 0 to 100) measures
-similarity of wording, not whether a critique is right."""
+the reference critique's tokens after the response, in nats; only the transformers backend computes it. Overlap (chrF2, BLEU: 0 to 100)
+measures similarity of wording, not whether a critique is right."""
 
 _COST = Form(digits=4, exponent=True)
 

@@ -280,7 +280,10 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Reserve an address without listening yet. Raises `OSError`, with a one-sentence message, if it is taken."""
+    """
+    Reserve an address without listening yet. Raises `OSError`, with a one-sentence message, if this fails, for example because the address
+    is taken.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     # A restarted server must not wait until old connections leave TIME_WAIT
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

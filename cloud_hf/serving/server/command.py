@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--shutdown_grace", type=float, default=30.0, help="Seconds that running requests get to finish at shutdown."
     )
     parser.add_argument(
-        "--policy_tokenizer", help="Policy with whose chat template OpenRLHF or LLaMA-Factory renders texts."
+        "--policy_tokenizer", help="Policy whose chat template OpenRLHF or LLaMA-Factory uses to render texts."
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
@@ -97,8 +97,7 @@ def _json_object(text: str) -> dict:
 def main(arguments: list[str] | None = None):
     """Serve the model that the command line names."""
     args = parse_arguments(arguments)
-    # Imported only here, because it imports torch, which takes seconds and is not needed for `--help` or to report
-    # mistakes
+    # Imported only here, because it imports torch, which takes seconds and is not needed for `--help` or to report mistakes
     from .app import serve
 
     serve(args)

@@ -175,7 +175,7 @@ class RewardResponse(BaseModel):
 
 
 class HealthResponse(BaseModel):
-    """The model of a ready server and its properties."""
+    """The model that a ready server serves, and the model's properties."""
 
     status: Literal["ready"] = "ready"
     model: str

@@ -24,9 +24,8 @@ class EngineDeadError(RuntimeError):
 
 class RewardEngine(Protocol):
     """
-    A backend that serves many requests concurrently. Cancelling the task that awaits [`RewardEngine.score`], or
-    closing the generator of [`RewardEngine.stream`], cancels the work. Both methods raise [`EngineDeadError`] after
-    the engine has stopped.
+    A backend that serves many requests concurrently. Cancelling the task that awaits [`RewardEngine.score`], or closing the generator of
+    [`RewardEngine.stream`], cancels the work. Both methods raise [`EngineDeadError`] after the engine has stopped.
     """
 
     name: str
@@ -107,8 +106,7 @@ class StablePrefix:
         length = len(critique_ids)
         while length and critique_ids[length - 1] in self._unstable_ids:
             length -= 1
-        # A replacement character at the end may stand for the first bytes of a character whose other bytes are yet to
-        # come
+        # A replacement character at the end may stand for the first bytes of a character whose other bytes are yet to come
         text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")
         if self._format.rereads_critiques:
             # Decoding removes spaces before punctuation, so the space before the last word may still disappear
@@ -118,8 +116,6 @@ class StablePrefix:
 
 @dataclass(eq=False)
 class _Job:
-    """A response to score."""
-
     request: ScoringRequest
     sampling: Sampling
     result: asyncio.Future
@@ -257,7 +253,7 @@ class TransformersEngine(EncodingEngine):
             self._running = []
 
     def _take_batch(self) -> list[_Job]:
-        """Remove from the queue the job that has waited longest, and those that the same call can score."""
+        """Dequeue the job that has waited longest, and the jobs that the same call can score."""
         batch, others, sequences = [], deque(), 0
         while self._waiting:
             job = self._waiting.popleft()

@@ -19,7 +19,7 @@ class Limits:
     max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # also of requests; more get 429
     max_new_tokens: int = _limit(1024, "Maximum length of a critique in tokens.")  # also the default for requests
     request_timeout: float = _limit(600.0, "Seconds until a request is cancelled.")
-    max_values: int = _limit(50_000, "Maximum number of texts, numbers and objects in a JSON body.")
+    max_values: int = _limit(50_000, "Maximum number of strings, numbers, arrays and objects in a JSON body.")
     max_messages: int = _limit(1024, "Maximum number of messages in a conversation.")
     max_chars_per_token: float = _limit(
         16.0, "Maximum number of characters in a text, per token of the model's context."

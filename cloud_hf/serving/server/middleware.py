@@ -88,7 +88,7 @@ class Lifecycle:
         self.draining = False
         self.engine_dead = False
         self.tasks: set[asyncio.Task] = set()
-        # Bytes received of each body, oldest first. The key is the timeout with which the body is dropped
+        # Bytes received so far of each body, oldest first. The key is the timeout that drops the body
         self.arriving: dict[asyncio.Timeout, int] = {}
 
     def abort(self):
@@ -218,7 +218,7 @@ class RequestMiddleware:
                     while more:
                         if refused:
                             # Keep discarding for a moment, because a client that is still sending would not read the response
-                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first such piece
+                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the refusal
                             patience.reschedule(deadline)
                         message = await receive()
                         if message["type"] == "http.disconnect":
@@ -363,8 +363,8 @@ def error_response(status: int, error: str, headers=None) -> Response:
 
 def without_contents(error: str) -> str:
     """
-    Redact quoted text from an error message, for the log. The log needs the reason for a failure, because the trainers' clients show only
-    its status, but the log must not contain text from requests.
+    Redact quoted text from an error message before it is logged. The log must not contain text from requests, but it needs the reason for
+    a failure, because the trainers' clients show only the status.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")

@@ -117,7 +117,7 @@ class RewardService:
     async def score_texts(
         self, texts: list[str], prompts: list[str] | None, field: str, record: RequestRecord
     ) -> list[Score]:
-        """Score conversations that were rendered with the policy's chat template; `field` is their name in error messages."""
+        """Score conversations that were rendered with the policy's chat template; `field` names them in error messages."""
         if self.chats is None:
             raise HTTPException(501, "This server cannot parse rendered chats; start it with `--policy_tokenizer`.")
         sampling = Sampling(max_new_tokens=self.limits.max_new_tokens)

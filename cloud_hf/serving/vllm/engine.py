@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 class VLLMEngine(EncodingEngine):
     """
     [`RewardEngine`] over vLLM's asynchronous engine, with options of `vllm.AsyncEngineArgs`. Raises `ValueError` if
-    `model` is not a CLoud model.
+    `model` is not a CLoud or classic model.
     """
 
     def __init__(self, model: str, **vllm_options):

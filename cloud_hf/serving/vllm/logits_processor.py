@@ -67,7 +67,7 @@ class CloseCritique(LogitsProcessor):
     def _read_request(self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request:
         prompt_ids = prompt_ids or []
         return _Request(
-            # vLLM also ends a request at the end of the context, which would lose the reward, too
+            # vLLM also ends a request at the end of the context, where the reward would be lost
             min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt_ids)),
             params.min_tokens,
             # vLLM penalises ids that occur in the prompt: the end of turn may occur there, the reward token never does
@@ -80,7 +80,7 @@ class CloseCritique(LogitsProcessor):
         for row, request in self.requests.items():
             written = len(request.output_ids)
             if request.output_ids[-1] == self.reward_id if written else request.reads:
-                continue  # this row's logit is the reward and must stay as it is
+                continue  # this row's logit is the reward, which must not change
             # As vLLM and transformers do: divide positive logits, multiply negative ones
             if request.end_penalty != 1.0:
                 logit = logits[row, self.reward_id]

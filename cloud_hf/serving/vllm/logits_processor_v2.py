@@ -21,8 +21,7 @@ class CloseCritique(LogitsProcessor):
         self.reward_id, self.end_id = config.reward_token_id, config.critique_end_token_id
         self.max_model_len = vllm_config.model_config.max_model_len
         self.prompt_len = req_states.prompt_len
-        # One value per request slot. As in vLLM's own processors, they are written on the host and copied without
-        # waiting for the device
+        # One value per request slot, written on the host and copied without waiting for the device, as in vLLM's own processors
         self.max_tokens, self.min_tokens = (UvaBackedTensor(req_states.max_num_reqs, torch.int32) for _ in range(2))
         self.penalty = UvaBackedTensor(req_states.max_num_reqs, torch.float32)
         self.is_staged = False

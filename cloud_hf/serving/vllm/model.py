@@ -58,8 +58,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`, and those of the generation config, at
         # which vLLM would stop without a reward
         eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
-        # Kept on the device, because indexing with a list would copy the list there in every step, and the host would
-        # wait for the copy
+        # Kept on the device, because indexing with a list would copy the list there in every step while the host waits
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:

@@ -29,15 +29,13 @@ from cloud_hf.critique_format import format_class
 
 
 _ARCHITECTURE = cloud_hf.CLoudForRewardModeling.__name__
-# A separate architecture, because by default, vLLM uses the pooling runner for an architecture that supports both
-# runners
+# A separate architecture, because by default, vLLM uses the pooling runner for an architecture that supports both runners
 _POOLING_ARCHITECTURE = "ClassicForPooling"
 
 # vLLM chooses the renderer by the tokenizer mode
 _TOKENIZER_MODE = "cloud"
 
-# Sampling options for requests that do not set them: greedy, as in `score`, regardless of the base model's generation
-# config
+# Sampling options for requests that do not set them: greedy, as in `score`, regardless of the base model's generation config
 _SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
@@ -61,7 +59,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             # Checkpoints keep their shape: the model adds the row while it loads the weights
             config.reward_token_id = reward_token_in_vllm(config)
             config.text_config.vocab_size += 1
-            model_config.model_arch_config = model_config.get_model_arch_config()  # contains the vocabulary size, too
+            model_config.model_arch_config = model_config.get_model_arch_config()  # also contains the vocabulary size
         # The reward is a raw logit: log-softmax would turn the logit of the only possible token into 0
         model_config.logprobs_mode = "raw_logits"
         penalty = format_class(config.format).repetition_penalty

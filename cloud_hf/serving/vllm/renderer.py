@@ -46,7 +46,7 @@ class CLoudRenderer(HfRenderer):
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
-        # The last ids, which are the same in chats with different texts, are those that open the critique turn
+        # The trailing ids that chats with different texts have in common open the critique turn
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(*(reversed(ids) for ids in probes), strict=False))
         self._opening = tuple(token_id for token_id, _ in alike)[::-1]
         self._bos_count = self._count_bos(probes[0], tokenizer.bos_token_id)

@@ -43,8 +43,7 @@ from .reward_logits import decode_reward
 # vLLM needs room for one generated token, whose logprob is the reward of a given sequence
 READING_TOKENS = 1
 MAX_TEMPERATURE = 2.0
-# Number of full-length sequences for which the KV cache has room on a CPU, unless they need more than half of the free
-# memory
+# Number of full-length sequences for which the KV cache has room on a CPU, unless they need more than half of the free memory
 _FULL_SEQUENCES = 16
 _LARGEST_BLOCK = 128
 _MEMORY_OPTIONS = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
@@ -89,8 +88,8 @@ def check_options(options: dict[str, Any]):
 def servable_model(name: str) -> Iterator[str]:
     """
     Yield a name or folder from which vLLM can load a reward model. An adapter is merged into a temporary folder, because its reward head is
-    trained in full, and vLLM's LoRA cannot apply such weights. Raises `ValueError` if `name` is not a CLoud model, or is a published
-    checkpoint that was not converted.
+    trained in full, and vLLM's LoRA cannot apply such weights. Raises `ValueError` if `name` is not a CLoud or classic model, or is a
+    published checkpoint that was not converted.
     """
     if not is_adapter(name) and is_published(CLoudConfig.get_config_dict(name)[0]):
         raise ValueError(
@@ -113,8 +112,8 @@ def servable_model(name: str) -> Iterator[str]:
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
     Choose the size of the KV cache on a CPU: room for 16 full-length sequences in at most half of the free memory, but for at least one
-    sequence. By default, vLLM would require 92 % of all memory, and fail if less is free. Return no options if `options` of vLLM or
-    `VLLM_CPU_KVCACHE_SPACE` set the size, or the config has no maximum length.
+    sequence. By default, vLLM would require 92% of all memory, and fail if less is free. Return no options if vLLM's `options` or
+    `VLLM_CPU_KVCACHE_SPACE` set the size, or neither `options` nor the config has a maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
     is_set = "VLLM_CPU_KVCACHE_SPACE" in os.environ or _MEMORY_OPTIONS & options.keys()
@@ -142,8 +141,8 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
     has_integers = any((group.get("weights") or {}).get("type") == "int" for group in groups.values())
     if has_integers and current_platform.is_cpu() and _dtype(config, options) == torch.float32:
         raise ValueError(
-            "On a CPU, vLLM supports weights that are quantised to integers only in bf16. Start it with `dtype='bfloat16'` (in "
-            "commands `--dtype bfloat16`)."
+            "On a CPU, vLLM supports integer-quantised weights only in bf16. Start it with `dtype='bfloat16'` (in commands "
+            "`--dtype bfloat16`)."
         )
 
 
@@ -273,7 +272,7 @@ class VLLMRequests:
         # Possible only in the reference format, which leaves room for one more token; see `reserved_tokens`
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
-            # The processor closes a critique of this length in any case; the model itself would have ended it only if no other token was
+            # The processor closes every critique of this length; the model itself would have ended it only if no other token was
             # likelier
             is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
@@ -284,7 +283,7 @@ class VLLMRequests:
             found = [logprobs[place][token].logprob for place, token in enumerate(critique_ids)]
             likelihood = fmean(found) if found else 0.0
         if (step := sampling.read_every) is not None:
-            # The logits that predict the token at one place are computed from the token before it
+            # The logits that predict the token at a position are computed from the token before it
             places = range(step, len(critique_ids) + 1, step)
             inner = tuple(decode_reward(logprobs[place][end_id].logprob) for place in places)
         return Sample(

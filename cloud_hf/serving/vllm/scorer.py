@@ -28,11 +28,11 @@ class CLoudVLLM:
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). With
             `dtype="float32"`, rewards equal those of transformers; the default, `"auto"`, is the checkpoint's data
-            type. On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens,
-            but to at most half of the free memory.
+            type. On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens, or
+            to half of the free memory if that is less.
 
     Raises:
-        `ValueError`: If `model` is not a CLoud model.
+        `ValueError`: If `model` is not a CLoud or classic model, or an option of vLLM is unknown or cannot be used.
 
     Examples:
 
@@ -159,7 +159,6 @@ class _Run:
             self._engine.abort_request(self._ids, internal=True)
 
     def add(self, prompt: TokensInput, params: SamplingParams, take: Callable[[RequestOutput], None]):
-        """Start a request."""
         name = str(len(self._ids))
         self._takers[name] = take
         self._ids.append(self._engine.add_request(name, prompt, params))

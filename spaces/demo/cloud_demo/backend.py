@@ -187,7 +187,7 @@ class WaitingLine:
     """
     Queue for the model that reports to every request its position. It belongs to one event loop.
 
-    At most `places` requests are served concurrently, and at most `max_waiting` requests wait. At most `max_per_user` of all these come
+    At most `places` requests are served concurrently, and at most `max_waiting` requests wait. Of all these, at most `max_per_user` come
     from one user, and at most `max_per_address` from one address. Addresses take turns: the first request from an address precedes the
     second from another.
     """

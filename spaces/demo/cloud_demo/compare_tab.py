@@ -47,7 +47,7 @@ def remove_last(count: int) -> list:
 
 
 def show_filled(count: int, *values: str) -> list:
-    """Like `show`, with at least all boxes that a link has filled."""
+    """Like `show`, but show at least the boxes that a link has filled."""
     filled = max((place for place, value in enumerate(values, start=1) if value), default=0)
     return show(max(count, filled, FEWEST))
 

@@ -323,7 +323,7 @@ def _borrow_gpu(function: Callable) -> Callable:
     return spaces.GPU(duration=120)(function)
 
 
-# Models cannot be sent to a borrowed process, but it is a fork and sees this dictionary as it was at the time of the fork
+# Models cannot be sent to the process that has the GPU, but it is a fork and sees this dictionary as it was at the fork
 _engines: dict[str, TransformersEngine] = {}
 
 

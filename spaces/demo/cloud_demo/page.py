@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 TABS = [score_tab, compare_tab, two_models_tab, best_of_n_tab]
 
 TITLE = "CLoud reward model"
-_ABOUT = "It reads a response, writes a critique, and then gives a number."
+_ABOUT = "It reads a response, writes a critique, and then assigns a reward."
 _SHIPPED = """ These two small models were trained in minutes to follow a ball under four cups: the CLoud model writes down where the
-ball goes, whereas the classic one gives its number immediately. Press *Judge*, or see where they disagree under *Two models*."""
+ball goes, whereas the classic one assigns a reward immediately. Press *Judge*, or see where they disagree under *Two models*."""
 _FOLDER = Path(__file__).parent
 # Requests wait in the demo's own queue; Gradio's queue accepts this many more events
 _SPARE_EVENTS = 32

@@ -86,7 +86,7 @@ def show_critiques(score: Score, effects: Effects | None = None, name: str = "cr
             cut = '<p class="note bad">Truncated at the maximum length; the reward was computed there.</p>'
         first = effects is not None and not parts
         body = _tinted(critique, effects) if first else paragraph(critique, "critique")
-        parts.append((body if critique else note("(The model ended it without writing anything.)")) + cut)
+        parts.append((body if critique else note("(The model ended the critique without writing anything.)")) + cut)
     return _critique_tabs([f"{i}: {reward:+.3f}" for i, reward in enumerate(score.rewards, start=1)], parts, name)
 
 
@@ -196,7 +196,6 @@ def _remarks(
 
 
 def _ranking_table(names: Sequence[str], scores: Sequence[Score], ranks: Sequence[int]) -> str:
-    """Show the scores in descending order."""
     rows = [
         f"<td>{rank}</td>{_row_header(name)}<td>{score.reward:+.3f}</td>"
         f"<td>{_percent(preference(score.reward, scores[0].reward)) if place else '—'}</td>"

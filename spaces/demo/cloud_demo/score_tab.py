@@ -47,7 +47,6 @@ class _Outcome:
         return [self.controls.said, self.controls.result, self.critique, self.more, self.controls.kept]
 
     def place(self, texts: dict[str, gr.Textbox]):
-        """Place the column here."""
         with gr.Column(elem_classes="outcome"):
             self.controls.show_results()
             self.critique.render()
@@ -76,7 +75,7 @@ class _Outcome:
     async def run(
         self, user: Visitor, asked: Any, given: dict[str, str], sampling: Sampling
     ) -> AsyncGenerator[dict, None]:
-        """Judge the response among the boxes' texts `given`. Yields updates as the critique is written, then its reward and effects."""
+        """Judge the response in `given`, the texts of the boxes. Yields updates as the critique is written, then its reward and effects."""
         result = None
         yield self.clear()
         async for step in judging.write(self.backend, user, asked, given["response"], sampling):
@@ -139,7 +138,7 @@ def build(backend: Backend) -> TabParts:
 
 
 def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
-    """Return named pairs of prompt and response, with the best and the worst response to each example prompt."""
+    """Return named pairs of prompt and response, with a right and a wrong response to each example prompt."""
     return {
         f"{name} ({side} response)": (prompt, response)
         for name, (prompt, responses) in example_prompts(backend).items()
@@ -148,7 +147,6 @@ def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
 
 
 def _chat_boxes() -> tuple[gr.Textbox, dict[str, gr.Textbox]]:
-    """Create the text boxes for the system message and the earlier turns."""
     with gr.Accordion("Chat: system message and earlier turns", open=False) as chat:
         system = gr.Textbox("", label="System message", lines=1, max_lines=6)
         names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]

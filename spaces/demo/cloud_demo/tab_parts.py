@@ -101,8 +101,8 @@ _EXAMPLES = {
 class TabParts:
     """
     What the page needs from a tab: the boxes whose texts a link contains, the list of examples with a function that names them, and `show`,
-    which returns updates by component that display a link's result. `outputs` lists the components that these updates may change, and
-    `on_select` attaches the handler that runs when the tab is opened.
+    which returns updates, keyed by component, that display a link's result. `outputs` lists the components that these updates may change,
+    and `on_select` attaches the handler that runs when the tab is opened.
     """
 
     texts: dict[str, gr.Textbox]

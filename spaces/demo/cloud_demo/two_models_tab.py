@@ -96,7 +96,6 @@ class _Listing:
         self.timer = gr.Timer(_REFRESH, active=False)
 
     def place(self):
-        """Place the column here."""
         named = [(ALL, ALL), *((name.format("First", "second"), name) for name in FILTERS)]
         self.choice = gr.Radio(named, value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
         self.words = gr.Textbox(
@@ -139,7 +138,6 @@ class _OpenRow:
         self.controls = Controls(backend, "versus", TAB)
 
     def place(self):
-        """Place the column here."""
         controls = self.controls
         guess = gr.Checkbox(True, label="Guess first which response was chosen", elem_id="versus-guess")
         controls.kept.render()
