@@ -1,4 +1,4 @@
-"""Entry point of `python -m cloud_hf`: the `cloud-hf` command, for environments whose scripts are not on the `PATH`."""
+"""Run the `cloud-hf` command with `python -m cloud_hf`, for environments whose scripts are not on the `PATH`."""
 
 from .cli import main
 

@@ -1,8 +1,8 @@
 """
 LoRA adapters: find and check an adapter's base model, attach the adapter, and merge it.
 
-Functions that load a model take its class as an argument. They cannot import it, because the model's module imports this
-one, and because a saved model that runs its own copy of the class (`trust_remote_code`) must pass that copy.
+Functions that load a model take its class as an argument instead of importing it: the model's module imports this one, and
+a saved model that runs its own copy of the class (`trust_remote_code`) must pass that copy.
 """
 
 import json
@@ -61,7 +61,7 @@ def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) 
 
 
 def load_adapter_base(model_class: Any, name: str, config: CLoudConfig, base: str | None = None, **kwargs) -> Any:
-    """Load the reward model that an adapter adapts, with the adapter's `config`. `base`, if given, replaces the recorded base."""
+    """Load an adapter's base as a reward model with the adapter's `config`. `base`, if given, replaces the recorded base."""
     base, revision = adapter_base(name, base, **hub_options(kwargs))
     kwargs = {**_of_base(kwargs), "revision": revision}
     options = hub_options(kwargs)
@@ -84,10 +84,10 @@ def attach_adapter(
 
     Args:
         peft_config (`LoraConfig`, *optional*):
-            Config to use instead of the adapter's own. If only this config lists a module in `modules_to_save`, the
-            module keeps the base's weights.
+            Config to use instead of the adapter's own. A module that is in the `modules_to_save` of this config, but not of
+            the adapter's, keeps the base's weights.
         trainable (`bool`, *optional*, defaults to `False`):
-            Whether to continue training.
+            Whether the adapter's weights are trainable, to continue training.
 
     Raises:
         `ValueError`: If the names or shapes of the adapter's weights do not match the model's.
@@ -219,9 +219,9 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
 
 def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     """
-    Load the config of a model. For an adapter, load the reward model's config from the adapter's folder if there is one, and
-    otherwise the config of its base (`base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a
-    possible Hub id.
+    Load a model's config. For an adapter, this is the reward model's config in the adapter's folder or, if there is none, the
+    config of the adapter's base. `base`, if given, replaces the recorded base. Raises `FileNotFoundError` if `name` is
+    neither a folder nor a possible Hub id.
     """
     check_name(name)
     hub_kwargs = hub_options(kwargs)
@@ -248,7 +248,7 @@ def record_base(folder: str | Path, model: PeftModel):
     base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
     changes: dict[str, Any] = {}
     if isinstance(model.config, CLoudConfig):
-        # With a task type, PEFT would load a different model class, without the adapter's weights, so name this class
+        # If the config named a task type, PEFT would load another model class, without the adapter's weights. Name this class instead
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
         changes = {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
@@ -278,7 +278,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
 
 
 def _of_base(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep those Hub options of an adapter that also apply to its base."""
+    """Return the Hub options of an adapter that also apply to its base."""
     return {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
 
 
@@ -287,7 +287,7 @@ def _check_architecture(name: str, config: CLoudConfig, base: str, base_config):
         ours, theirs = getattr(config.text_config, field, None), getattr(base_config, field, None)
         if ours != theirs:
             raise ValueError(
-                f"{name} was trained on another base: `{field}` was {ours!r} there, but is {theirs!r} in {base}."
+                f"{name} was trained on another base, in which `{field}` was {ours!r}; in {base}, it is {theirs!r}."
             )
 
 

@@ -83,8 +83,8 @@ def check_data_type(dtype: str | None):
     """Raise `ValueError` unless weights can be loaded in this data type. `None` passes."""
     if dtype not in (None, *_DATA_TYPES):
         raise ValueError(
-            f"`dtype` is {dtype!r}; use {', '.join(_DATA_TYPES[:3])} or {_DATA_TYPES[3]}. Quantised checkpoints (FP8, AWQ, GPTQ) need no "
-            "other value: with auto, their weights stay quantised."
+            f"`dtype` is {dtype!r}; use {', '.join(_DATA_TYPES[:3])} or {_DATA_TYPES[3]}. For quantised "
+            "checkpoints (FP8, AWQ, GPTQ), use auto, which keeps their weights quantised."
         )
 
 

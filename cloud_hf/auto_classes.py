@@ -66,7 +66,7 @@ def register_loaded():
 
 
 class WatchedModules:
-    """Finder that calls [`register_loaded`] after a registry's module, or the module of its class, has been executed."""
+    """Import finder that calls [`register_loaded`] after a module that contains a registry, or a registered class, has been executed."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
@@ -74,7 +74,7 @@ class WatchedModules:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            # Patch the loader's instance, not its class: inspect and importlib.resources use the loader's type to find the source
+            # Patch the loader instance, not its class: inspect and importlib.resources use the loader's type to find the source
             spec.loader.exec_module = functools.partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
@@ -89,7 +89,7 @@ def _execute(exec_module, module: ModuleType):
 
 
 def install():
-    """Register the classes whose registries are loaded now, and the others once theirs are imported."""
+    """Register each class now if its registry is already loaded, and otherwise once the registry is imported."""
     if WatchedModules not in sys.meta_path:
         sys.meta_path.insert(0, WatchedModules)
     register_loaded()

@@ -119,8 +119,8 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    Read the metadata that other cards inherit, from the card of a Hub id or folder. `license`, `license_name` and `license_link` are
-    strings; `language`, `base_model`, `datasets` and `source_datasets` are lists. Malformed values are dropped; if the card cannot be
+    Read the card of a Hub id or folder, and return the metadata that other cards inherit. `license`, `license_name` and `license_link`
+    are strings; `language`, `base_model`, `datasets` and `source_datasets` are lists. Malformed values are dropped; if the card cannot be
     read, the result is empty.
     """
     if not name:
@@ -158,7 +158,7 @@ def inherit(base: str | None, datasets: Iterable[str | None] = ()) -> dict[str, 
         of_data = read_metadata(name, DatasetCard)
         found += [name] if hub_id(name) else of_data.get("source_datasets", [])
         languages += of_data.get("language", [])
-    if not hub_id(base):  # the base was trained locally, so its data are part of this recipe
+    if not hub_id(base):  # the base was trained locally, so list its training data here
         found += of_base.get("datasets", [])
     made = {
         "base_model": [base] if hub_id(base) else of_base.get("base_model"),
@@ -193,7 +193,8 @@ def model_card(
         name (`str`):
             Hub id, or name of the model's folder.
         about, training (`str`):
-            Markdown: where the model comes from (shown after the sentence that names its kind), and the Training section.
+            Markdown. `about` says where the model comes from and follows the sentence that names the model's kind; `training`
+            is the text of the Training section.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):

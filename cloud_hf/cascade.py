@@ -153,13 +153,13 @@ class Candidates:
             limit = math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
             odds_N = self.odds_NN[self.leader]
             rivals = [place for place in range(self.count) if place != self.leader and odds_N[place] < limit]
-            # The leader's reward counts against every rival, so score it first
+            # The leader is compared with every rival, so score it first
             open_places = [self.leader, *sorted(rivals, key=lambda place: odds_N[place])] if rivals else []
         waiting = [place for place in open_places if np.isnan(self._rewards_N[place])]
         return waiting[:1] if one_at_a_time else sorted(waiting)
 
     def add(self, rewards: dict[int, float], fit: StageFit):
-        """Record rewards from the current stage, by index of the response, and update the log-odds."""
+        """Record the current stage's rewards, keyed by response index, and update the log-odds."""
         for place, reward in rewards.items():
             self.asked[-1].append(place)
             self._rewards_N[place] = reward
@@ -204,7 +204,7 @@ async def arun_cascade(
 
 
 def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: Ask) -> list[Candidates]:
-    """Run [`arun_cascade`] with an `ask` that is not a coroutine. This also works inside a running event loop."""
+    """Run [`arun_cascade`] with a synchronous `ask`. This also works inside a running event loop."""
 
     async def answer(stage: int, picks: list[tuple[int, int]]) -> Sequence[float]:
         return ask(stage, picks)
@@ -214,7 +214,7 @@ def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence
         arun_cascade(fit, one_at_a_time, counts, answer).send(None)
     except StopIteration as end:
         return end.value
-    raise AssertionError("A coroutine that never waits finishes in its first step.")
+    raise AssertionError("A coroutine that never suspends finishes in its first step.")
 
 
 # ------------------------------------------------------------------------------------------------------------ scorer
@@ -249,18 +249,18 @@ class Spent:
     tokens: int = 0
 
     def add(self, scores: Sequence[Score]):
-        """Add the cost of scores."""
+        """Add the cost of these scores."""
         self.responses += len(scores)
         self.tokens += sum(len(ids) for score in scores for ids in score.critique_ids)
 
 
 class CascadeScorer:
     """
-    [`Scorer`] that spends critiques where a cheaper reward leaves doubt.
+    [`Scorer`] that writes critiques only where a cheaper reward leaves doubt.
 
     Rewards are log-odds against the other responses to the same prompt, so they are comparable only within a prompt. That suits best-of-N,
-    pairs, and reinforcement learning with several completions per prompt. Equal prompts in one call form one group. If a prompt has only
-    one response, that response is compared with a typical response from the dev rows.
+    pairs, and reinforcement learning with several completions per prompt. Identical prompts in one call form one group. If a prompt has
+    only one response, that response is compared with a typical response from the dev rows.
 
     Args:
         stages (`Sequence[CascadeStage or Scorer]`):
@@ -283,7 +283,7 @@ class CascadeScorer:
     def __init__(self, stages: Sequence[CascadeStage | Scorer], fit: CascadeFit):
         self.stages = [stage if isinstance(stage, CascadeStage) else CascadeStage(stage) for stage in stages]
         if len(self.stages) != len(fit.stages):
-            raise ValueError(f"`stages` has {len(self.stages)} scorers, but the fit is for {len(fit.stages)}.")
+            raise ValueError(f"`stages` has {len(self.stages)} scorers, but the fit has {len(fit.stages)} stages.")
         self.fit = fit
         self.spent = [Spent() for _ in self.stages]
 
@@ -304,7 +304,7 @@ class CascadeScorer:
         return call.finish(run_cascade(self.fit, call.one_at_a_time, call.counts, ask))
 
     async def ascore(self, prompts: list, responses: list, **options) -> list[Score]:
-        """Judge responses with stages that have an `ascore`, such as [`~serving.CLoudClient`]s. See [`CascadeScorer.score`]."""
+        """Judge responses with scorers that have an `ascore`, such as [`~serving.CLoudClient`]. See [`CascadeScorer.score`]."""
         call = _Call(self.stages, self.spent, prompts, responses, **options)
 
         async def ask(number: int, picks: list[tuple[int, int]]) -> list[float]:

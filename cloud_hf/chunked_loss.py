@@ -66,7 +66,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_logits.dtype == hidden.dtype == weight_VH.dtype:
                     grad_weight_VH.addmm_(grad_logits.T, hidden)
                     continue
-                # Under autocast, the dtypes differ, so `addmm_` cannot be used. Add slices: the full product is as large as the matrix
+                # Under autocast, the dtypes differ, so `addmm_` cannot be used. Add the product, which is as large as the matrix, in
+                # slices
                 for start in range(0, len(grad_weight_VH), _ROWS):
                     rows = slice(start, start + _ROWS)
                     grad_weight_VH[rows] += grad_logits[:, rows].T @ hidden

@@ -165,7 +165,7 @@ def _empty_classifier(source: str, config: Any) -> Any:
 
 
 def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose chat template gives the ids that the model reads, after saving it to `folder` and reloading it."""
+    """Create a tokenizer whose chat template gives the ids that the model reads, save it to `folder`, and return it as reloaded."""
     name = tokenizer_source(source)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
@@ -187,7 +187,7 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
 
 
 def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int], list[dict[str, str]]]]:
-    """Yield each test conversation's ids, as the model reads them, and its messages. Skip those that the template refuses."""
+    """Yield each test conversation's ids, as the model reads them, and its messages. Skip conversations that the template refuses."""
     for chat in _CHATS:
         messages = [{"role": role, "content": content} for role, content in chat]
         try:
@@ -225,7 +225,7 @@ def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) 
         if isinstance(token, str) and token != critique_format.end_token:
             return token
     raise ValueError(
-        f"{source}: its tokenizer has no token for padding other than the end of turn ({critique_format.end_token!r}), at which the "
+        f"{source}: the tokenizer has no token to use as padding except the end of turn ({critique_format.end_token!r}), at which the "
         "reward is read."
     )
 

@@ -1,8 +1,8 @@
 """
 The `cloud-hf` command, and the runner shared with the scripts in `examples/`.
 
-A command is a module. It defines either `ARGUMENTS`, the dataclasses of its options, and a `main` that accepts instances of
-these dataclasses, or only a `main` that accepts the command line. The module is imported when its command is run.
+Each command is a module. Its `main` accepts instances of the dataclasses in `ARGUMENTS`, which define the command's options;
+without `ARGUMENTS`, it accepts the command line. The module is imported when its command is run.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def _raising(parser: Any) -> Any:
         try:
             return parser.parse_known_args(self, args, namespace)
         except UsageError as error:
-            # argparse reports a required option whose name is misspelt as missing
+            # If the name of a required option is misspelt, argparse reports that the option is missing
             if "arguments are required" in str(error):
                 for word in sys.argv[1:] if args is None else args:
                     if word.startswith("--") and not any(
@@ -118,8 +118,8 @@ def overview() -> str:
 
 def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = None):
     """
-    Run a command, by default with this process's arguments and with the script's name as `prog`. After a user's mistake, print one
-    sentence to stderr and exit with status 2, unless `--debug` is given.
+    Run a command, by default with this process's arguments and with the script's name as `prog`. If the user made a mistake, print
+    one sentence to stderr and exit with status 2, unless `--debug` is given.
     """
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
     # argparse reads the program's name from `sys.argv`
@@ -260,15 +260,15 @@ def _explain_memory(message: str) -> str:
 
 
 def _explain_engine(error: Any, package: str) -> str | None:
-    """Explain why vLLM refuses its options (pydantic's error spans several lines), or why its engine did not start."""
+    """Explain why vLLM rejected its options (pydantic's error spans several lines), or why its engine did not start."""
     if package == "pydantic_core" and isinstance(error, ValueError):
         first = error.errors()[0]  # pyright: ignore[reportAttributeAccessIssue]  # pydantic's `ValidationError`
         field = ".".join(map(str, first["loc"]))
         given = f"`{field}` is {first['input']!r:.60}: " if field else ""
-        return f"vLLM refuses its options. {given}{first['msg'].removeprefix('Value error, ').rstrip('.')}."
+        return f"vLLM rejected the options. {given}{first['msg'].removeprefix('Value error, ').rstrip('.')}."
     if isinstance(error, RuntimeError) and str(error).startswith("Engine core initialization failed"):
         return (
-            "vLLM's engine did not start; its log above has the reason. If memory is too small, lower `max_model_len` or "
+            "vLLM's engine did not start; its log above shows the reason. If memory is too small, lower `max_model_len` or "
             "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default, 0.92 of the GPU's memory must "
             "be free)."
         )
@@ -276,7 +276,7 @@ def _explain_engine(error: Any, package: str) -> str | None:
 
 
 def _passed_through(error: BaseException) -> list[str]:
-    """Return the packages of the calls that an error passed through, ending with the package that raised it."""
+    """Return the package of each frame in an error's traceback; the last one raised the error."""
     return [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
 
 

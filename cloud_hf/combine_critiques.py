@@ -12,7 +12,7 @@ TRIMMED = 0.25  # fraction of the rewards that the trimmed mean drops at each en
 
 
 def trimmed_mean(rewards: Sequence[float]) -> float:
-    """Return the mean without the lowest and the highest quarter of the rewards."""
+    """Return the mean of the rewards after dropping the lowest and the highest quarter."""
     cut = int(TRIMMED * len(rewards))
     return statistics.fmean(sorted(rewards)[cut : len(rewards) - cut])
 
@@ -102,7 +102,7 @@ def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
 
 
 def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
-    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` stay the same."""
+    """Set the `reward` of each response to one prompt with [`combine_rewards`], and return the new scores. `rewards` stay the same."""
     if how == "mean":  # the default reward of a score
         return list(row)
     combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])

@@ -113,7 +113,7 @@ class CLoudConfig(PreTrainedConfig):
     model_type = "cloud"
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
-    # Outputs to exclude from the Trainer's predictions, so that these are only the rewards
+    # Outputs to exclude from the Trainer's predictions, so that only the rewards remain
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts", "inner_rewards", "token_losses",
         "token_sequences",
@@ -228,7 +228,7 @@ class CLoudConfig(PreTrainedConfig):
         if self.critique and not (self.critique_prompt or "").strip():
             raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs text to open it.")
         if not 0 < self.reward_std < math.inf:
-            raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")
+            raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be a finite number above 0.")
         if not abs(self.reward_mean) < math.inf:
             raise ValueError(f"CLoudConfig: `reward_mean` is {self.reward_mean}; it must be a finite number.")
 
@@ -279,15 +279,13 @@ def check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = "",
         value = config[key]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
-            raise ValueError(f"{place} has the `{path}{key}` {value!r:.60}; it must be {names}.")
+            raise ValueError(f"{place} has the `{path}{key}` {value!r:.60}; its type must be {names}.")
         if "dtype" in key and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError(
-                f"`{path}{key}`: the config has the data type {value!r:.60}, which torch does not support."
-            )
+            raise ValueError(f"The config sets `{path}{key}` to {value!r:.60}, which is not a torch data type.")
 
 
 def reward_token_in_vllm(config: CLoudConfig) -> int:
-    """Return the config's `reward_token_id`, or the id after the last one, which vLLM adds to a vocabulary without a spare id."""
+    """Return the `reward_token_id` or, if the vocabulary has no spare id, the id that vLLM appends to the vocabulary."""
     return config.text_config.vocab_size if config.reward_token_id is None else config.reward_token_id
 
 
@@ -309,8 +307,8 @@ def longest_sequence(text_config) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Maps types of language models that exist only inside multimodal models to types that compute the same on text, where
-# positions are one-dimensional
+# Maps types of language models that exist only inside multimodal models to equivalent text-only types. On text, positions are
+# one-dimensional, so both types compute the same
 _PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 
 
@@ -319,7 +317,7 @@ def language_config(config: Any) -> Any:
     Return the config of the language model inside a multimodal model's config. A language model's config is returned unchanged. Raises
     `ValueError` if transformers has no causal language model of this type.
     """
-    # Not imported at the top, because transformers imports this module while it imports that one
+    # Not imported at the top of the file: while transformers imports `modeling_auto`, it also imports this module
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     text_config = config.get_text_config(decoder=True)

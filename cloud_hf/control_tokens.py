@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 
 # Private-use characters that mark positions while a conversation is rendered. `CUT` splits untrusted text so that no added-token
-# string survives in it; `SLOT` is the placeholder for a critique. If input contains any of these characters, `_ESCAPE` and a
-# digit replace it.
+# string survives in it; `SLOT` is the placeholder for a critique. Where input contains one of these characters, the character is
+# replaced with `_ESCAPE` and a digit.
 CUT = "\uf8f0"
 SLOT = "\uf8f1"
 _ESCAPE = "\uf8f2"
@@ -43,7 +43,7 @@ class ControlTokens:
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if len(token.content.replace("▁", " ").strip()) > 1
         }
-        # Not the unknown token: ordinary characters may be encoded as it
+        # Without the unknown token, because ordinary characters may be encoded as it
         self.token_ids = frozenset(added) - {cast(int, tokenizer.unk_token_id)}
         strings = {*added.values(), *further}
         self.pattern = _any_of(strings)
@@ -79,7 +79,7 @@ class ControlTokens:
         pieces = _split_at(text, [start + 1 for start, _ in starts])
         if not self._spells_control(pieces):
             return pieces
-        # Normalisation turns a piece into a token (full-width letters, for example): find the characters that turn into it
+        # Normalisation turns a piece, for example full-width letters, into a token: find the characters that the token comes from
         forms = {character: self._normalized(character) for character in set(text)}
         places = [0, *accumulate(len(forms[character]) for character in text)]
         sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]

@@ -249,7 +249,7 @@ def _find_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name} has no tokenizer that can be loaded; pass one with `--tokenizer`: {error}"
+            f"{name} has no tokenizer that can be loaded ({error}). Pass one with `--tokenizer`."
         ) from error
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(

@@ -232,7 +232,7 @@ class CritiqueFormat:
                 The critique's text, or its ids as generated, with or without the end of turn. `None` for a classic model.
 
         Raises:
-            `ValueError`: If the critique is missing, is passed to a classic model, or contains an end of turn before its end.
+            `ValueError`: If the critique is missing, is passed to a classic model, or contains an end of turn before its last id.
         """
         if self.critique != (critique is not None):
             needs = "A CLoud model needs a critique" if self.critique else "A classic model does not accept a critique"
@@ -322,7 +322,7 @@ class CritiqueFormat:
             raise ValueError("The chat template does not show `tools`; leave them out, or put them into a message.")
         marks = marks_in(text)
         for index, field, mark in skeleton.fields:
-            if mark not in marks and mark not in text:  # looking in the set first keeps long conversations linear
+            if mark not in marks and mark not in text:  # the set comes first to keep the check linear in time
                 raise self._not_shown(conversation, index, field)
         roles, constants = skeleton.roles(), skeleton.constants_to_check(text)
         if (len(roles) + len(constants)) * (len(text) + 1000) > _MOST_CHECKING:
@@ -418,8 +418,8 @@ class CritiqueFormat:
         these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
         However many turns there are, this needs at most four renderings: one with marks in place of all such texts, one
-        that checks the texts whose turns the template drops, and two that each show every second text unchanged,
-        between the marks that stand for its neighbours.
+        that confirms that the template drops the texts whose marks are missing, and two in which every other text is
+        unchanged, between the marks that stand for its neighbours.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {
@@ -505,7 +505,7 @@ class CritiqueFormat:
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
         """Encode pieces that continue other text. Some tokenizers would prepend a space to text that is encoded on its own."""
-        # If the anchor keeps its ids when the piece follows, the remaining ids are those that the piece has inside a text
+        # If the anchor's ids stay the same with the piece after it, the remaining ids are those of the piece in the middle of a text
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
@@ -536,7 +536,9 @@ class CritiqueFormat:
         if ids and ids[-1] == self.end_token_id:
             ids.pop()
         if self.end_token_id in ids:
-            raise ValueError(f"The critique's ids contain the end-of-turn token {self.end_token_id} before their end.")
+            raise ValueError(
+                f"The critique's ids contain the end-of-turn token {self.end_token_id} before the last position."
+            )
         return ids
 
     def _check_text(self, text: str, field: str = "text") -> str:
@@ -740,7 +742,7 @@ def _remembered(memory: dict[str, _T], key: str, make: Callable[[], _T]) -> _T:
 
 
 def format_class(name: str) -> type[CritiqueFormat]:
-    """Return the class of a `CLoudConfig.format`. Raises `ValueError` for other names."""
+    """Return the class for a value of `CLoudConfig.format`. Raises `ValueError` for other names."""
     classes = {kind.name: kind for kind in (CritiqueFormat, ReferenceFormat)}
     if name not in classes:
         raise ValueError(f"`format` is {name!r}; use {' or '.join(map(repr, classes))}.")

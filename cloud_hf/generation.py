@@ -224,8 +224,8 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end. This is a forward hook of the trunk, because a hook there sees the fed tokens."""
-        fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids by position
+        """Keep the hidden states of rows that end in this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
+        fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids positionally
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the first call feeds the prefix
             self.hidden_BH = torch.zeros_like(hidden_BH)
@@ -341,7 +341,7 @@ def exponential_noise(seeds_B: torch.Tensor, step: int, size: int) -> torch.Tens
     keys_B = _split_mix(seeds_B + _signed((step + 1) * _GOLDEN))
     columns = torch.arange(1, size + 1, device=seeds_B.device) * _signed(_GOLDEN)
     bits = _split_mix(keys_B[:, None] + columns)
-    # Use 53 bits, and round them to floats only here: the largest Gumbel noise comes from the smallest numbers
+    # Use 53 bits, and do not round them before this conversion to float: the largest Gumbel noise comes from the smallest numbers
     uniform = (bits >> 11 & 2**53 - 1).float() * 2.0**-53
     return -torch.log1p(-uniform.clamp(2.0**-54, 1 - 2.0**-24))
 

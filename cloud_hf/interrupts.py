@@ -16,7 +16,7 @@ class Interrupts:
         self.pending = False
 
     def check(self):
-        """Raise `KeyboardInterrupt` if Ctrl-C was pressed. Call this where the work so far is saved."""
+        """Raise `KeyboardInterrupt` if Ctrl-C was pressed. Call this at points where all work so far has been saved."""
         if self.pending:
             raise KeyboardInterrupt
 

@@ -68,7 +68,7 @@ def load_merged(name: str, base: str | None = None, **kwargs) -> CLoudForRewardM
         base (`str`, *optional*):
             Location of the base, if it has moved since training.
         **kwargs:
-            Passed to the base's `from_pretrained`. Options of the Hub, such as `token`, also apply to the adapter; `revision` and
+            Passed to the base's `from_pretrained`. Hub options, such as `token`, also apply to the adapter; `revision` and
             `subfolder` apply only to the adapter.
 
     Raises:
@@ -111,7 +111,7 @@ def check_reward_model(name: str, config):
 
 
 def tokenizer_source(name: str, base: str | None = None, **hub_kwargs) -> str:
-    """Return the location of a model's tokenizer: the model's own or, for an adapter saved without a tokenizer, its base's."""
+    """Return the location of a model's tokenizer: the model itself or, for an adapter saved without a tokenizer, its base."""
     if is_adapter(name, **hub_kwargs) and not adapters.has_file(name, "tokenizer_config.json", **hub_kwargs):
         return adapter_base(name, base, **hub_kwargs)[0]
     return name

@@ -20,7 +20,7 @@ def in_code(value: Any) -> str:
 
 
 def block(text: str, language: str = "text") -> str:
-    """Return a fenced code block with a fence so long that no line of the text can close it."""
+    """Return a fenced code block whose fence is long enough that no line of the text can close it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -31,5 +31,5 @@ def settings_table(values: Mapping[str, Any]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
-    """Return a Markdown table whose cells are already Markdown."""
+    """Return a Markdown table of cells that already contain Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))

@@ -88,7 +88,7 @@ class CLoudOutput(ModelOutput):
 
     Args:
         logits (`torch.Tensor` of shape `(B, 1)`):
-            The rewards in fp32, named `logits` because tools for reward models expect them there.
+            The rewards in fp32, named `logits` because reward-model tools look for them under that name.
         lm_loss (`torch.Tensor` of shape `()`, *optional*):
             Mean cross-entropy over the labelled tokens, if `labels` are given; 0 if no token is labelled.
         lm_loss_sums (`torch.Tensor` of shape `(B,)`, *optional*):
@@ -211,8 +211,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
                 See [`CLoudConfig`].
             reward_head (`str`, *optional*):
-                See [`CLoudConfig`]. Defaults to `"linear"` for a classic model created from a scalar reward model with one label, whose
-                head is then kept, and to `"mlp"` otherwise.
+                See [`CLoudConfig`]. A classic model created from a scalar reward model with one label defaults to `"linear"` and keeps
+                the scalar model's head. Otherwise, the default is `"mlp"`.
             **kwargs:
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
 
@@ -345,7 +345,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _prepare_published(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]):
-        """Check a published checkpoint, and add its config and the mapping of its weight names to `from_pretrained`'s options."""
+        """Check a published checkpoint, and add two options for `from_pretrained`: its config, and a mapping of its weight names."""
         fields = {key: kwargs.pop(key) for key in CLoudConfig.__annotations__ if key in kwargs}
         if kwargs.get("config") is None:
             kwargs["config"] = CLoudConfig.from_pretrained(name, **fields, **hub_kwargs)
@@ -355,8 +355,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
-        """Load and merge an adapter. `name` is the adapter's folder, or its base, which the Auto classes pass instead."""
-        # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor demands PEFT
+        """Load an adapter and merge it. `name` is the adapter's Hub id or folder; the Auto classes pass the base model's instead."""
+        # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor requires PEFT
         try:
             from cloud_hf.adapters import load_merged
         except ImportError as error:
@@ -412,9 +412,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         Run the decoder once, and compute rewards and the LM loss only at the positions that need them.
 
         Other tools call this method with chats that they have rendered and encoded themselves, without `reward_positions`. Each of their
-        sequences must then consist of the ids that [`CLoudForRewardModeling.score`] would encode: a complete conversation and, for a
-        CLoud model, its critique. Such a sequence gets the same reward as from `score`; a second BOS and tokens after the last end of
-        turn are skipped. All other sequences are rejected.
+        sequences must then consist of the ids that [`CLoudForRewardModeling.score`] would produce: a complete conversation and, for a
+        CLoud model, its critique. Such a sequence gets the same reward as from `score`; a second BOS, and any tokens after the last
+        end-of-turn token, are skipped. All other sequences are rejected.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
@@ -433,8 +433,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Positions at which to read the rewards. Default to the end of the last turn of each sequence. With
                 `segments`, these are the positions of each sequence's last token in the flattened row, in any order.
             inner_positions (`torch.LongTensor` of shape `(B, R)`, *optional*):
-                Further positions within each sequence at which to read rewards. They require `reward_positions`, and are counted in the
-                same way.
+                Further positions within each sequence at which to read rewards. They require `reward_positions`, and use the same
+                indexing.
             segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
                 Length and parent of each segment of a flattened batch; see [`~packed_attention.packed_arguments`]. A
                 sequence consists of a segment and its ancestors.
@@ -446,15 +446,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 only one chunk is in memory at a time, and the backward pass recomputes each chunk. Defaults to one chunk per
                 16,384 vocabulary entries.
             margin (`torch.Tensor`, *optional*):
-                Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
+                Ignored. Accepted because [`~trl.RewardTrainer`] passes its entire batch to the model.
             token_type_ids (`torch.Tensor`, *optional*):
-                Not used: tokenizers return them, and some language models would add embeddings for them.
+                Ignored. Accepted because tokenizers return them; some language models would add embeddings for them.
             return_dict (`bool`, *optional*):
                 Whether to return a [`CLoudOutput`] or a tuple. Defaults to the config's.
 
         Raises:
             `ValueError`: If `segments` are given and the model's attention implementation cannot keep them apart, or
-                if a sequence does not consist of the ids that [`CLoudForRewardModeling.score`] would encode.
+                if a sequence does not consist of the ids that [`CLoudForRewardModeling.score`] would produce.
         """
         is_foreign = reward_positions is None and segments is None
         if segments is not None:
@@ -474,13 +474,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             kwargs["position_ids"] = position_ids
         kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "return_dict": True}
         hidden_BTH = self.trunk(**kwargs).last_hidden_state
-        device = hidden_BTH.device  # with a device_map, the trunk's last layer can be on another device than its first
+        device = hidden_BTH.device  # with a device_map, the trunk's first and last layers can be on different devices
         positions_B = reward_positions.to(device)
         rows_B = torch.arange(len(positions_B), device=device) if segments is None else torch.zeros_like(positions_B)
         reward_B1 = self.reward_from_hidden(hidden_BTH[rows_B, positions_B])
         # Scoring and training check this themselves; other tools do not
         if is_foreign and not reward_B1.isfinite().all():
-            raise NotFinite(f"The rewards of a batch are not all finite numbers: {reward_B1[:, 0].tolist()}.")
+            raise NotFinite(f"The batch contains rewards that are NaN or infinite: {reward_B1[:, 0].tolist()}.")
         output = CLoudOutput(logits=reward_B1)
         if inner_positions is not None:
             hidden_BRH = hidden_BTH[rows_B[:, None], inner_positions.to(device)]
@@ -506,10 +506,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _find_rewards(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For sequences that another tool has encoded, return a mask that hides second BOS tokens, and the reward positions."""
+        """For sequences that another tool has encoded, return `(mask, positions)`: the mask hides duplicate BOS tokens."""
         if input_ids is None:
             raise ValueError(
-                "`inputs_embeds` need `reward_positions`: the end of a turn can be found only in `input_ids`."
+                "`inputs_embeds` requires `reward_positions`, because the end of a turn can be found only in `input_ids`."
             )
         starts, ends = self._reward_finder.find(input_ids, attention_mask)
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.clone()
@@ -548,7 +548,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return self._losses_in_pieces(hidden_BTH[place_P], labels_BT[place_P], chunks)
 
     def _losses_in_pieces(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor, chunks: int | None) -> torch.Tensor:
-        """Compute the cross-entropies in `chunks` groups of positions; by default their number depends on the vocabulary size."""
+        """Compute the cross-entropies in chunks of positions; by default, the number of chunks depends on the vocabulary size."""
         if chunks is None:
             chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
         head = self.language_model.get_output_embeddings()
@@ -585,7 +585,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def check_logits(self):
         """
         Raise `ValueError` if attention is not causal, or if the language model changes its logits in a way that `_scale_logits` does not
-        reproduce, which would make the critique loss wrong.
+        reproduce: the critique loss would then be wrong.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
@@ -593,8 +593,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
         if (hidden_BTH[:, :1] - first_B1H).abs().max() > _rounding(first_B1H):
             raise ValueError(
-                f"In {type(self.language_model).__name__}, tokens attend to later ones, so it cannot write critiques. Start from a causal "
-                "language model."
+                f"{type(self.language_model).__name__} is not causal: its tokens attend to later tokens, so it cannot write critiques. "
+                "Start from a causal language model."
             )
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
         if (ours.to(theirs.device) - theirs).abs().max() > _rounding(theirs):
@@ -617,17 +617,19 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if self.trunk._is_stateful or others:
             kinds = ", ".join(sorted(others)) or "state-space layers"
-            raise ValueError(f"{option} cannot be used with {name}: its {kinds} would mix the sequences of a batch.")
+            raise ValueError(f"{option} cannot be used with {name}: its {kinds} would mix the sequences in a batch.")
         if not self._accepts_position_ids or not self.trunk._can_set_attn_implementation():
             raise ValueError(
                 f"{option} cannot be used with {name}, which does not allow setting positions or the attention implementation."
             )
         if is_flash_attention_requested(config) and not shared_prompt:
-            return  # its kernels get the lengths; not checked here, because they need a GPU and the model may still be on the CPU
+            # FlashAttention's kernels receive the segment lengths. The kernels are not checked here, because they need a GPU, and the model
+            # may still be on the CPU
+            return
         if caps_attention(config):
             raise ValueError(
-                f"{option} cannot be used with {name}, which caps the logits of its attention: "
-                f"{'no attention implementation' if shared_prompt else 'only flash_attention_2'} supports both."
+                f"{option} cannot be used with {name}, which caps its attention logits: "
+                f"{'no attention implementation' if shared_prompt else 'only flash_attention_2'} supports that combination."
             )
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
@@ -758,7 +760,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
 
 def load_language_model(base: str, **kwargs) -> PreTrainedModel:
-    """Load a causal language model; from a multimodal checkpoint, only its language model. Raises `ValueError` if weights are missing."""
+    """Load a causal language model, or the language model of a multimodal checkpoint. Raises `ValueError` if weights are missing."""
     config = read_config(base, **hub_options(kwargs))
     if language_config(config) is not config:
         kwargs |= {"config": language_config(config), "key_mapping": _MULTIMODAL_KEYS}
@@ -795,7 +797,9 @@ def _read_quantization(kwargs: dict[str, Any]):
     options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
     if options.get("load_in_8bit") or options.get("load_in_4bit"):
         if kwargs.get("quantization_config") is not None:
-            raise ValueError("Give only `quantization_config`: it contains `load_in_8bit` and `load_in_4bit`.")
+            raise ValueError(
+                "Set `load_in_8bit` or `load_in_4bit` inside `quantization_config`, not in addition to it."
+            )
         kwargs["quantization_config"] = BitsAndBytesConfig(**options)
 
 
@@ -810,14 +814,14 @@ def check_weights(name: str, model: nn.Module):
 
 
 def labelled(labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return the labelled positions, of shape `(P,)`, in the flattened labels."""
+    """Return a `(P,)` tensor with the index of each labelled position in the flattened labels."""
     return (labels_BT != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
 
 def _labelled_sequences(places_P: torch.Tensor, width: int, reward_positions: torch.Tensor | None) -> torch.Tensor:
     """
-    Return the sequence index of each labelled position, of shape `(P,)`: its row or, in a flattened batch, the sequence whose reward
-    position comes next.
+    Return a `(P,)` tensor with the index of the sequence that each labelled position belongs to: the position's row or, in a flattened
+    batch, the sequence with the next reward position.
     """
     if reward_positions is None:
         return places_P // max(width, 1)

@@ -51,7 +51,9 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
     segments_S2 = torch.as_tensor(segments).cpu()
     if is_flash_attention_requested(config):
         if (segments_S2[:, 1] >= 0).any():
-            raise ValueError("FlashAttention cannot share prompts; load the model with `attn_implementation='sdpa'`.")
+            raise ValueError(
+                "FlashAttention does not support shared prompts; load the model with `attn_implementation='sdpa'`."
+            )
         ends_S, longest = _bounds(tuple(map(tuple, segments_S2.tolist())), device)
         return {
             "attention_mask": None, "cu_seq_lens_q": ends_S, "cu_seq_lens_k": ends_S, "max_length_q": longest,
@@ -171,7 +173,7 @@ def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, 
     return output[None]
 
 
-# The layers of a step share these tensors, so each is copied to the GPU only once per batch
+# All layers share these tensors within a step, so each tensor is copied to the GPU only once per batch
 @lru_cache(maxsize=2)
 def _bounds(table: Table, device: torch.device) -> tuple[torch.Tensor, int]:
     """Return the boundaries of the sequences, of shape `(S + 1,)`, and the length of the longest sequence."""
@@ -204,10 +206,10 @@ def _attend_flex(query, key, value, table: Table, sliding_window, scaling, softc
 @lru_cache(maxsize=4)
 def make_block_mask(table: Table, sliding_window: int | None, device: torch.device) -> BlockMask:
     """
-    Build FlexAttention's block mask for a tree of segments from its table, without building an `N x N` mask.
+    Build FlexAttention's block mask from the table of a tree of segments, without building an `N x N` mask.
 
     Raises:
-        `ValueError`: If a segment's descendants do not follow it.
+        `ValueError`: If a segment's descendants do not follow it directly.
     """
     last_N, position_N = _spans(table)
     num_tokens, blocks = len(last_N), -(-len(last_N) // _BLOCK)
@@ -239,8 +241,8 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
 
 def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return, for each token, the end of the range of tokens that may see it (the later tokens of its segment, and all tokens of the
-    segment's descendants), and the token's position in its sequence. Both arrays have the shape `(N,)`.
+    Return two `(N,)` arrays: for each token, the end of the range of tokens that may see it, and its position in its sequence. The range
+    consists of the later tokens in the segment and all tokens in the segment's descendants.
     """
     lengths = np.array([length for length, _ in table])
     stops = np.cumsum(lengths)
@@ -256,7 +258,7 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     for index, (_, parent) in enumerate(table):
         # Only other descendants of the parent may lie between a segment and its parent
         if parent >= 0 and any(table[other][1] < parent for other in range(parent + 1, index)):
-            raise ValueError("The descendants of a segment must follow it, before any other segment.")
+            raise ValueError("A segment's descendants must follow it directly, before any other segment.")
     return np.repeat(last, lengths), np.arange(stops[-1]) - np.repeat(stops - lengths - first_position, lengths)
 
 

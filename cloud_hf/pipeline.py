@@ -54,10 +54,10 @@ class CLoudPipeline(Pipeline):
 
         Args:
             inputs (`dict` or `list` or generator or `Dataset`):
-                One input or several. An input is `{"messages": [...]}`, optionally with `"tools"`, whose last message is the
-                assistant's response; or `{"prompt": ..., "response": ...}`, with a prompt as in [`Scorer`]; or a list of messages.
-                A list of inputs is sorted by length and judged in one call; a generator or dataset is read `batch_size` inputs at a
-                time, as its results are consumed.
+                One or more inputs. An input is a list of messages that ends with the assistant's response; or
+                `{"messages": [...]}` with such a list, and optionally `"tools"`; or `{"prompt": ..., "response": ...}`, with a prompt
+                as in [`Scorer`]. A list of inputs is sorted by length and judged in one call; a generator or dataset is read
+                `batch_size` inputs at a time, as its results are consumed.
             **kwargs:
                 `batch_size` and the options of [`CLoudPipeline`].
 

@@ -1,10 +1,10 @@
-"""Make untrusted text safe to print, because terminals obey control characters."""
+"""Make untrusted text safe to print, because terminals interpret control characters."""
 
 _LONGEST = 500
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
-    """Return text as a single line of limited length; escape characters that control terminals or cannot be written to files."""
-    # Truncate before escaping, because escaping takes time and a server may send a text of any length
+    """Return text as a single line of limited length, with terminal control characters and unencodable characters escaped."""
+    # Truncate before escaping, because escaping takes time and a server may send text of any length
     line = " ".join(text[: 2 * longest].split())[:longest]
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)

@@ -31,7 +31,7 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "rev
 
 
 def hub_options(kwargs: dict[str, Any], *further: str) -> dict[str, Any]:
-    """Return those of `kwargs` that locate or download a model on the Hub, and those named in `further`."""
+    """Return the entries of `kwargs` that locate or download a model on the Hub, plus those named in `further`."""
     return {key: kwargs[key] for key in (*HUB_KWARGS, *further) if key in kwargs}
 
 
@@ -106,7 +106,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     Find the safetensors files of a checkpoint, and download them from the Hub.
 
     Raises:
-        `ValueError`: If there are none, if a file named in the index is missing or outside the folder, or if the weights are pickled.
+        `ValueError`: If there are no weights, if a file listed in the index is missing or outside the folder, or if weights are pickled.
     """
 
     def find(file: str) -> str | None:
@@ -134,7 +134,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
 
 
 def find_shards(name: str, index: str, **hub_kwargs) -> list[Path]:
-    """Find the files named in an index of weights. Raises `ValueError` if any of them is outside the index's folder."""
+    """Find the files listed in a weight index. Raises `ValueError` if any of them is outside the index's folder."""
     _check_index(Path(index))
     shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0] or ()]
     check_links(Path(index).parent, shards)
@@ -151,7 +151,7 @@ def _check_index(path: Path):
     is_map = bool(files) and all(isinstance(file, str) for file in files)
     if not is_map or not isinstance(index.get("metadata"), dict):
         raise ValueError(
-            f"{path} is not an index of weights: it needs `metadata`, and a `weight_map` from weight names to files."
+            f"{path} is not a weight index: it needs `metadata`, and a `weight_map` from weight names to files."
         )
     if outside := sorted(file for file in files if not is_inside(file)):
         raise ValueError(f"{path} names the file {outside[0]!r}, which is not inside its folder.")
@@ -184,8 +184,8 @@ def published_key(key: str) -> str:
 
 def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
     """
-    Raise `ValueError`, naming the weights, unless a checkpoint's shapes (by native name) are those that its architecture expects. Weights
-    in `tied` may be missing.
+    Raise a `ValueError` that names the wrong weights, unless a checkpoint's shapes (by native name) match those that its architecture
+    expects. Weights in `tied` may be missing.
     """
     missing = sorted(set(expected) - set(shapes) - tied)
     if head := [key for key in missing if key.startswith("reward_head.")]:

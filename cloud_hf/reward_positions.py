@@ -2,7 +2,7 @@
 
 TRL, RewardBench and pipelines load a reward model by its path, render chats with its tokenizer, and call the model. What they add (a second
 BOS, tokens after the end of turn, padding) must not change the reward, and a sequence that they have changed in any other way must not be
-scored. A sequence is therefore accepted only if its ids are those with which [`CritiqueFormat`] encodes the same conversation.
+scored. A sequence is therefore accepted only if its ids match [`CritiqueFormat`]'s own encoding of the same conversation.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -52,8 +52,8 @@ class RewardFinder:
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """
-        Return the position of each sequence's first token, not counting an extra BOS, and of its reward. Both tensors have the
-        shape `(B, T)`; without a mask, no token is padding.
+        Return two lists: the position of each sequence's first token (not counting an extra BOS), and of its reward. `input_ids` and
+        `attention_mask` have the shape `(B, T)`; without a mask, no token is padding.
 
         Raises:
             `ValueError`: If a sequence's reward would differ from the one that a [`Scorer`] gives; the message names the row.
@@ -73,7 +73,7 @@ class RewardFinder:
     def _find_in(self, ids: list[int]) -> tuple[int, int]:
         end = self._end_of_turn(ids)
         messages = self._parse(str(self.tokenizer.decode(ids[: end + 1], clean_up_tokenization_spaces=False)))
-        # Decoding may add a space before a text
+        # Decoding may add a space before a message's text
         stripped = [{**message, "content": message["content"].strip()} for message in messages]
         is_same = self._is_critique if self.critique_format.critique else self._is_response
         # A tokenizer may add a BOS even if the template has already written one or does not use one
@@ -81,9 +81,9 @@ class RewardFinder:
             if any(is_same(form, ids[start : end + 1]) for form in (messages, stripped)):
                 return start, end
         raise ValueError(
-            "its tokens differ from those with which this model encodes the same conversation, so its reward would "
-            "differ. Possible causes are control tokens in a text, a thinking block or tool calls in a response, truncation, and "
-            f"different variables of the chat template; {_CALL} instead."
+            "its tokens differ from this model's own encoding of the same conversation, so its reward would differ. Possible "
+            "causes are control tokens in the text, a thinking block or tool calls in a response, truncation, and different chat "
+            f"template variables; {_CALL} instead."
         )
 
     def _end_of_turn(self, ids: list[int]) -> int:

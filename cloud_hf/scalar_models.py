@@ -22,8 +22,8 @@ from .scoring import ScoringRequest, read_request
 class ScalarFormat(CritiqueFormat):
     """
     Encodes a conversation as a scalar reward model expects it: the chat template's complete rendering, as `apply_chat_template` encodes it.
-    Encoder models also get the tokens that their tokenizer adds around a text. As in [`CritiqueFormat`], texts never become control tokens,
-    and dates are pinned.
+    Encoder models also get the tokens that their tokenizer adds around its input. As in [`CritiqueFormat`], text never becomes control
+    tokens, and dates are pinned.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -68,7 +68,7 @@ class ScalarFormat(CritiqueFormat):
 
 class ScalarScorer:
     """
-    [`Scorer`] that runs a scalar reward model. In fp32, a reward depends on neither the batch nor the padding token: it equals what the
+    [`Scorer`] that runs a scalar reward model. In fp32, a reward depends on neither the batch nor the padding token: it matches what the
     model returns for the conversation alone, encoded with `apply_chat_template`.
 
     Args:
@@ -241,7 +241,7 @@ def parse_label_weights(text: str | None) -> dict[str, float] | None:
     )
     if not is_number or not any(weights.values()):
         raise ValueError(
-            f'`label_weights` are {text:.80}; give an object of numbers by label, such as {{"helpful": 1}}.'
+            f'`label_weights` are {text:.80}; give an object that maps labels to numbers, such as {{"helpful": 1}}.'
         )
     return weights
 

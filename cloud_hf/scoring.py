@@ -147,7 +147,7 @@ class ScoringRequest:
 
     @classmethod
     def joined(cls, critique_format: CritiqueFormat, requests: "Sequence[ScoringRequest]") -> "ScoringRequest":
-        """Join requests that either all have critiques or all lack them. No other thread may use `critique_format`'s tokenizer."""
+        """Join requests that all have critiques or all lack them. Only one thread at a time may use `critique_format`'s tokenizer."""
         prefixes = [prefix for request in requests for prefix in request.prefixes]
         if requests[0].given is None:
             return cls(critique_format, prefixes)
@@ -155,7 +155,7 @@ class ScoringRequest:
         return cls(critique_format, prefixes, given, [texts for request in requests for texts in request.texts or ()])
 
     def given_samples(self) -> list[list[Sample]]:
-        """Return samples for the given critiques. Their rewards are NaN until they are read later."""
+        """Return samples for the given critiques, with NaN in place of the rewards, which have not been read yet."""
         return [
             [
                 Sample(math.nan, text, encoded.input_ids[encoded.prefix_length : -1])
@@ -171,7 +171,7 @@ class ScoringRequest:
     def with_rewards(
         self, samples: list[list[Sample]], rewards: Sequence[float], inner: Sequence[tuple[float, ...]] | None = None
     ) -> list[Score]:
-        """Return the scores of samples whose final and partial (`inner`) rewards were read separately, in the same order."""
+        """Return the scores of samples; their final and partial (`inner`) rewards were read separately, in the order of the samples."""
         remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
 
         def read(sample: Sample) -> Sample:
@@ -210,9 +210,9 @@ def read_request(
         context (`int`, *optional*):
             Maximum sequence length of the backend in tokens. Defaults to the model's.
         reserved_tokens (`int`, *optional*, defaults to `1`):
-            Tokens that the backend needs after a written critique.
+            Tokens to reserve after each critique that the backend writes.
         reading_tokens (`int`, *optional*, defaults to `0`):
-            Tokens that the backend needs after a sequence whose reward it reads.
+            Tokens that the backend must generate after a complete sequence in order to read its reward.
 
     Raises:
         `ValueError`: If an argument or a row is invalid; the message names the row.
@@ -315,7 +315,7 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
             "rewards. Drop `read_every`."
         )
     if sampling.stop_when_stable is not None and critiques is not None:
-        raise ValueError("`critiques` are scored as given, to their end; drop `stop_when_stable`.")
+        raise ValueError("Given `critiques` are always scored in full; drop `stop_when_stable`.")
 
 
 _SWITCHES = (

@@ -33,7 +33,7 @@ _DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "argum
 # Maximum number of failed searches for the arguments of tool calls
 _MOST_SEARCHES = 16
 
-# The mark of a text, which another mark may follow directly, or the mark of a number
+# Matches the mark of a text, even if another mark follows directly, or the mark of a number
 _MARK = re.compile(r"(?=(x\d+x+))x\d+|\d+(?:\.5)?")
 
 
@@ -71,8 +71,8 @@ class Skeleton:
 
     def roles(self) -> list[tuple[str, list[int]]]:
         """
-        Return the roles to check, each with the indices of the messages to check together: all messages of a usual role, but only the first
-        and the last message of any other role, one at a time.
+        Return the roles to check (all but user and assistant), each with the indices of the messages to check together. Messages with a
+        role in `USUAL_ROLES` are checked together; of those with any other role, only the first and the last are checked, one at a time.
         """
         found: dict[str, list[int]] = {}
         for index, message in enumerate(self.conversation.messages):

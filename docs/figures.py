@@ -125,8 +125,8 @@ def cascade(result: dict) -> str:
         f"is the choice with all critiques of all candidates ({problems} problems). Differences from the baseline have 95% intervals; tokens are given as a "
         "share of the baseline's tokens. Thresholds are chosen on other rows, for an accuracy loss of at most one point.\n\n"
         + table(["", "method", "accuracy", "difference", *several, "tokens"], rows)
-        + "\n\nWriting critiques one at a time saves the most tokens. Here, halving should not start with the classic model, which discards right candidates "
-        "for hard problems. "
+        + "\n\nWriting critiques one at a time saves the most tokens. Here, halving should not start with the classic model, which discards correct candidates "
+        "on hard problems. "
         "Measured by `benchmarks/cascade.py`."
     )
 

@@ -30,7 +30,7 @@ STAGE_4 = {"outcome": (*ARMS["cloud"], "outcome")}
 
 
 def stages(seed: int, arms: dict[str, tuple[str, ...]] = ARMS) -> list[Stage]:
-    """Return the stages of all these arms, in the order in which they run."""
+    """Return the stages of the given arms, in the order in which they run."""
 
     def options(model: str | None, dataset: str | None, output: str) -> tuple[str, ...]:
         named = {"--model_name_or_path": model, "--dataset_name": dataset, "--output_dir": output}

@@ -151,7 +151,7 @@ def files(run: Path, stage: Stage) -> list[str]:
 def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
     """Run a stage to completion. Returns its wall-clock and CPU seconds, and the peak memory use of any stage run by this process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    # Chosen separately for each stage, because the load on the machine varies
+    # The number of threads is chosen separately for each stage, because the load on the machine varies
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.openmp_threads.thread_environment()}
     # At most one GPU: the Trainer would split its batches across all GPUs that it sees
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -61,13 +61,13 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return everything besides the seed that affects the last digits of the results."""
+    """Return what affects the last digits of the results, apart from the seed."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None`: chosen for each stage from the machine's load
+        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None` if each stage's number depended on the machine's load
         **{name: version(name) for name in ("torch", "transformers", "trl")},
     }
 
@@ -131,7 +131,7 @@ def stage_table(usage: dict[str, dict]) -> str:
 
 
 def three_critiques(run: Path, scores: list[dict]) -> str:
-    """Format held-out critiques, with their rewards, of right and wrong answers to the problems with the most swaps."""
+    """Format critiques of right and wrong answers to the held-out problems with the most swaps, each with its reward."""
     from datasets import load_from_disk
 
     pairs = load_from_disk(str(run / "data" / "pairs"))["test"]

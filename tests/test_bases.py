@@ -115,7 +115,7 @@ def test_what_is_no_language_model_is_refused(tmp_path, config, match):
 def test_a_base_whose_tokens_see_those_that_follow_is_refused(tmp_path, model_type, options):
     """Encoders, and the language model of PaliGemma."""
     folder = save_language_model(tmp_path, model_type, **options)
-    with pytest.raises(ValueError, match="tokens attend to later ones, so it cannot write"):
+    with pytest.raises(ValueError, match="tokens attend to later tokens, so it cannot write"):
         CLoudForRewardModeling.from_base(folder)
 
 
@@ -132,7 +132,7 @@ def test_logits_of_attention_are_capped(tmp_path, attention):
     options = {} if attention is None else {"attn_implementation": attention}
     for model in (make_model(base, **options), CLoudForRewardModeling.from_pretrained(tmp_path / "saved", **options)):
         torch.testing.assert_close(model.eval().language_model(ids).logits, eager, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="only flash_attention_2 supports both"):
+    with pytest.raises(ValueError, match="only flash_attention_2 supports that combination"):
         model.prepare_for_segments(shared_prompt=False)
 
 

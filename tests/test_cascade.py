@@ -123,7 +123,7 @@ def test_what_cannot_be_done():
         replace(FIT, thresholds=(0.4,))
     with pytest.raises(ValueError, match="one for each stage but the first"):
         replace(FIT, thresholds=())
-    with pytest.raises(ValueError, match="1 scorers, but the fit is for 2"):
+    with pytest.raises(ValueError, match="1 scorers, but the fit has 2"):
         CascadeScorer([TableScorer({})], FIT)
     scorer = CascadeScorer([TableScorer({}), TableScorer({})], FIT)
     for options in ({"num_critiques": 2, "temperature": 1.0}, {"critiques": ["x"]}):

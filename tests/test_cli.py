@@ -105,7 +105,7 @@ def test_a_command_gets_its_arguments(command, monkeypatch):
         ),
         (
             "exec('import pydantic; pydantic.TypeAdapter(dict[str, int]).validate_python({\"block_size\": \"x\"})', {'__name__': 'vllm.config'})",
-            "vLLM refuses its options. `block_size` is 'x': Input should be a valid integer",
+            "vLLM rejected the options. `block_size` is 'x': Input should be a valid integer",
         ),
         (
             "exec('raise ValueError(\"Bfloat16 is not supported.\")', {'__name__': 'vllm.config'})",
@@ -113,7 +113,7 @@ def test_a_command_gets_its_arguments(command, monkeypatch):
         ),
         (
             "exec('raise RuntimeError(\"Engine core initialization failed. See above.\")', {'__name__': 'vllm.v1'})",
-            "vLLM's engine did not start; its log above has the reason. If memory is too small, lower `max_model_len`",
+            "vLLM's engine did not start; its log above shows the reason. If memory is too small, lower `max_model_len`",
         ),
         (
             "raise ModuleNotFoundError(name='datasketch')",
@@ -216,7 +216,7 @@ def dataset(name):
 MISTAKES = [
     # Files
     ("train_cloud", ("--dataset_name", "absent.jsonl", *BASE, *TRAIN), "no such file"),
-    ("train_classic", (*dataset("rows.xlsx"), *BASE, *TRAIN), "a dataset file ends in .jsonl"),
+    ("train_classic", (*dataset("rows.xlsx"), *BASE, *TRAIN), "dataset files must end in .jsonl"),
     ("train_classic", (*dataset("text.jsonl"), *BASE, *TRAIN), "text.jsonl cannot be read as json"),
     ("train_classic", (*dataset("torn.jsonl.gz"), *BASE, *TRAIN), "torn.jsonl.gz cannot be read as json: Not a gzipped file"),
     ("train_classic", (*dataset("torn.parquet"), *BASE, *TRAIN), "torn.parquet cannot be read as parquet"),

@@ -294,5 +294,5 @@ def test_options_for_quantisation_of_earlier_versions(tmp_path, model):
     model.save_pretrained(tmp_path)
     loaded = CLoudForRewardModeling.from_pretrained(tmp_path, load_in_8bit=False, load_in_4bit=False)
     assert not getattr(loaded, "is_quantized", False)
-    with pytest.raises(ValueError, match="Give only `quantization_config`"):
+    with pytest.raises(ValueError, match="inside `quantization_config`, not in addition to it"):
         CLoudForRewardModeling.from_pretrained(tmp_path, load_in_8bit=True, quantization_config={"load_in_8bit": True})

@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_refused(talker, tmp_path):
         with pytest.raises(ValueError, match=message):
             Sampling(**options)
     options = {"read_every": 2, "num_critiques": 1}
-    with pytest.raises(ValueError, match="scored as given, to their end"):
+    with pytest.raises(ValueError, match="always scored in full"):
         score(talker, critiques=["Fine."] * len(PROMPTS), stop_when_stable=0.1, **options)
     base = save_language_model(tmp_path)
     with pytest.raises(ValueError, match="writes no critiques, so it has no partial rewards"):

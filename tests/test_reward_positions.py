@@ -135,7 +135,7 @@ def test_a_classic_model_gives_its_reward(folders, family, with_bos):
     rewards = [score.reward for score in model.score(list(prompts), list(responses), tokenizer)]
     for route in ROUTES:
         if family == DATED:
-            with pytest.raises(ValueError, match=r"different variables of the chat template"):
+            with pytest.raises(ValueError, match=r"different chat template variables"):
                 route(model, tokenizer, conversations)
         else:
             assert route(model, tokenizer, conversations) == pytest.approx(rewards, abs=1e-5)
@@ -149,7 +149,7 @@ def test_tools_that_get_the_path(folders, family, route):
         [turns[:-1] for turns in conversations], [turns[-1]["content"] for turns in conversations], tokenizer
     )
     if family == DATED:
-        with pytest.raises(ValueError, match=r"different variables of the chat template"):
+        with pytest.raises(ValueError, match=r"different chat template variables"):
             route(folders / "classic", conversations)
     else:
         rewards = route(folders / "classic", conversations)
@@ -214,12 +214,12 @@ def test_what_is_no_complete_conversation_is_refused(classic_model):
         "does not end with the end-of-turn token": ids[:-2],  # truncated
         "ends with a 'user' turn": tokenizer.apply_chat_template(turns[:1], return_dict=False),
         "not a conversation in the form that the model's tokenizer renders": tokenizer("Hi<|eot_id|>")["input_ids"],
-        "its tokens differ from those": ids[1:],  # no BOS
+        "its tokens differ from this model's own encoding": ids[1:],  # no BOS
     }
     for says, sequence in refused.items():
         with pytest.raises(ValueError, match=f"Sequence 0: it.*{says.removeprefix('it')}|Sequence 0: {says}"):
             classic_model(input_ids=torch.tensor([sequence]))
-    with pytest.raises(ValueError, match="`inputs_embeds` need `reward_positions`"):
+    with pytest.raises(ValueError, match="`inputs_embeds` requires `reward_positions`"):
         classic_model(inputs_embeds=torch.zeros(1, 4, 32))
 
 

@@ -272,7 +272,7 @@ def test_no_rows_give_no_scores(talker):
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_reward_that_is_not_finite_is_refused(bad):
-    with pytest.raises(NotFinite, match="not all are finite numbers"):
+    with pytest.raises(NotFinite, match="has rewards that are NaN or infinite"):
         Score.of([Sample(1.0), Sample(bad)])
     with pytest.raises(NotFinite):
         Score(bad, "", (1.0,), ("",), 0.0, ("stop",))

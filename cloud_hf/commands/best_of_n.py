@@ -46,8 +46,8 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
         largest_n (`int`, *optional*, defaults to `16`):
             Largest N to measure. A set's curves end earlier if any of its problems has fewer candidates.
         num_seeds (`int`, *optional*, defaults to `1`):
-            Number of seeds to score with, starting at `seed`, which gives a standard error over sampled critiques. Needs a
-            `temperature` above 0. Classic models score only once.
+            Number of seeds to score with, starting at `seed`. Several seeds give a standard error over sampled critiques, and
+            need a `temperature` above 0. Classic models score only once.
         halving (`list[str]`, *optional*):
             Also choose by successive halving, which writes further critiques only for the remaining contenders, and compare it
             with scoring all candidates. Each value is a model that writes several critiques, or `CHEAP,MODEL`, where the cheap model
@@ -178,7 +178,7 @@ def ensemble_scores(
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
-    """Score all datasets with one model. Returns, by dataset, the rows that fit its context and their scores, and the model's format."""
+    """Score all datasets with one model. Returns the rows that fit in its context, by dataset, their scores, and the model's format."""
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),

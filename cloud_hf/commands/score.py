@@ -22,7 +22,7 @@ from ..scoring import read_request
 from ..serving.backends import AnyModelArguments, open_any_model
 
 
-# Control characters that JSON does not escape, and that a terminal obeys
+# Control characters that JSON does not escape, but that terminals interpret
 _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 

@@ -5,6 +5,6 @@ from .train_cloud import ARGUMENTS, main
 
 __all__ = ["ARGUMENTS", "FIXED_OPTIONS", "main"]
 
-# Appended to the command line, so that they override other values and are parsed before the check that rejects options of
-# the critique loss
+# Appended to the command line, so that they override other values and are parsed before the check that rejects critique-loss
+# options
 FIXED_OPTIONS = ("--critique", "False")

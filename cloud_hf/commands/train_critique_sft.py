@@ -68,7 +68,7 @@ class CritiqueSFTConfig(SFTConfig):
         if self.padding_free and self.neftune_noise_alpha is not None:
             raise ValueError(
                 "`neftune_noise_alpha` is set, but with `padding_free` its noise would be scaled by the length of the batch "
-                "instead of by the length of each sequence. Omit one of the two."
+                "instead of by the length of each sequence. Omit one of these options."
             )
         super().__post_init__()
 

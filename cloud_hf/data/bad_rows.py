@@ -97,8 +97,8 @@ def _named(names: list[str], problem: str) -> str:
 @dataclass
 class OverlongRows:
     """
-    Rows of one dataset that do not fit the context, for the policy `"error"`. `lengths` also collects the lengths of the rows that fit, so
-    that the error message can recommend limits.
+    Rows of one dataset that do not fit in the context, for the policy `"error"`. `lengths` also contains the lengths of the rows that fit,
+    so that the error message can recommend limits.
     """
 
     name: str

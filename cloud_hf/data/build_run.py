@@ -65,8 +65,8 @@ class JournaledClient:
         self.client = client
         self.journal = journal
         self.role = role
-        # For the counts: all answers without their contents, and the keys of the truncated answers that were kept nevertheless. The keys
-        # prevent double counting, because each row's work runs twice
+        # For the counts: all answers (without their contents), and the keys of truncated answers that were kept. The keys prevent double
+        # counting, because each row's work runs twice
         self.answers: dict[str, Answer] = {}
         self.kept_cut: set[str] = set()
         self._warned = False  # whether a warning about answers from another model has been printed
@@ -155,7 +155,7 @@ class JournaledClient:
 
 
 def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
-    """Return why an answer of [`JournaledClient.chat_until_complete`] is incomplete, for `rejects.jsonl`; `None` if it is complete."""
+    """Return why an answer from [`JournaledClient.chat_until_complete`] is incomplete (for `rejects.jsonl`), or `None` if it is not."""
     if answer.finish_reason == "stop":
         return None
     if answer.finish_reason == "content_filter":
@@ -187,7 +187,7 @@ Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
 @dataclass
 class Run:
     """
-    The rows, the work to do for each row, and the reasons for failures by row position.
+    The rows, the work to do for each row, and the reasons why rows failed, keyed by row position.
 
     `work` is a coroutine function that maps an input row to its output rows, with a [`Dropped`] in place of each skipped output row. To
     skip the input row, `work` raises [`Dropped`] or [`RowRefused`]. It may depend only on the row and on answers from
@@ -245,7 +245,7 @@ class Run:
             self._show(progress, rows=1)
 
     def _show(self, progress: tqdm, rows: int = 0):
-        """Advance the progress bar by the finished rows, and show the number of answers, which also grows within unfinished rows."""
+        """Advance the progress bar by `rows` finished rows, and show the number of answers, which grows even before a row is finished."""
         answers, retries = (
             sum(getattr(client.counts, name) for client in self.clients) for name in ("answered", "retried")
         )
@@ -278,12 +278,12 @@ class Run:
 
 def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str = "error") -> list[int]:
     """
-    Check all rows before anything expensive starts. Return the positions of the rows to leave out if the policy is `"drop"`. `check` may
-    return the number of tokens that a row needs.
+    Check all rows before anything expensive starts. With `bad_rows="drop"`, return the positions of the bad rows, which are to be left
+    out. `check` may return the number of tokens that a row needs.
 
-    A row is bad if `check` raises `ValueError` for it or if its text is not valid Unicode. Raises a `ValueError` that counts the bad rows
-    by kind of problem, unless the policy is `"drop"` and some rows remain. If `check` raises [`Overlong`], raises a `ValueError` that
-    recommends token limits.
+    A row is bad if `check` raises `ValueError` for it or if its text is not valid Unicode. If any rows are bad, raises a `ValueError` with
+    the number of rows for each kind of problem, unless `bad_rows` is `"drop"` and at least one row is good. If `check` raises
+    [`Overlong`], raises a `ValueError` that recommends token limits.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
     for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):
@@ -331,7 +331,7 @@ async def build_dataset(
 
     Args:
         folder ([`DatasetFolder`]):
-            Output folder. The names of the models are added to its settings.
+            Output folder. The model names are added to its settings.
         rows ([`~cloud_hf.data.rows.Rows`]):
             Input rows, each with an `id`.
         features (`Features`):
@@ -341,9 +341,9 @@ async def build_dataset(
         make_work (`Callable`):
             Receives a [`JournaledClient`] for each role, as keyword arguments, and returns the `work` for [`Run`].
         statistics ([`Statistics`], *optional*):
-            Collects statistics about the rows and rejects; they become part of the counts.
+            Collects statistics about the rows and rejects, which are added to the counts.
         chats (`bool`, *optional*, defaults to `True`):
-            Whether requests are chats, whose sampling may depend on the server's defaults. The settings then record these defaults.
+            Whether requests are chats. Their sampling may depend on the server's defaults, so the settings then record these defaults.
 
     Returns:
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
@@ -366,7 +366,7 @@ async def build_dataset(
             rows,
             work,
             list(clients.values()),
-            # The sum is not needed: a row sends several requests concurrently, so fewer rows keep every client busy
+            # The highest limit is enough, rather than the sum: each row sends several requests concurrently, which keeps all clients busy
             max(client.max_concurrency for client in clients.values()),
             journal=journal,
         )
@@ -384,7 +384,7 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """Count tokens, truncated answers and answers from other models, for each client's role."""
+    """For each client's role, count the tokens, the truncated answers, and the answers from other models."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         answers = client.answers.values()
@@ -403,8 +403,7 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
     return counts
 
 
-# A build whose work blocks is a function, because Ctrl-C under `asyncio.run` cancels a coroutine only at its next `await`, which may be
-# hours away
+# A build that blocks must be a function: under `asyncio.run`, Ctrl-C cancels a coroutine only at its next `await`, which may be hours away
 Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 

@@ -32,7 +32,7 @@ def dataset_card(
 ) -> DatasetCard:
     """
     Build the card of a `save_to_disk` dataset. It shows the columns, the first row, the sources (Hub ids or paths) with their licences, the
-    settings and the counts. The `statistics` among the counts get their own section.
+    settings and the counts. If `counts` contains `statistics`, they get a section of their own.
     """
     loaded = load_from_disk(str(folder))
     splits = (

@@ -67,8 +67,8 @@ class Answer:
     A completion.
 
     `finish_reason` is `"stop"` if the text is complete, `"length"` if it was truncated, and `"content_filter"` if the server withheld some
-    or all of it. `token_ids` is set if the request asked for token ids. `model` (the name of the model that answered), `tokens` (prompt and
-    completion tokens together) and `completion_tokens` are as reported by the server.
+    or all of it. `token_ids` is set if token ids were requested. `model` (the name of the model that answered), `tokens` (prompt and
+    completion tokens together) and `completion_tokens` are the values that the server reported.
     """
 
     text: str
@@ -89,7 +89,7 @@ class RequestCounts:
 
 @dataclass
 class _Server:
-    """A server, the number of its requests in flight, and the time before which it is sent no request."""
+    """A server, the number of its requests in flight, and the earliest time at which it may be sent another request."""
 
     url: str
     client: AsyncOpenAI
@@ -107,14 +107,14 @@ class CompletionClient:
 
     A request is retried after a timeout, a lost connection, a status of 408, 409, 425, 429 or 5xx, or an unusable answer. Retries go to the
     least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after the time in `Retry-After`
-    (at most five minutes). Any other error status makes the request fail immediately, and so does an answer without content at
-    temperature 0, because a retry would return the same.
+    (at most five minutes). Any other error status makes the request fail immediately. So does an answer without content at temperature 0,
+    because a retry would return the same answer.
 
     Args:
         base_urls (`Sequence[str]`):
             Addresses of servers of the same model, for example `"http://127.0.0.1:8000/v1"`.
         model (`str`, *optional*):
-            Name of the model on the servers. Optional if they serve only one.
+            Name of the model on the servers. Optional if they serve only one model.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
             Environment variable that contains the API key. The key never appears in messages, journals or cards.
         max_concurrency (`int`, *optional*, defaults to `64`):
@@ -122,7 +122,7 @@ class CompletionClient:
         max_retries (`int`, *optional*, defaults to `8`):
             Retries per request; 8 retries wait about 1.5 minutes in total.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Timeout of one try in seconds.
+            Timeout per attempt, in seconds.
 
     Examples:
 
@@ -352,7 +352,7 @@ class CompletionClient:
         if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
             nothing = f"an answer without content (finish_reason {reason!r:.60})"
             if body.get("temperature") == 0:  # the same request would get the same answer
-                raise RequestFailed(f"{nothing} at temperature 0; a retry would return the same")
+                raise RequestFailed(f"{nothing} at temperature 0; a retry would return the same answer")
             raise _BadAnswer(nothing)
         model = answer.get("model")
         model = model if isinstance(model, str) and model.isprintable() else None

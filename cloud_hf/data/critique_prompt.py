@@ -38,7 +38,7 @@ def messages_for_critic(
     Build the chat that requests a critique: a single user message, built from a template that contains `{conversation}` and `{response}`
     once each.
 
-    The inserted text cannot end the turn, unless the server's tokenizer parses control tokens that are spelled out in it.
+    The inserted text cannot end the turn, unless it spells out a control token that the server's tokenizer parses.
     """
     text = response if isinstance(response, str) else _turn_text(response)
     return [{"role": "user", "content": fill(template, conversation=conversation_text(prompt), response=text)}]
@@ -51,7 +51,7 @@ def fill(template: str, **texts: str) -> str:
 
 
 def conversation_text(prompt: Any) -> str:
-    """Return a prompt as text: a single user message is returned unchanged, and any other conversation turn by turn."""
+    """Return a prompt as text. A single user message without tools is returned unchanged; anything else is written out turn by turn."""
     conversation = read_prompt(prompt)
     if conversation.tools is None and [message["role"] for message in conversation.messages] == ["user"]:
         return conversation.messages[0]["content"]
@@ -89,5 +89,5 @@ def check_placeholders(path: str, template: str, placeholders: tuple[str, ...]):
     for placeholder in placeholders:
         if template.count(placeholder) != 1:
             raise ValueError(
-                f"{path} contains {placeholder} {template.count(placeholder)} times; it must contain it exactly once."
+                f"{path} contains {placeholder} {template.count(placeholder)} times; it must occur exactly once."
             )

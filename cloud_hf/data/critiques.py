@@ -65,7 +65,7 @@ class CritiqueOptions:
             What to do with critiques that remain truncated: drop them (and the row, if it has no other critiques), keep them, or keep
             retrying with twice the tokens for as long as they fit in the context, regardless of `longer_tries`, and then drop them.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that do not fit the model's context: `error`, `drop` or `truncate_prompt`.
+            Handling of rows that do not fit in the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
     """
@@ -96,7 +96,7 @@ class CritiqueOptions:
 
 @dataclass(frozen=True)
 class CritiqueTask:
-    """A row that fits the context, possibly with a shortened prompt. `responses` and `prefixes` are keyed by side."""
+    """A row that fits in the context, possibly with a shortened prompt. `responses` and `prefixes` are keyed by side."""
 
     row: dict[str, Any]
     prompt: Any
@@ -114,7 +114,7 @@ class Ask(Protocol):
 @dataclass
 class CritiqueBuilder:
     """
-    Adds critiques to rows. `context` is the model's context length in tokens, into which the critique must fit as well. With
+    Adds critiques to rows. `context` is the model's context length in tokens, which must have room for the critique as well. With
     `bad_rows="drop"`, rows that the critique format rejects are left out.
     """
 
@@ -128,8 +128,8 @@ class CritiqueBuilder:
         """
         Encode a row. If the row is too long and `overlong_policy` is `"truncate_prompt"`, shorten its prompt.
 
-        Raises `ValueError` if a text is not usable, or [`Dropped`] with `bad_rows="drop"`. If the row is, or remains, too long, raises
-        [`Overlong`] if `overlong_policy` is `"error"`, otherwise [`Dropped`].
+        Raises `ValueError` if the row's text is unusable; with `bad_rows="drop"`, raises [`Dropped`] instead. If the row is too long, even
+        after any shortening, raises [`Overlong`] if `overlong_policy` is `"error"`, otherwise [`Dropped`].
         """
         try:
             return self._fit(row)
@@ -180,7 +180,7 @@ class CritiqueBuilder:
 
     async def build(self, row: dict[str, Any], ask: Ask) -> list[dict[str, Any]]:
         """
-        Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` for both sides to a row.
+        Return a list with one row, which is `row` plus `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` for both sides.
 
         Raises [`Dropped`] if the row is too long, or if all critiques of a response are still truncated after all tries.
         """
@@ -322,8 +322,8 @@ class ScorerCritic:
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts responses by length, so that batches need little
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
-        After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised. Before anything is computed, raises
-        a `ValueError` with the number of unusable rows, if there are any that the builder does not drop.
+        All rows are checked before anything is computed. If rows are unusable and the builder does not drop them, raises a `ValueError`
+        with their number. After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -349,7 +349,7 @@ class ScorerCritic:
                     progress.update(len(chunk))
 
     def _jobs(self, rows: Rows) -> list["_Job"]:
-        """Return a job for each response in the rows that fit the context."""
+        """Return a job for each response in the rows that fit in the context."""
         measured: list[tuple[Any, tuple[int, ...] | None]] = []
 
         def measure(row: dict[str, Any]) -> int | None:
@@ -417,7 +417,7 @@ class ServedCritic:
     """
     Critic on vLLM's OpenAI-compatible server: a language model that receives one request per critique.
 
-    Prompts are sent as token ids, so the server adds no tokens and does not parse control tokens that are spelled out in a text.
+    Prompts are sent as token ids, so the server adds no tokens and does not parse control tokens that are spelled out in the text.
     """
 
     def __init__(
@@ -471,7 +471,7 @@ class ServedCritic:
         ids = answer.token_ids or ()
         if any(token_id >= self.vocab_size for token_id in ids):
             raise RowRefused(
-                f"the server returned token {max(ids)}, but the model's last token is {self.vocab_size - 1}"
+                f"the server returned token id {max(ids)}, but the model's largest token id is {self.vocab_size - 1}"
             )
         if ids and ids[-1] in self.stop_ids:
             return Critique(ids[:-1], "stop")

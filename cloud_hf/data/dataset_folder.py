@@ -83,7 +83,7 @@ class DatasetFolder:
         """
         journal = self.path / JOURNAL
         if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
-            raise JournalError(f"`output_dir` {self.path} already contains other files; name another folder.")
+            raise JournalError(f"`output_dir` {self.path} already contains other files; choose another folder.")
         return Journal(journal, self.settings, may_restart=not (self.path / RECORD).exists())
 
     @contextmanager
@@ -164,7 +164,7 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
-                await asyncio.sleep(0)  # lets Ctrl-C cancel the task; reading from a journal never waits
+                await asyncio.sleep(0)  # lets Ctrl-C cancel the task, because reading from a journal never suspends it
                 if statistics is not None:
                     statistics.add(result)
                 if isinstance(result, Reject):

@@ -138,12 +138,13 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that nearly duplicate an earlier text in the same group, and map their positions to that text. Earlier texts that are
-    duplicates themselves are not compared, nor are texts with different numbers or signs.
+    Find texts that nearly duplicate an earlier text in the same group, and map their positions to that text. A text is not compared with
+    earlier texts that are themselves duplicates, nor with texts whose numbers or signs differ.
 
-    MinHash LSH proposes candidates, and those with the highest estimated similarity are compared exactly. Every reported pair therefore
-    reaches the threshold, which is a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, but nearly all of these are
-    close to the threshold. The result is deterministic. Besides the texts themselves, each text needs about 4 kB of memory.
+    The threshold, above 0 and at most 1, is a Jaccard similarity of word 5-grams. MinHash LSH proposes candidates, and those with the
+    highest estimated similarity are compared exactly, so every reported pair reaches the threshold. Some pairs are missed, but nearly all
+    of these are close to the threshold. The result is deterministic. In addition to the texts themselves, about 4 kB of memory are needed
+    per text.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity must be above 0 and at most 1.")

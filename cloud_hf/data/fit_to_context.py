@@ -1,4 +1,4 @@
-"""Handle rows that exceed the model's context: fail, drop and count them, or shorten the prompt."""
+"""Handle rows that exceed the model's context: raise an error, drop the rows, or shorten their prompts."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -14,7 +14,7 @@ from ..safe_paths import check_links
 
 FORMAT = "cloud_hf.journal"
 VERSION = 2
-# Settings for which version 1 hashed less of a model folder
+# Settings that identify a model; if it is a folder, version 1 hashed less of its contents
 _MODEL_SETTINGS = {"model", "model_version"}
 # Settings that do not exist in version 1
 _NEW_SETTINGS = {"contents_of_all_shards", "truncated"}

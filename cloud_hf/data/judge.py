@@ -144,7 +144,7 @@ class Judge:
     read: Callable[[str], str | None] = read_verdict
 
     async def rate(self, key: list, prompt: Any, response: str | dict[str, Any]) -> list[Judgement]:
-        """Rate a response, which `key` identifies. Returns a list with a single judgement."""
+        """Rate a response, and return a list with a single judgement. `key` identifies the response in the journal."""
         return [await self._judge(key, messages_for_critic(prompt, response, self.template))]
 
     async def compare(self, key: list, prompt: Any, response_1: str, response_2: str) -> list[Judgement]:
@@ -190,8 +190,8 @@ class Judge:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Two responses to a prompt, and the judgements about them. The first judgement is from the game in which response 1 is shown first, and
-    the second from the other game. Identical responses have no judgements.
+    Two responses to a prompt, and the judgements from two games: response 1 is shown first in the first game, and response 2 in the second.
+    Identical responses have no judgements.
 
     Examples:
 
@@ -242,18 +242,18 @@ class Comparison:
 
 class PreferenceStatistics:
     """
-    Length bias and position bias of a judge. The statistics need only rows and rejects with the keys of [`Comparison.record`], so they can
-    be recomputed from a dataset.
+    Length bias and position bias of a judge. They are computed from the keys of [`Comparison.record`] in rows and rejects, so they can be
+    recomputed from a dataset.
 
-    Over the pairs with a verdict in both orders:
+    For the pairs with a verdict in both orders:
     - `pairs_judged`, `ties` and `tie_share`;
     - `orders_agree`: share of pairs with the same preference, or a tie, in both orders;
-    - `first_shown_wins`: share of the verdicts other than ties that prefer the response shown first; 0.5 means no position bias;
+    - `first_shown_wins`: share of non-tie verdicts that prefer the response shown first; 0.5 means no position bias;
     - `verdicts`: how often each verdict was given, where A is the response shown first;
     - `asked_again`: number of retries, including those for pairs without a verdict.
 
-    Over the rows: `chosen_longer`, the share of rows whose chosen response has more characters than the rejected one,
-    `mean_chosen_characters` and `mean_rejected_characters`. An undefined share is `None`.
+    For all rows: `chosen_longer` (the share of rows whose chosen response has more characters than the rejected one),
+    `mean_chosen_characters` and `mean_rejected_characters`. Undefined shares and means are `None`.
     """
 
     def __init__(self):

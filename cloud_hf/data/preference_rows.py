@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("prompt", *SIDES)
 
-# Text or, if the response is more than a single text, a list of messages, the last of which is judged. The type is `Any` because most code
-# accepts only text
+# Text or, if the response is more than a single turn of plain text, a list of messages, the last of which is judged. The type is `Any`
+# because most code accepts only text
 Response = Any
 
 # Columns that contain the prompt in some datasets. They are reported if there is no `prompt`, because otherwise the two texts would be
@@ -87,8 +87,8 @@ def read_preferences(
     check: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
     """
-    Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if a response is
-    more than a single text). Other columns are kept.
+    Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if any response is
+    more than a single turn of plain text). Other columns are kept.
 
     Args:
         rows (`Dataset`):
@@ -171,7 +171,7 @@ class _Scan:
         self.rendered += isinstance(read.prompt, str) and bool(_RENDERED_PROMPT.match(read.prompt))
 
     def report_notes(self, count: int):
-        """Warn about equal responses and system prompts that are not read; raise `ValueError` if most prompts are rendered chats."""
+        """Warn about identical responses and an ignored column `system`; raise `ValueError` if most prompts are rendered chats."""
         if self.same:
             logger.warning("%s: chosen and rejected are the same in %d of %d rows.", self.name, self.same, count)
         if self.with_system:
@@ -188,7 +188,7 @@ class _Scan:
             )
 
     def settle(self, rows: Dataset) -> tuple[Dataset, Any]:
-        """Return the rows without the bad ones, and their form. Raises `ValueError` if bad rows are an error, or if forms are mixed."""
+        """Return the usable rows and their common form. Raises `ValueError` if bad rows are an error, or if the usable rows mix forms."""
         if len(self.forms) > 1:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()

@@ -50,7 +50,7 @@ class Layout:
     margin: str = ""  # meaning of the margins; empty if there are no ratings
     direct: bool = False  # whether training can read the rows unchanged
     group_by: str | None = None
-    shape: Callable[[Row], bool] | None = None  # recognizes the first row, if other datasets have the same columns
+    shape: Callable[[Row], bool] | None = None  # checks the first row, if the columns are ambiguous
     auto: bool = True  # whether the layout is selected automatically
 
 
@@ -100,7 +100,7 @@ def _pair(row: Row) -> Rated:
 
 
 def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of the ratings") -> Layout:
-    """Return a layout of pairs that training can read unchanged and whose ratings are in two columns."""
+    """Return a layout of pairs that training can read unchanged, with their ratings in two further columns."""
 
     def read(row: Row) -> Rated:
         ratings = [_number(row[column], column) for column in (chosen, rejected)]
@@ -196,7 +196,7 @@ def _arena_55k(row: Row) -> Rated:
     if {len(side) for side in sides} != {len(prompts)}:
         raise ValueError("`prompt`, `response_a` and `response_b` have different numbers of turns.")
     if not all(isinstance(text, str) for texts in (prompts, *sides) for text in texts):
-        raise ValueError("`prompt`, `response_a` and `response_b` must be lists of texts.")
+        raise ValueError("`prompt`, `response_a` and `response_b` must be lists of strings.")
     chats = [
         [
             {"role": role, "content": text}
@@ -218,7 +218,7 @@ def _alpaca(row: Row) -> Rated:
         raise ValueError("`history` contains earlier turns, which this layout does not read; give `conversations`.")
     parts = [part for part in (row["instruction"], row.get("input")) if part]
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError("`instruction` and `input` must be texts.")
+        raise ValueError("`instruction` and `input` must be strings.")
     text = "\n".join(parts)
     return replace(_pair(row), given={"prompt": _with_system(row, text)})
 
@@ -270,7 +270,9 @@ def _with_system(row: Row, prompt: Any) -> Any:
         return prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(turns, list):
-        raise ValueError(f"the prompt is {prompt!r:.60}; with the column `system`, give text or a list of messages.")
+        raise ValueError(
+            f"the prompt is {prompt!r:.60}; with a column `system`, it must be text or a list of messages."
+        )
     first = turns[0] if isinstance(turns[0], dict) else {}
     role, text = ("from", "value") if "from" in first else ("role", "content")
     system = {role: "system", text: row["system"]}

@@ -1,4 +1,4 @@
-"""Rubric of the pointwise judge, a strong model that rates one response at a time. A file can replace its instructions and scale."""
+"""Rubric for the pointwise judge, a strong model that rates one response at a time. A file can replace the instructions and the scale."""
 
 import re
 from dataclasses import dataclass
@@ -80,11 +80,11 @@ def read_rubric(path: str | None) -> Rubric:
     try:
         options = yaml.safe_load(header) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: the lines before the instructions are not YAML: {error}") from error
+        raise ValueError(f"{path}: the header before the instructions is not valid YAML: {error}") from error
     if not isinstance(options, dict) or (unknown := [key for key in options if key not in _KEYS]):
         named = f"the key {unknown[0]!r}" if isinstance(options, dict) else repr(options)
         raise ValueError(
-            f"{path}: the lines before the instructions have {named:.80}; use only the keys {', '.join(_KEYS)}."
+            f"{path}: the header before the instructions contains {named:.80}; use only the keys {', '.join(_KEYS)}."
         )
     check_placeholders(path, template, PLACEHOLDERS)
     rubric = Rubric(template, **options)
@@ -110,5 +110,5 @@ def _check(path: str, rubric: Rubric):
         raise ValueError(f"{path}: `pattern` {rubric.pattern!r} is not a regular expression: {error}.") from error
     if groups != 1:
         raise ValueError(
-            f"{path}: `pattern` {rubric.pattern!r} has {groups} groups; its only group must be the rating."
+            f"{path}: `pattern` {rubric.pattern!r} has {groups} groups; it must have exactly one, which captures the rating."
         )

@@ -26,7 +26,10 @@ def prompt_of(row: dict[str, Any]):
 
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
-    """Convert a prompt that [`prompt_of`] returned, possibly shortened since, back to the type of the row's column, without tools."""
+    """
+    Convert a prompt returned by [`prompt_of`], which may have been shortened since, back to the type of the row's `prompt` column. Tools
+    are dropped.
+    """
     if not isinstance(prompt, dict):
         return prompt
     messages = prompt["messages"]
@@ -35,7 +38,7 @@ def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
 
 def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> Response:
     """
-    Return a response: text, or messages if the response is more than a single text.
+    Return a response: a string if it is a single turn of plain text, otherwise a list of messages.
 
     Raises `ValueError` if the value is neither text nor messages, or if the response is empty and `allow_empty` is `False`.
     """
@@ -96,7 +99,7 @@ def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Seque
 
 
 def listed(value: Any) -> Any:
-    """Decode a text that is a JSON list, as in CSV files, and return other values unchanged."""
+    """Decode a string that contains a JSON list, as in CSV files, and return other values unchanged."""
     if not isinstance(value, str) or not value.startswith("["):
         return value
     try:

@@ -37,8 +37,8 @@ def check_columns(
     source: tuple[str, str, str | None] = ("DATASET", "train", None),
 ):
     """
-    Raise `ValueError` if columns are missing, and name likely misspellings. The message starts with `purpose`, for example
-    `"Critique SFT"`. If pairs are required and the columns have a known public layout, the message names the layout and the command that
+    Raise `ValueError` if columns are missing. The message starts with `purpose`, for example `"Critique SFT"`, and points out likely
+    misspellings. If pairs are required and the columns have a known public layout, the message names the layout and the command that
     converts the dataset; `source` is the dataset's name, split and configuration in that command.
     """
     missing = [name for name in required if name not in columns]
@@ -87,7 +87,7 @@ def _file_spelling(short_name: str) -> str:
 
 
 def hash_of_rows(rows: Rows) -> str:
-    """Return a hash of the contents of the rows, which depends on their order."""
+    """Return an order-dependent hash of the rows' contents."""
     # Chain the hashes of the rows, because the rows together may not fit in memory
     digest = ""
     for row in rows:
@@ -105,7 +105,7 @@ READERS = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow",
 }  # fmt: skip
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# Without these options, pandas would treat texts such as "NA" and "None" as missing, and parse a column of answers such as "4" as numbers
+# Without these options, pandas would treat strings such as "NA" and "None" as missing, and parse a column of answers such as "4" as numbers
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chosen_feedback", "rejected_feedback", "response")
 _CSV_OPTIONS = {
     "keep_default_na": False,
@@ -122,8 +122,8 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     Load one split of a dataset. `name` can be a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, possibly compressed), a
     pattern such as `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
 
-    Files, patterns and `save_to_disk` folders of a single `Dataset` have no splits, nor do folders of files unless the file names contain
-    the names of splits. Without splits, `split` is ignored or, if `needs_split` is true, causes a `ValueError`.
+    Files, patterns and `save_to_disk` folders of a single `Dataset` have no splits. A folder of files has splits only if its file names
+    contain split names. Without splits, `split` is ignored or, if `needs_split` is true, causes a `ValueError`.
 
     Raises `ValueError` if the path does not exist or cannot be read, or if it has no such split.
     """
@@ -140,7 +140,9 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
         return load_dataset(name, config, split=split)
     if isinstance(rows, Dataset):
         if needs_split:
-            raise ValueError(f"{name} has no splits, so it has no {split!r}; name another dataset for this split.")
+            raise ValueError(
+                f"{name} has no splits, so it has no split {split!r}; use another dataset for this split."
+            )
         return rows
     if split not in rows:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")
@@ -177,11 +179,11 @@ def _read_files(name: str, files: list[str]) -> Dataset:
     endings = {reader_of(file) for file in files}
     if None in endings:
         raise ValueError(
-            f"{name}: a dataset file ends in {', '.join(READERS)} (optionally followed by {', '.join(_COMPRESSED)})."
+            f"{name}: dataset files must end in {', '.join(READERS)} (optionally followed by {', '.join(_COMPRESSED)})."
         )
     if len(endings) > 1:
         raise ValueError(
-            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name the files of one kind."
+            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); select files of one kind only."
         )
     kind = READERS[str(endings.pop())]
     options: dict[str, Any] = dict(_CSV_OPTIONS) if kind == "csv" else {}
@@ -203,8 +205,8 @@ def _read_files(name: str, files: list[str]) -> Dataset:
 
 def _name_surrogates(files: list[str]) -> str:
     """
-    Name the lines of JSON files that contain a lone surrogate. The line numbers in Arrow's error are no help, because they count
-    from the start of a block.
+    Return a message that names the lines with a lone surrogate in JSON files. Arrow's error does not help, because its line numbers
+    count from the start of a block.
     """
     escapes = re.compile(r"(?<!\\)(?:\\\\)*\\u(d[89ab]..\\ud[c-f]|(d[89a-f]))", re.IGNORECASE)
     lines = []
@@ -214,7 +216,7 @@ def _name_surrogates(files: list[str]) -> str:
                 if any(match[2] for match in escapes.finditer(line)):
                     lines.append(f"line {number} of {Path(name).name}")
     return (
-        f"{', '.join(lines[:3])}: a text contains a lone surrogate (half of a character, such as \\ud800), which is not valid text. "
+        f"{', '.join(lines[:3])}: the text contains a lone surrogate (half of a character, such as \\ud800), which is invalid. "
         f"Number of such lines: {len(lines)}. Repair or remove them."
     )
 
@@ -229,7 +231,7 @@ def _reason(error: Exception, files: list[str]) -> str:
     if "surrogate" in reason:
         return _name_surrogates(files)
     if len(files) > 1 and re.search("Couldn't cast|Schema", reason):
-        return f"its files need the same columns and types, in the same order. {reason[:400]}."
+        return f"its files must have the same columns and types, in the same order. {reason[:400]}."
     if "Length of header" in reason:
         return "it has rows with more fields than the header."
     if not reason or "corresponds to no data" in reason or "BatchSize must be" in reason:

@@ -90,8 +90,8 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
 
 async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     """
-    Merge the shards of [`read_shards`] into one folder, with rows and rejects in the same order as in a single run, and return the summed
-    counts.
+    Merge the shards returned by [`read_shards`] into one folder, with rows and rejects in the same order as in a single run, and return
+    the summed counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
     # Hashing all rows would require the input dataset, but the shards' hashes identify it just as well

@@ -1,13 +1,13 @@
 """The shell game: a procedurally generated preference task whose critiques reason step by step.
 
-A ball lies under one of four cups, and k swaps of two cups move it. A response names the cup under which the ball ends up. Following k
-swaps in a single forward pass is hard for a small transformer, but writing them out one by one is easy, so a critique helps.
+A ball lies under one of four cups, and then k pairs of cups are swapped in turn. A response names the cup under which the ball ends up.
+Following k swaps in a single forward pass is hard for a small transformer, but writing them out one by one is easy, so a critique helps.
 
 This module generates rows for the base language model, preference pairs with oracle critiques, best-of-n rows, a tokenizer with one token
 per word of the task, and the configuration of a tiny Llama. All rows are determined by a seed.
 
 Problems are split by their sequence of swaps, where "A and B" and "B and A" count as the same swap. Each sequence belongs to exactly one
-of `train`, `validation` and `test`, regardless of the seed and the number of rows. A sequence is in the same split with all four starting
+of `train`, `validation` and `test`, regardless of the seed and the number of rows. A sequence is in the same split for all four starting
 cups, so every answer is equally likely in each split. Training rows may repeat, but held-out rows are distinct. There are only a few
 held-out problems with one swap (8) or two swaps (112 for `test`); once these are used up, problems with more swaps take their place.
 """
@@ -173,7 +173,7 @@ def _rows(
 ) -> list[dict]:  # fmt: skip
     """
     Generate rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, with at most `per_problem` rows per
-    problem. Raises `ValueError` if there are fewer than `num_rows` of them.
+    problem. Raises `ValueError` if there are fewer than `num_rows` distinct rows.
     """
     rng, held_out = random.Random(f"{seed}/{name}/{split}"), split != "train"
     left = {k: per_problem * count_problems(k, split) for k in num_swaps} if held_out else {}
@@ -207,7 +207,7 @@ def direct_answer_rows(
 
     Args:
         num_rows (`int`):
-            Number of rows. Held-out rows are distinct; requesting more than there are raises a `ValueError` with their number.
+            Number of rows. Held-out rows are distinct; requesting more than exist raises a `ValueError` that states how many exist.
         split (`str`, *optional*, defaults to `"train"`):
             One of `"train"`, `"validation"`, `"test"`.
         num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
@@ -354,7 +354,7 @@ def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         vocab_size=len(tokenizer),
         hidden_size=128,
         initializer_range=0.08,  # close to 1 / sqrt(hidden_size); with the default of 0.02, AdamW starts on a long plateau
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # for precise positions in about 100 tokens
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # for precise positions within about 100 tokens
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,

@@ -1,4 +1,4 @@
-"""Extract a judge's verdicts, and determine the winner of two games, the second with the responses in swapped order."""
+"""Extract a judge's verdicts, and determine the winner of two games; in the second, the responses are swapped."""
 
 import re
 

@@ -13,7 +13,7 @@ __all__ = ["BENCHMARKS", "Benchmark", "BestOfN", "PairEvaluation", "evaluate_bes
 
 
 def __getattr__(name: str):
-    # Imported on first use, so that light modules like `evaluation.stats` load neither torch nor datasets
+    # Imported on first use, so that lightweight modules like `evaluation.stats` load neither torch nor datasets
     if name in __all__:
         from . import benchmarks
         from .metrics import best_of_n, pairs

@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 MARGIN, SPREAD = "margin", "spread"
 
-# To add a metric of reward margins, write a module with a `Statistic` and list it here, under its key in report.json and with its title.
-# The calibration table and report.json then show it with its interval.
+# To add a metric of reward margins, write a module with a `Statistic`, and map the metric's key in report.json to its title and the
+# `Statistic` here. The calibration table and report.json then show the metric with its interval.
 METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 
 
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins and, separately, if responses have several
-    critiques, pairs with a large spread: the standard deviation of the margin over critiques.
+    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins. If responses have several critiques, it is also
+    computed by rejecting pairs with a large spread instead (the standard deviation of the margin over critiques).
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -85,7 +85,7 @@ class Robustness:
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
     probes: list[ProbeResult] = field(default_factory=list)
-    anytime: dict[str, Anytime] = field(default_factory=dict)  # with `read_every`, for models that write critiques
+    anytime: dict[str, Anytime] = field(default_factory=dict)  # if `read_every` is set and the model writes critiques
 
     def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
         """Return the results in JSON form."""
@@ -136,9 +136,9 @@ def assess_self_consistency(
     """
     Compute self-consistency for each set and temperature. Unknown subsets are excluded.
 
-    `sampled` contains the evaluations by temperature, and `fitted` the loaded rows of each evaluation. A row's length is the value of its
-    `length_column` in sets that have this column (raises `ValueError` if the value is not a number), otherwise the mean number of tokens in
-    its critiques.
+    `sampled` contains the evaluations by temperature, and `fitted` the loaded rows of each evaluation. A row's length is its value in
+    `length_column` if the set has this column, otherwise the mean number of tokens in its critiques. Raises `ValueError` if a value in
+    `length_column` is not a finite number.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():

@@ -38,21 +38,24 @@ class ScoredSet:
 
     name: str
     title: str
-    problems: list[Problem]  # those that fit the context of every model, so all models choose from the same candidates
+    problems: list[Problem]  # those that fit in every model's context, so all models choose from the same candidates
     scores: dict[str, Scores]
-    left_out: list[str]  # ids of the problems that do not fit the context of every model
+    left_out: list[str]  # ids of the problems that do not fit in every model's context
     shortened: dict[str, int]  # number of problems whose prompt was shortened
 
     @classmethod
     def of(
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
-        """Keep the problems that fit every model. `fitted` and `scores` are keyed by model. Raises `ValueError` if no problem is left."""
+        """
+        Keep the problems that fit in every model's context. `fitted` and `scores` are keyed by model. Raises `ValueError` if no problem is
+        left.
+        """
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
-            raise ValueError(f"{title}: no problem fits the context of every model; compare fewer models at once.")
-        # Each model scored only the problems that fit its context, so the position of a problem's scores differs between models
+            raise ValueError(f"{title}: no problem fits in every model's context; compare fewer models at once.")
+        # Each model scored only the problems that fit in its context, so the position of a problem's scores differs between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -144,10 +147,10 @@ class SetResult:
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
-    # ArenaHard only: of each model's choices among all candidates, with the first seed
+    # ArenaHard only: win rate of each model's choices among all candidates, with the first seed
     win_rates: dict[str, WinRate] = field(default_factory=dict)
-    first_candidates: WinRate | None = None  # ArenaHard only: of each question's first candidate
-    # The value of each problem's choice among all candidates, as a mean over seeds; empty on ArenaHard
+    first_candidates: WinRate | None = None  # ArenaHard only: win rate of each question's first candidate
+    # For each problem, the value of the choice among all candidates, averaged over seeds; empty for ArenaHard
     choices: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -158,7 +161,8 @@ class SetResult:
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
         """
-        Mean difference over problems in the value of the choice among all candidates, first model minus second, by pair of models.
+        For each pair of models, the difference in the value of their choices among all candidates (first model minus second), averaged
+        over problems.
         """
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])

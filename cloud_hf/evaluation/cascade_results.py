@@ -220,8 +220,8 @@ def read_cascades(
         counts = [count for _, _, count in parts]
         if any(count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)) for count in counts):
             raise ValueError(
-                f"`cascade` {text!r}: the number after {SAMPLED} must be from 2 to `self_consistency`, which samples "
-                f"{sampled or 'no'} critiques. Change the number, or set `self_consistency`."
+                f"`cascade` {text!r}: the number after {SAMPLED} must be between 2 and `self_consistency` "
+                f"({sampled or 'not set'}). Change the number, or set `self_consistency`."
             )
         stages = tuple((name, int(count) if count else None) for name, count in zip(names, counts, strict=True))
         if len(set(stages)) < max(2, len(stages)):

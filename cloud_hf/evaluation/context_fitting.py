@@ -16,7 +16,7 @@ from ..scoring import Score, Scorer
 
 @dataclass(frozen=True)
 class FittedRow:
-    """A row whose sequences fit the model; `prompt` may be shortened. `lengths` counts the tokens before each critique."""
+    """A row whose sequences fit in the model's context; `prompt` may be shortened. `lengths` counts the tokens before each critique."""
 
     index: int
     row: dict[str, Any]
@@ -90,7 +90,7 @@ def fit_rows(
         critique = f", of which {reserve} are reserved for the critique" if reserve else ""
         start = f"{name}: " if name else ""
         raise ValueError(
-            f"{start}None of the {dropped} rows fits the model's context of {context_length} tokens{critique}."
+            f"{start}None of the {dropped} rows fits in the model's context of {context_length} tokens{critique}."
         )
     return FittedRows(fitted, dropped, shortened, num_bad)
 

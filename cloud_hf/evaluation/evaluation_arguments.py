@@ -122,7 +122,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         self.probes = check_probes(self.probes)
         for name in ("group_column", "length_column", "paraphrase_column"):
             if getattr(self, name) and not self.dataset_name:
-                raise ValueError(f"`{name}` is a column of `dataset_name`: give `dataset_name` as well.")
+                raise ValueError(f"`{name}` names a column of `dataset_name`: give `dataset_name` as well.")
         check_bounds(self, chunk_size=1, probe_rows=1, self_consistency=2)
         self._check_probes()
         if self.self_consistency is not None:
@@ -158,7 +158,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             len(self.judge_price) != 2 or not all(0 <= one < math.inf for one in self.judge_price)
         ):
             raise ValueError(
-                f"`judge_price` is {self.judge_price}; give two numbers of at least 0, per million prompt and completion tokens."
+                f"`judge_price` is {self.judge_price}; give two prices of at least 0: per million prompt tokens and per million "
+                "completion tokens."
             )
         is_pairwise = self.judge_base_url and self.judge_mode == "pairwise"
         if is_pairwise and (self.best_of_n or not (self.dataset_name or self.benchmarks)):

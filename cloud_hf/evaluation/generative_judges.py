@@ -35,8 +35,8 @@ class JudgeServerArguments:
             Model name on the judge's servers. Optional if they serve only one model.
         judge_prompt_file (`str`, *optional*):
             Replacement for the judge's prompt. For comparisons, it must contain the placeholders `{conversation}`, `{response_a}` and
-            `{response_b}`, and name the verdicts. For ratings, it must contain `{conversation}` and `{response}`; a header between lines of
-            `---` may set the `pattern` of a rating and the `lowest` and `highest` rating.
+            `{response_b}`, and name the verdicts. For ratings, it must contain `{conversation}` and `{response}`; a header between two
+            `---` lines may set the `pattern` of a rating and the `lowest` and `highest` rating.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature for the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -181,7 +181,7 @@ def judge_rows(
 
     The right response gets the reward 0. A wrong response gets a reward from -2 to 2: minus half the points by which the right response
     leads. Two slight verdicts for the right response, for example, give a margin of 1. Identical pairs are judged once; identical responses
-    tie without asking the judge.
+    are not judged and count as a tie.
 
     Args:
         parts (`dict`):
@@ -242,7 +242,7 @@ def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
     chosen, rejected = row.responses[0], row.responses[place]
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         raise ValueError(
-            f"{name[1]}, row {row.row.get('id', row.index)!r}: a judge reads only text, but a response is a message with more than text."
+            f"{name[1]}, row {row.row.get('id', row.index)!r}: a judge reads only text, but a response is not plain text."
         )
     return {"id": key_of(row.prompt, chosen, rejected), "prompt": row.prompt, "chosen": chosen, "rejected": rejected}
 

@@ -21,13 +21,13 @@ class Halving:
 
     @property
     def name(self) -> str:
-        """The name of the halving in reports."""
+        """The halving's name in reports."""
         return f"halving({','.join(filter(None, [self.cheap, self.model]))})"
 
 
 @dataclass(frozen=True)
 class HalvingResult:
-    """Successive halving against full best-of-N, over the problems of a set and the seeds of a model."""
+    """Successive halving compared with full best-of-N, averaged over a model's seeds and a set's problems."""
 
     name: str  # name of the halving
     title: str  # title of the set

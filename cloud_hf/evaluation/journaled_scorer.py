@@ -16,7 +16,7 @@ from .formatting import file_name
 from .scoring_arguments import ScoringArguments
 
 
-# vLLM and servers refill batches continuously, so only the end of a chunk leaves them half empty
+# vLLM and servers refill batches continuously, so batches are half empty only at the end of a chunk
 LARGE_CHUNK = 4096
 BATCHES_PER_CHUNK = 8
 
@@ -57,9 +57,9 @@ def batches_by_length(args: ScoringArguments) -> bool:
 @dataclass
 class JournaledScorer:
     """
-    A [`Scorer`] that resumes where a killed run stopped. Equal chats are scored once.
+    A [`Scorer`] that resumes where a killed run stopped. Identical chats are scored once.
 
-    The journal's settings should contain everything that scores depend on except chats and options. A `chunk_size` that is a multiple of
+    The journal's settings should contain everything that affects scores, except chats and options. A `chunk_size` that is a multiple of
     the batch size keeps batches full; backends that refill their batches continuously need large chunks. A killed run loses at most one
     chunk with transformers, and only the chats in progress with vLLM and servers.
     """
@@ -83,8 +83,8 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The returned scores do not include the critiques' token ids.
 
-        `lengths` are the numbers of tokens in the chats. With them, the longest chats are scored first, in the batches that a backend
-        sorting by length would form; without them, chats keep their order. `names` identify the chats in error messages and default
+        `lengths` are the numbers of tokens in the chats. With them, chats are scored from longest to shortest, in the batches that a
+        length-sorting backend would form; without them, chats keep their order. `names` identify the chats in error messages and default
         to indices.
 
         Raises `ValueError` if a reward is not a finite number. By then the journal contains all other scores, unless a chunk without any

@@ -101,7 +101,7 @@ def make_row(
 
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
-    """Call [`make_row`] with the columns of a pair and, if `subset` is not given, the column `subset`. `title` names the benchmark."""
+    """Call [`make_row`] with the columns of a pair. `subset` defaults to the column `subset`; `title` names the benchmark in errors."""
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
     subset = text_of(source, index, row, "subset") if subset is None else subset
     return make_row(source, index, row, subset, row["chosen"], row["rejected"])
@@ -165,18 +165,18 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
             )
         if bad := [value for value in values if not math.isfinite(value)]:
             raise ValueError(
-                f"Row {row.id!r}: a reward is {bad[0]}. Rewards must be finite numbers: score the row again, in float32 if "
-                "its numbers overflowed."
+                f"Row {row.id!r}: a reward is {bad[0]}, but rewards must be finite numbers. Score the row again; if "
+                "values overflowed, use float32."
             )
         split.append((values[: row.num_chosen], values[row.num_chosen :]))
     return split
 
 
 def finite_rewards(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return columns of rewards as arrays. Raises a `ValueError` that names the row if a reward is missing, infinite or not a number."""
+    """Return columns of rewards as arrays. Raises a `ValueError` that names the row if a reward is missing, NaN or infinite."""
     better, worse = np.array(chosen, dtype=float), np.array(rejected, dtype=float)
     if (bad := ~(np.isfinite(better) & np.isfinite(worse))).any():
-        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
+        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a finite number.")
     return better, worse
 
 

@@ -60,7 +60,7 @@ class Sets:
         return [describe_set(*part) for part in parts]
 
     def _rows(self) -> dict[tuple[str, str], tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
-        """Return the rows of all sets by kind and name, and the function that returns a row's responses."""
+        """Return, for each set by kind and name, its rows and a function that returns the responses of a row."""
         names = ("id", "prompt", "responses", "num_chosen")
         found: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
         for one in self.benchmarks:
@@ -91,8 +91,8 @@ class Sets:
         dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
     ]:
         """
-        Let a judge compare the responses of benchmarks and pairs, or rate these and the candidates of best-of-N. Returns rows and scores,
-        both by kind and name, and the report on the judge.
+        Let a judge compare the responses in benchmarks and preference sets or, depending on `args.judge_mode`, rate these responses and
+        the best-of-N candidates. Returns the rows by kind and name, the scores by kind and name, and the report on the judge.
         """
         kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
         fitted = {
@@ -206,12 +206,12 @@ class ModelResults:
 
     evaluations: list[Evaluation]
     pairs: dict[str, PairEvaluation]  # by preference set, for `results` in report.json
-    best_of_n: dict[str, dict]  # by set, `BestOfN.summary`
+    best_of_n: dict[str, dict]  # `BestOfN.summary` by set
     robustness: Robustness = field(default_factory=lambda: Robustness({}))
-    # Evaluations with the scores sampled for self-consistency, by temperature
+    # Evaluations with the critiques sampled for self-consistency, by temperature
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
-    # For ensembles and cascades: rows that have right and wrong responses or candidates, and their scores, by kind and name of the set
+    # For ensembles and cascades: the rows and scores of all sets except reference critiques, by kind and name of the set
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
     # Cost of the rewards as scored, by set, and of the sampled critiques, by temperature and set
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
@@ -225,7 +225,7 @@ def summarize(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """Compute a model's results from its rows and scores, both by kind and name of the set; `shown` maps sets to their short names."""
+    """Compute a model's results from its rows and scores, keyed by kind and name of the set; `shown` maps sets to their short names."""
     evaluations = []
     for found in sets.benchmarks:
         part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]

@@ -92,8 +92,8 @@ class ScoringArguments(AnyModelArguments):
         check_named_once("dataset_name", self.dataset_name)
         if self.server_url is not None and len(self.server_url) != len(self.models):
             raise ValueError(
-                f"`server_url` has {len(self.server_url)} addresses and `models` {len(self.models)} models: a server serves "
-                "one model. Give one address per model, in the same order."
+                f"`server_url` has {len(self.server_url)} addresses, but `models` has {len(self.models)} models, and a server serves "
+                "only one. Give one address per model, in the same order."
             )
         # Ensembles are recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
@@ -112,7 +112,7 @@ class ScoringArguments(AnyModelArguments):
         if self.combine == "likelihood" and self.backend == "server":
             raise ValueError(
                 "`combine` 'likelihood' needs the likelihoods of critiques, which a server does not return: choose another "
-                "combination, or the backend transformers or vllm."
+                "combination, or use the transformers or vllm backend."
             )
 
     def backend_of(self, name: str) -> AnyModelArguments:

@@ -33,7 +33,7 @@ class Evaluation:
         row_scores (`list[list[Score]]`):
             The scores of each row's responses.
         dropped, shortened (`int`):
-            Number of rows dropped as too long, and number of rows with a shortened prompt.
+            Number of rows dropped because they are too long, and number of rows with a shortened prompt.
         repeated_ids (`int`, *optional*, defaults to `0`):
             Number of rows of a preference set that repeat the `id` of an earlier row.
         bad (`int`, *optional*, defaults to `0`):
@@ -157,7 +157,7 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
     [`Evaluation.row_accuracy`] if there is no such estimate.
     """
     title = evaluations[0].title
-    # Models that dropped different rows as too long may have different headlines, or lack another model's headline
+    # Models that dropped different over-long rows may have different headline metrics, or lack the headline metric of another model
     for headline in dict.fromkeys(evaluation.scores.headline for evaluation in evaluations):
         estimates = [evaluation.scores.figures.get(headline, NO_ROWS) for evaluation in evaluations]
         if not any(math.isnan(estimate.value) for estimate in estimates):
@@ -196,7 +196,7 @@ class Difference(Summarised):
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
     """Compare each pair of models on the rows that both scored; all models have evaluations of the same benchmarks in the same order."""
     found = [
-        # Rows are matched by id, because each model may have dropped different rows as too long
+        # Rows are matched by id, because each model may have dropped different over-long rows
         difference(ours.name, models, ours.row_outcomes(), theirs.row_outcomes())
         for models in combinations(results, 2)
         for ours, theirs in zip(*map(results.__getitem__, models), strict=True)
@@ -234,7 +234,7 @@ def losses_of_sets(
 ) -> Mapping[str, list[ReferenceLoss] | None]:
     """
     Compute the losses of reference critiques by set. The losses are `None` with vLLM and servers, which do not return them. With the policy
-    `"error"`, raises `ValueError` if a row does not fit the model's context together with its reference critique.
+    `"error"`, raises `ValueError` if a row does not fit in the model's context together with its reference critique.
     """
     if not isinstance(scorer, TransformersScorer):
         return dict.fromkeys(sets)
@@ -252,9 +252,9 @@ class CritiqueResult:
     rows: list[CritiqueRow]
     scores: list[Score]  # with the model's own critiques; only the first critique of each response is compared
     quality: CritiqueQuality
-    dropped: int  # rows that do not fit the model's context
+    dropped: int  # rows that do not fit in the model's context
     shortened: int  # rows with a shortened prompt
-    without_loss: int  # rows that do not fit the context together with their reference critique
+    without_loss: int  # rows that do not fit in the context together with their reference critique
 
     @classmethod
     def of(

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 # In a subset with fewer rows, resamples vary too little
 FEW_ROWS = 10
-# Statistics of weighted rows are slow, because many sort or bin the rows in every resample
+# Fewer for statistics of weighted rows: these are slow, because many sort or bin the rows in every resample
 RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # resamples per call, to bound memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
-_ROUNDING = 1e-12  # statistics of equal resamples may differ by this much, relative to their size
+_ROUNDING = 1e-12  # statistics of identical resamples may differ by up to this relative error
 
 
 class Summarised:
@@ -152,14 +152,14 @@ class BenchmarkScores:
     figures: dict[str, Estimate]  # the official metrics
     subsets: dict[str, Estimate]  # share of right rows, unknown subsets included
     ties: int  # rows whose best right and best wrong response have equal rewards
-    undecidable: int  # rows with a right and a wrong response of the same text
+    undecidable: int  # rows in which a right and a wrong response are the same text
     # Subsets without rows. A section uses the subsets that have rows; a mean that lacks an entire section is not reported
     missing: tuple[str, ...] = ()
     # Rows of subsets that are not part of the benchmark; no metric includes them
     unknown: dict[str, int] = field(default_factory=dict)
     # Subsets with fewer than `FEW_ROWS` rows, if some metrics are means over subsets
     few: tuple[str, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark, ready for JSON
+    details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark; JSON-serializable
 
     @property
     def value(self) -> float:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None) -> "CLoudClient | CascadeScorer":
     """
-    Return a client for a reward server or, if `fit` names the file of a [`CascadeFit`], a cascade over several reward servers. Both have a
-    method `ascore`.
+    Return a client for a reward server or, if `fit` names the file of a [`CascadeFit`], a cascade of several reward servers. Clients and
+    cascades both have a method `ascore`.
 
     In `urls`, commas separate replicas of a server, and spaces separate the stages of a cascade, the cheapest stage first. Each stage
     writes one greedy critique. `api_key` is the key for all servers. Raises `ValueError` if there are several stages but no fit, or if the
@@ -22,8 +22,8 @@ def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None)
     stages = re.split(r"(?<!,)\s+", urls.strip())
     if fit is None and len(stages) > 1:
         raise ValueError(
-            f"CLOUD_REWARD_URL has {len(stages)} addresses separated by spaces, which are the stages of a cascade, but "
-            "CLOUD_REWARD_CASCADE does not name its fit. Separate replicas of one model by commas."
+            f"CLOUD_REWARD_URL has {len(stages)} addresses separated by spaces, one for each stage of a cascade, but "
+            "CLOUD_REWARD_CASCADE does not name the cascade's fit. Separate replicas of one model with commas."
         )
     clients = [CLoudClient(stage, api_key) for stage in stages]
     if fit is None:

@@ -5,7 +5,7 @@
 
 Environment variables:
 
-    CLOUD_REWARD_URL          address of a reward server, or of its replicas, separated by commas; or
+    CLOUD_REWARD_URL          address of a reward server, or comma-separated addresses of its replicas; or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
     CLOUD_REWARD_API_KEY      key of the server, if it requires one
     CLOUD_REWARD_CASCADE      file of a cascade's fit. CLOUD_REWARD_URL then lists a server for each stage, separated by spaces
@@ -14,7 +14,7 @@ Environment variables:
     CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
                               or changes text, such as the text before a `</think>`
     CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones, which otherwise raise an error. They
-                              also raise an error until a first response has been judged, because wrong settings are then the likely cause
+                              also raise an error until the first response has been judged, because wrong settings are then the likely cause
 
 OpenRLHF loads this file by its path, and calls `reward_func` from several threads with one response each. OpenRLHF swallows
 errors, so they are logged here.
@@ -139,7 +139,7 @@ def _load_scorer() -> Scorer:
         return served_scorer(url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
     if fit is not None:
         raise ValueError(
-            "CLOUD_REWARD_CASCADE needs a reward server for each stage in CLOUD_REWARD_URL, and no CLOUD_REWARD_MODEL."
+            "With CLOUD_REWARD_CASCADE, CLOUD_REWARD_URL must list a reward server for each stage, and CLOUD_REWARD_MODEL must not be set."
         )
     if model is not None and url is None:
         return _OneAtATime(TransformersScorer(*load_reward_model(model)))

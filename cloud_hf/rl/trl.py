@@ -87,7 +87,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 def async_cloud_reward(client, **options) -> Callable:
     """
     Create an asynchronous version of [`cloud_reward`] from an object with a method `ascore`, such as a [`~serving.CLoudClient`] or a
-    [`CascadeScorer`] over several clients. TRL runs it concurrently with other async reward functions. The `options` are those of
+    [`CascadeScorer`] of several clients. TRL runs the function concurrently with other async reward functions. The `options` are those of
     [`cloud_reward`].
 
     Examples:
@@ -188,8 +188,8 @@ class _Settings:
         check_policy("on_response_changed", self.on_response_changed)
         if self.compares and self.on_unjudgeable != "error":
             raise ValueError(
-                f'`on_unjudgeable` is {self.on_unjudgeable!r}, but a cascade compares all completions of a group; leave it at "error" and '
-                "limit the length of the completions."
+                f'`on_unjudgeable` is {self.on_unjudgeable!r}, but a cascade compares all completions in a group; leave it at "error", '
+                "and limit the length of the completions."
             )
         if self.compares and (self.num_critiques, self.temperature) != (1, 0.0):
             raise ValueError(
@@ -223,7 +223,7 @@ class _Settings:
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
-        """If the scorer rejects rows, queue both halves of them to be tried again, or raise the scorer's error."""
+        """If the scorer rejects `rows`, raise its error (`on_unjudgeable="error"`), or else queue both halves to be tried again."""
         try:
             yield
         except ValueError as error:
@@ -239,7 +239,7 @@ class _Settings:
         report_hidden_text(judged, self.on_response_changed)
         if batch.errors:
             if not self.has_judged:
-                raise ValueError(f"No completion could be judged yet: {batch.errors[0]}") from batch.errors[0]
+                raise ValueError(f"No completion could be judged so far: {batch.errors[0]}") from batch.errors[0]
             logger.warning(
                 "%d of %d completions could not be judged. First error: %s",
                 len(batch.errors), len(batch.scores), batch.errors[0],

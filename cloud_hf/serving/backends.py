@@ -112,7 +112,7 @@ class AnyModelArguments(BackendArguments):
         parse_label_weights(self.label_weights)
 
     def check_models(self, names: Sequence[str]):
-        """Raise `ValueError` unless the backend can score with all models, or if `label_weights` apply to none of them."""
+        """Raise `ValueError` if the backend cannot score with all of these models, or if `label_weights` apply to none of them."""
         configs = {name: self.read_config(name) for name in names}
         if self.label_weights is not None and all(config.num_labels == 1 for config in configs.values()):
             raise ValueError(
@@ -178,13 +178,13 @@ def open_backend(
     name: str, args: BackendArguments, show_progress: bool = True
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
     """
-    Load a CLoud or classic model into the backend of `args`, and free it afterwards.
+    Load a CLoud or classic model into the backend that `args` selects, and free the model afterwards.
 
     Args:
         name (`str`):
             Hub id or folder of a model or adapter.
         args ([`BackendArguments`]):
-            The backend.
+            The backend and its options.
         show_progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar for each call (transformers and vLLM).
 

@@ -80,7 +80,7 @@ class CLoudChatClient(CLoudClient):
             raise ValueError(f"no reward (finish reason {choice['finish_reason']!r:.60})")
         critique_ids = ids[:-_CLOSING_TOKENS]
         is_cut = False
-        if len(critique_ids) == max_new_tokens:  # vLLM closes every critique of this length
+        if len(critique_ids) == max_new_tokens:  # vLLM always ends a critique at this length
             closing = tokens[-_CLOSING_TOKENS]
             likeliest = max(read_number(other["logprob"]) for other in closing["top_logprobs"])
             is_cut = read_number(closing["logprob"]) < likeliest

@@ -132,7 +132,7 @@ class CLoudClient:
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._served: tuple[str, ServedModel] | None = None  # a replica and its model, which all replicas must serve
+        self._served: tuple[str, ServedModel] | None = None  # a replica's address, and the model that all must serve
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     @property
@@ -143,8 +143,8 @@ class CLoudClient:
 
     def served_model(self) -> ServedModel:
         """
-        Ask the server for its model. Raises [`RewardServerError`] if no replica is a reward server that can be reached and is ready, or if
-        the replicas serve different models.
+        Ask the server for its model. Raises [`RewardServerError`] if no address leads to a reward server that is ready, or if the replicas
+        serve different models.
         """
         return _run(self._ask_models())
 
@@ -402,7 +402,7 @@ def _read_model(answer: Any) -> ServedModel:
     name, critique, length = (answer[key] for key in ("model", "critique", "context_length"))
     if not isinstance(name, str) or not isinstance(critique, bool) or type(length) not in (int, type(None)):
         raise ValueError(f"model {name!r:.60}, critique {critique!r:.60}, context_length {length!r:.60}")
-    versions = [answer.get(key) for key in ("model_version", "version")]  # earlier releases send none
+    versions = [answer.get(key) for key in ("model_version", "version")]  # earlier releases do not send these
     return ServedModel(
         printable(name), critique, length, *(None if each is None else printable(str(each)) for each in versions)
     )
@@ -418,6 +418,6 @@ def _error_message(response: httpx2.Response) -> str:
         return describe_redirect(response)
     try:
         error = read_json(response.content)["error"]
-        return printable(str(error["message"] if isinstance(error, dict) else error))  # vLLM's is an object
+        return printable(str(error["message"] if isinstance(error, dict) else error))  # vLLM sends an object
     except (ValueError, KeyError, TypeError):
         return f"{response.text[:200]!r}"

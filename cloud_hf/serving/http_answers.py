@@ -55,7 +55,7 @@ def describe_redirect(response: httpx2.Response) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8, that is, has no lone surrogate."""
+    """Return whether text can be encoded as UTF-8, that is, contains no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -94,12 +94,12 @@ def read_sample(reward: Any, critique: Any, critique_ids: Any, finish_reason: An
 
 def read_score(result: Any) -> Score:
     """
-    Return a reward server's result as a score. Raises `ValueError`, `TypeError` or `LookupError` if it is not a result, and
-    `ArithmeticError` if a reward is not finite.
+    Convert a result from a reward server to a [`Score`]. Raises `ValueError`, `TypeError` or `LookupError` if the result is malformed, and
+    `ArithmeticError` if a reward is NaN or infinite.
     """
     columns = [result[name] for name in ("rewards", "critiques", "critique_ids", "finish_reasons")]
     if not all(isinstance(column, list) and column for column in columns):
-        raise ValueError("rewards, critiques, ids and finish reasons are not all non-empty lists")
+        raise ValueError("rewards, critiques, ids and finish reasons must all be non-empty lists")
     if len(set(map(len, columns))) > 1:
         raise ValueError(
             f"the numbers of rewards, critiques, ids and finish reasons differ: {', '.join(str(len(column)) for column in columns)}"

@@ -44,9 +44,10 @@ def application(args: dict[str, Any]) -> Application:
 
     Args:
         args (`dict[str, Any]`):
-            `model` and options of the reward server; `num_replicas`, the number of its copies (by default 1); and `num_gpus`, the GPUs of
-            each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a cluster without GPUs, set `num_gpus` to 0;
-            otherwise Ray would wait for a GPU. If `model` is a relative folder, it is resolved in the folder where the command runs.
+            `model` and options of the reward server; `num_replicas`, the number of copies of the server (by default 1); and `num_gpus`, the
+            number of GPUs per copy (by default `tensor_parallel_size` times `data_parallel_size`). On a cluster without GPUs, set
+            `num_gpus` to 0; otherwise Ray would wait for a GPU. If `model` is a relative path to a folder, it is resolved against the
+            command's working directory.
 
     Raises:
         `ValueError`: If `model` is missing, an argument is an option of Ray Serve itself, or `num_replicas` or `num_gpus` is not a valid
@@ -58,7 +59,7 @@ def application(args: dict[str, Any]) -> Application:
         raise ValueError("`model` is missing; give the folder or Hub id of a reward model, as in `model=my-cloud-rm`.")
     if own := sorted({"host", "port"} & options.keys()):
         raise ValueError(
-            f"`{own[0]}` is an option of Ray Serve, not of the replicas: set `http_options` in its config file."
+            f"`{own[0]}` is an option of Ray Serve, not of the replicas: set it under `http_options` in Ray Serve's config file."
         )
     model = options.pop("model")
     replicas, gpus = _number(options, "num_replicas", int, least=1), _number(options, "num_gpus", float, least=0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-# Seconds before a failed replica is asked again; the pause then doubles up to the maximum
+# Seconds before a failed replica is tried again; the pause then doubles, up to the maximum
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 
@@ -18,8 +18,8 @@ _LONGEST_PAUSE = 30.0
 @dataclass
 class Replica:
     """
-    A server, with counts of its running requests, its answered requests, and its failures since the last answer. It gets no requests before
-    the time `back_at`, nor until it has reported its model (`is_up`).
+    A server, with counts of its running requests, its answered requests, and its failures since it last reported its model. The server
+    gets no requests until it has reported its model (`is_up`) and, unless no other replica is available, until the time `back_at`.
     """
 
     url: str
@@ -36,7 +36,7 @@ class Replicas:
 
     Args:
         urls (`str` or `Sequence[str]`):
-            Addresses, as a list or as one string in which commas separate them.
+            Addresses, as a list or as one comma-separated string.
 
     Raises:
         `ValueError`: If there are no addresses, or an address is given twice or does not start with http:// or https://.
@@ -49,15 +49,15 @@ class Replicas:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` is {url!r}; it must start with http:// or https://.")
         if not urls or len(set(urls)) < len(urls):
-            raise ValueError(f"`base_url` is {urls}; give at least one address, and each only once.")
+            raise ValueError(f"`base_url` is {urls}; give at least one address, and no address twice.")
         self.all = [Replica(url, is_up=len(urls) == 1) for url in urls]
         self.several = len(urls) > 1
         self._lock = threading.Lock()  # calls can come from several threads
 
     def choose(self) -> Replica | None:
         """
-        Return the replica with the fewest running requests and, among those, the fewest answers; `None` if no replica is up. A replica that
-        is not up is returned to one caller only, which must ask it for its model.
+        Return the replica with the fewest running requests or, among several such replicas, the one that has answered the fewest requests;
+        `None` if no replica is up. A replica that is not up is returned to only one caller, which must ask it for its model.
         """
         now = time.monotonic()
         with self._lock:
@@ -72,7 +72,7 @@ class Replicas:
 
     @property
     def others_are_up(self) -> bool:
-        """Return whether a request that failed can be sent to another replica immediately."""
+        """Return whether a failed request can immediately be sent to another replica."""
         return self.several and any(replica.is_up and replica.back_at <= time.monotonic() for replica in self.all)
 
     @contextmanager
@@ -96,15 +96,15 @@ class Replicas:
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
-            # Start level with the others: among replicas that are equally busy, `choose` prefers the one with the fewest answers, and would
-            # send it extra requests until it had caught up
+            # Start level with the others: among equally busy replicas, `choose` prefers the one that has answered the fewest requests, and
+            # would send this one extra requests until it had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
         """
-        After a failure, stop using a replica until it is back, unless it is the only one. `is_asked` means that it failed when it was asked
-        for its model.
+        After a failure, stop using a replica until it is back, unless it is the only one. `is_asked` says whether the request that failed
+        was the one for the replica's model.
         """
         if not self.several:
             return
@@ -118,7 +118,7 @@ class Replicas:
             replica.is_up = False
 
     def rest(self, replica: Replica, seconds: float):
-        """For some seconds, prefer the other replicas to one whose queue is full."""
+        """Prefer the other replicas for this many seconds, because this replica's queue is full."""
         if self.several:
             replica.back_at = time.monotonic() + seconds
 

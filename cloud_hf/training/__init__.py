@@ -1,4 +1,4 @@
-"""Training: the joint Bradley-Terry and critique loss on TRL's reward trainer."""
+"""Training: the joint Bradley-Terry and critique loss, built on TRL's reward trainer."""
 
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig

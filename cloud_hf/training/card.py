@@ -31,7 +31,7 @@ _RESERVED = 8  # tokens left free to close the critique
 
 @dataclass
 class Origin:
-    """Facts for the model card that a trainer cannot derive from its model and data."""
+    """Model-card facts that a trainer cannot derive from its model and data."""
 
     base: str | None = None  # Hub id or folder of the model or adapter that training started from
     dataset_name: str | None = None  # Hub ids or paths
@@ -120,7 +120,7 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
 
 
 def _asked_in_messages(critique_format: Any) -> str | None:
-    """Return the critique prompt if sending it as a plain chat message requests a critique just as in training, else `None`."""
+    """Return the critique prompt if a plain chat message with it requests a critique just as in training; otherwise `None`."""
     plain = critique_format.critique_role == "user" and type(critique_format).__name__ == "CritiqueFormat"
     return critique_format.critique_prompt if plain else None
 

@@ -36,7 +36,7 @@ class CLoudTrainingConfig(RewardConfig):
             [`ReferenceFormat`]).
         reward_head (`str`, *optional*):
             `"mlp"` (two layers) or `"linear"` (one layer, as in transformers' `*ForSequenceClassification`). Defaults
-            to `"linear"` for a classic model that starts from a scalar model with one label and takes over its head, and
+            to `"linear"` for a classic model that starts from a scalar model with one label and reuses its head, and
             to `"mlp"` otherwise.
 
         > Parameters that control the data preprocessing

@@ -23,7 +23,7 @@ from ..data.row_values import (
 
 logger = logging.getLogger(__name__)
 
-# A margin that only fits float64 would become infinite in the loss
+# A margin that fits only in float64 would become infinite in the loss
 _LARGEST = torch.finfo(torch.float32).max
 
 ENCODED_COLUMNS = ("chosen_ids", "rejected_ids", "chosen_prefix_length", "rejected_prefix_length")

@@ -79,7 +79,7 @@ class StopsWhenNotFinite(MixedTrainer):
             check_weights("The model", self.model)
         except NotFinite as error:
             raise NotFinite(
-                f"After step {self.state.global_step}: {error} It is not saved. {self._advice()}"
+                f"After step {self.state.global_step}: {error} The model is not saved. {self._advice()}"
             ) from error
 
     def _advice(self) -> str:
@@ -91,7 +91,7 @@ class StopsWhenNotFinite(MixedTrainer):
 
 
 class _Check(TrainerCallback):
-    """Callback that checks the losses when the host reads them anyway, before they are logged or anything is saved."""
+    """Callback that checks the losses after an epoch or when they are about to be read anyway: before a log, evaluation or save."""
 
     def __init__(self, trainer: StopsWhenNotFinite):
         self._trainer = trainer

@@ -121,12 +121,13 @@ def check_dataset_size(args: TrainingArguments, rows: int):
         raise ValueError(
             f"The train dataset has {rows} rows, but one optimizer step needs {needed} "
             f"(`per_device_train_batch_size` {args.per_device_train_batch_size} x `gradient_accumulation_steps` "
-            f"{args.gradient_accumulation_steps} x {args.world_size} processes). Lower one of them, or add rows."
+            f"{args.gradient_accumulation_steps} x {args.world_size} processes). Lower the batch size, "
+            "the accumulation steps or the number of processes, or add rows."
         )
 
 
 def check_deepspeed(args: TrainingArguments):
-    """Raise `ValueError` if the DeepSpeed config contradicts the training arguments, or no model would be saved."""
+    """Raise `ValueError` if the DeepSpeed config conflicts with the training arguments, or no model would be saved."""
     if args.deepspeed_plugin is None:
         return
     name = args.deepspeed if isinstance(args.deepspeed, str) else "The DeepSpeed config"
@@ -151,7 +152,7 @@ def check_deepspeed(args: TrainingArguments):
                 f"rows is {args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} "
                 f'accumulated x {args.world_size} processes. Set it to "auto", or change the arguments.'
             )
-    # transformers has collected the other contradictions
+    # transformers has already collected the other conflicts
     if args.deepspeed and args.hf_deepspeed_config.mismatches:
         lines = "; ".join(line.removeprefix("- ") for line in args.hf_deepspeed_config.mismatches)
-        raise ValueError(f'{name} contradicts the training arguments: {lines}. Set these keys to "auto".')
+        raise ValueError(f'{name} conflicts with the training arguments: {lines}. Set these keys to "auto".')

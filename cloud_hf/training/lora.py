@@ -142,8 +142,8 @@ def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
 
 def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
     """
-    Return the options in which two LoRA adapters must agree for one to load the other's weights, ready for JSON;
-    `None` without an adapter.
+    Return the options that two LoRA adapters must share for one to load the other's weights, as a JSON-serializable dictionary, or `None`
+    without an adapter.
     """
     if not isinstance(model, PeftModel):
         return None

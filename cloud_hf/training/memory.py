@@ -212,7 +212,7 @@ class _Layers:
                     parameter.register_post_accumulate_grad_hook(lambda _, index=index: note("backward", index))
 
     def complete(self, record: list[tuple[int, int]]) -> np.ndarray:
-        """Return the record as if all layers had run: repeat the moments of the middle layer, each time on top of the previous ones."""
+        """Return the record as if all layers had run: repeat the middle layer's moments, each copy on top of the previous ones."""
         moments = np.array(record)
         if self._left_out == 0:
             return moments
@@ -281,8 +281,8 @@ def _lay_out(
 
 class _OneKernel(torch.autograd.Function):
     """
-    Stand-in that allocates like a GPU's attention kernel for flattened batches: in the forward pass, the output and
-    one sum per query.
+    Stand-in that allocates what a GPU's attention kernel for flattened batches does: in the forward pass, the output and
+    one softmax sum per head and query.
     """
 
     @staticmethod

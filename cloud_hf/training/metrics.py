@@ -1,4 +1,4 @@
-"""Trainer mixin for metrics of pairs: it keeps sums on the device, averages over all ranks, and returns predictions in dataset order."""
+"""Trainer mixin for pair metrics: it keeps sums on the device, averages over all ranks, and returns predictions in dataset order."""
 
 import math
 from collections import defaultdict
@@ -14,8 +14,8 @@ from .resume import ExactResume
 
 class PairMetrics(ExactResume):
     """
-    Mixin for TRL's reward trainer. Metrics are means over all pairs or tokens since the last log, or of the evaluation set, so they do not
-    depend on batch size or number of ranks.
+    Mixin for TRL's reward trainer. Metrics are means over all pairs or tokens since the last log (or, in evaluation, over the evaluation
+    set), so they do not depend on the batch size or the number of ranks.
 
     Until the next log, sums stay on the device: reading a value in every step would make the host wait.
     """
@@ -33,7 +33,7 @@ class PairMetrics(ExactResume):
         """Add columns with one value per pair to the sums, and update the lowest and highest reward."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        # Sums over an epoch would lose digits in fp32, but Apple's GPUs lack float64
+        # Use float64, because sums over an epoch would lose precision in fp32. Apple's GPUs lack float64
         exact = torch.float32 if chosen.device.type == "mps" else torch.float64
         table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
         for name, value in zip(columns, table.sum(-1), strict=True):
@@ -138,7 +138,7 @@ def _floats(totals: dict[str, Any]) -> dict[str, float]:
 
 
 def _chosen_first(rows: Any, pairs: int) -> Any:
-    """Reorder rows that come pair by pair: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
+    """Reorder rows from pair by pair to all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
     if isinstance(rows, list | tuple):
         return type(rows)(_chosen_first(part, pairs) for part in rows)
     if rows is None or len(rows) != 2 * pairs:

@@ -1,7 +1,7 @@
 """
 Stage 4: reward critiques that lead the reward head to the right preference.
 
-Shape suffixes: N pairs, K critiques of each response, P labelled tokens; a dimension of size 2 is chosen and rejected.
+Shape suffixes: N pairs, K critiques of each response, P labelled tokens; a dimension of size 2 holds chosen and rejected.
 """
 
 import copy
@@ -63,7 +63,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     Raises:
         `ValueError`: If the reference model has a different tokenizer or cannot be created, if a critique might not
-            fit the context, or if critiques cannot be written with this launch (FSDP, several GPUs in one process).
+            fit in the context, or if critiques cannot be written in this kind of run (FSDP, several GPUs in one process).
 
     Examples:
 
@@ -125,7 +125,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         return reference.to(args.device, torch.bfloat16 if casts else None)
 
     def _check_lengths(self):
-        """Raise `ValueError` if a critique might not fit the context."""
+        """Raise `ValueError` if a critique might not fit in the context."""
         longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
         self._longest_prefix = longest
         needed = longest + self.args.max_completion_length + 1
@@ -142,19 +142,19 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     def _count_equal_responses(self):
         """
-        Warn about pairs with equal responses, from which no preference can be learned; raise `ValueError` if the
-        responses of all pairs are equal.
+        Warn about pairs with identical responses, from which no preference can be learned; raise `ValueError` if all
+        pairs are of this kind.
         """
         dataset: Any = self.train_dataset
         pairs = dataset.select_columns([f"{side}_{name}" for side in SIDES for name in ("ids", "prefix_length")])
         count = sum(prefix_of(pair, SIDES[0]) == prefix_of(pair, SIDES[1]) for pair in pairs)
         if count and count == len(pairs):
             raise ValueError(
-                f"The train dataset: the responses of all {count} pairs are equal. Check what `chosen` and `rejected` contain."
+                f"The train dataset: in all {count} pairs, both responses are identical. Check what `chosen` and `rejected` contain."
             )
         if count:
             logger.warning(
-                "The train dataset: %d of %d pairs have equal responses, from which no preference can be learned.",
+                "The train dataset: %d of %d pairs have identical responses, from which no preference can be learned.",
                 count, len(pairs),
             )  # fmt: skip
 
@@ -319,7 +319,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     @torch.no_grad()
     def _add_outcomes(self, written: WrittenCritiques, losses: OutcomeLoss, columns: dict[str, torch.Tensor]):
-        """Add a batch's metrics to the sums behind the log. Each column has one value per pair."""
+        """Add a batch's metrics to the sums from which the log is computed. Each column has one value per pair."""
         rewards_2NK, lengths_2NK, cut_2NK = written.rewards_2NK, written.lengths_2NK, written.was_cut_2NK.float()
         chosen_N, rejected_N = rewards_2NK.mean(2)
         columns = {

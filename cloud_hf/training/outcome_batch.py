@@ -1,7 +1,7 @@
 """Build batches from rows and the critiques sampled for them, and split the model's output by pair and critique.
 
-Shape suffixes: N pairs, K critiques of each response, S sequences of one side (N times K written ones, then the dataset's), P labelled
-tokens; a dimension of size 2 is chosen and rejected.
+Shape suffixes: N pairs, K critiques of each response, S sequences per side (the N times K written ones, then the dataset's), P labelled
+tokens. A dimension of size 2 stands for the two sides, chosen and rejected.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 
 def prefix_of(row: dict[str, Any], side: str) -> EncodedPrefix:
-    """Return the encoded prompt and response that precede the critique on one side of a row from [`encode_pairs`]."""
+    """For one side of a row from [`encode_pairs`], return the encoded prompt and response that precede the critique."""
     return EncodedPrefix(tuple(row[f"{side}_ids"][: row[f"{side}_prefix_length"]]), False, "", "")
 
 
@@ -36,7 +36,7 @@ class WrittenCritiques:
     """
 
     output: Any
-    # If a critique was cut off, its end of turn was not sampled, so that token is not an action of the policy
+    # If a critique was cut off, its end-of-turn token was not sampled, so it is not an action of the policy
     was_cut_2NK: torch.Tensor
 
     def __post_init__(self):
@@ -46,8 +46,8 @@ class WrittenCritiques:
         self.num_sequences = len(self.output.logits) // 2
         side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
         self.is_written_P = place_P < self.num_written
-        # The tokens of a sequence are contiguous, so a token is the last one if the next token has another sequence
-        # number
+        # The tokens of a sequence are contiguous, so a token is the last of its sequence if the next token has a different
+        # sequence number
         is_last_P = torch.ones_like(self.is_written_P)
         is_last_P[:-1] = sequences[1:] != sequences[:-1]
         was_cut_P = self.was_cut_2NK.flatten(1)[side_P, place_P.clamp(max=self.num_written - 1)]
@@ -65,7 +65,7 @@ class WrittenCritiques:
 
     @property
     def lengths_2NK(self) -> torch.Tensor:
-        """Numbers of sampled tokens, including the end of turn unless the critique was cut off."""
+        """Number of tokens sampled for each critique, including the end-of-turn token unless the critique was cut off."""
         return self.sums(torch.ones_like(self.losses_P))
 
     @property
@@ -74,7 +74,10 @@ class WrittenCritiques:
         return self.losses_P[~self.is_written_P].sum()
 
     def kl_2NK(self, reference_P: torch.Tensor) -> torch.Tensor:
-        """Estimate the KL divergence from a reference model with these cross-entropies, in nats per critique, as TRL's GRPO does."""
+        """
+        Estimate the KL divergence from the reference model, in nats per critique, as TRL's GRPO does. `reference_P` contains the
+        reference model's cross-entropies.
+        """
         # The estimator k3 of http://joschu.net/blog/kl-approx.html: it is unbiased, never negative, and has low
         # variance
         log_ratio_P = self.losses_P - reference_P

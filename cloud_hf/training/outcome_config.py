@@ -13,7 +13,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
     r"""
     Configuration class for the [`CLoudOutcomeTrainer`].
 
-    This class lists only the parameters that it adds to [`CLoudTrainingConfig`], or whose meaning differs. Options
+    This class lists only the parameters that it adds to [`CLoudTrainingConfig`] or whose meaning it changes. Options
     that [`~trl.GRPOConfig`] also has are named as in that class.
 
     Parameters:
@@ -25,8 +25,8 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
         max_completion_length (`int`, *optional*, defaults to `256`):
             Maximum length of a critique in tokens, not counting the end token.
         generation_batch_size (`int`, *optional*, defaults to `64`):
-            Number of critiques that a device writes in parallel, which does not affect their text. vLLM ignores this
-            option and forms its own batches.
+            Number of critiques that a device writes in parallel. It does not affect their text. vLLM ignores this option
+            and forms its own batches.
         use_vllm (`bool`, *optional*, defaults to `False`):
             Write critiques with vLLM, which reloads the weights in every step. Needs one process and full fine-tuning.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):

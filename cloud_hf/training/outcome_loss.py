@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 class OutcomeLoss(NamedTuple):
     """
-    Losses of N pairs, each of shape `(N,)`. If the critiques were sampled from the policy, the gradient of `direct +
-    policy` is an unbiased estimate of the gradient of `direct`'s expected value over critiques.
+    Losses of N pairs. If the critiques were sampled from the policy, the gradient of `direct + policy` is an unbiased
+    estimate of the gradient of `direct`'s expected value over critiques.
 
     Args:
-        direct (`torch.Tensor`):
+        direct (`torch.Tensor` of shape `(N,)`):
             Minus the objective. Its gradient flows only into the rewards.
-        policy (`torch.Tensor`):
+        policy (`torch.Tensor` of shape `(N,)`):
             Its value is zero, and its gradient is the policy gradient. For K = 1, the gradient is also zero, because
             there is no other critique to compare with.
         log_sigmoid (`torch.Tensor` of shape `(N, K, K)`):
@@ -85,8 +85,8 @@ def _log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
     return values.logsumexp(dim) - torch.tensor(values.shape[dim], dtype=values.dtype).log()
 
 
-# Means of log σ(Δ), by the name of the objective. Averaging over one side and then over the other equals averaging
-# over all combinations
+# For each objective, the function that averages log σ(Δ). Averaging over one side and then over the other gives the same
+# result as averaging over all combinations
 OBJECTIVES: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "likelihood": _log_mean_exp,
     "mean_log": torch.mean,

@@ -53,8 +53,8 @@ class Segment:
 @dataclass
 class Packing:
     """
-    Layout of sequences in one row: a tree of segments, whose leaves are the ends of the sequences. With `shared_prompt`, a
-    prefix that several sequences share is stored once.
+    Layout of sequences in one row: a tree of segments in which each leaf is the end of one sequence. With `shared_prompt`,
+    a prefix that several sequences share is stored once.
 
     Examples:
 
@@ -78,8 +78,8 @@ class Packing:
         """Return N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
-    # Recursive: after a prefix that all sequences share, smaller groups of them, such as the critiques of one response, may share a longer
-    # one
+    # Recursive, because within a group of sequences that share a prefix, smaller groups may share a longer one; for example, the critiques
+    # of one response
     def _add(self, members: list[int], start: int, parent: int):
         """Add the segments below `parent` for sequences that share their first `start` tokens."""
         for group in self._groups(members, start):
@@ -116,8 +116,8 @@ class Packing:
         """
         Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`,
         `position_ids`, `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; and `segments` of
-        shape `(S, 2)`. The segments are tuples, because the host reads them, and they must not be moved to the GPU
-        along with the tensors.
+        shape `(S, 2)`. The segments are tuples rather than a tensor, so that they stay on the host, which reads them, when
+        the tensors are moved to the GPU.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])

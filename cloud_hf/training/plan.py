@@ -28,8 +28,8 @@ of GPUs. Bytes per GPU:
   formula, the plan runs a step of the actual model on fake tensors and counts its allocations. (Of identical layers,
   only three run, and the others are extrapolated.) With gradient checkpointing, activations take about layers x tokens
   x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
-  prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch counts as what a single
-  kernel keeps: queries, keys, values, output, and a sum per query.
+  prompt of a pair (`prompt_share` of a sequence) counts once. For attention over a flattened batch, the plan counts what a
+  single kernel keeps: queries, keys, values, output, and a sum per query.
 - LM loss: the fp32 logits of one chunk of the labelled tokens, with their log-softmax and its gradient, about 3 x 4 x
   vocabulary x labelled tokens / chunks. These are part of the activations, but are shown separately. Under ZeRO-3,
   which gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next
@@ -81,7 +81,7 @@ _SAVINGS: dict[str, dict[str, Any]] = {
     "--zero 3 --offload True": {"zero": "3", "offload": True},
 }
 
-# Options that default to the recipe's value, with their defaults without a recipe
+# Options that default to the recipe's value, and their defaults if the recipe does not set them
 _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
     "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
@@ -125,11 +125,11 @@ class PlanArguments:
         labelled_share (`float`, *optional*, defaults to `0.5`):
             Share of a sequence's tokens that belong to the critique.
         prompt_share (`float`, *optional*):
-            Share of a sequence's tokens that chosen and rejected have in common, and that `shared_prompt` computes
-            only once. Defaults to half of the tokens outside the critique.
+            Share of a sequence's tokens that the chosen and the rejected sequence have in common, and that `shared_prompt`
+            computes only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value, or else (except for
-            the last two) to the default in training.
+            Micro-batches per optimizer step. This option and those below default to the recipe's value. If the recipe does not
+            set one, it has the same default as in training (except for the last two).
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -335,7 +335,8 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
 
     if not fits(1):
         return 0
-    # A simulation takes seconds, and the expected number is nearly always right, so start there and bracket the result in steps that double
+    # A simulation takes seconds, and the expected number is nearly always right, so start there and double the step until the result is
+    # bracketed
     most = max(1, _expected_largest(args, config, limit, simulated))
     too_many, step = most + 1, 1
     while not fits(most):
@@ -396,7 +397,7 @@ def _simulate(args: Any, config: CLoudConfig, pairs: int) -> StepMemory:
 
 
 def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
-    """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one chunk."""
+    """Return the bytes of the fp32 logits for one chunk of labelled tokens, their log-softmax and its gradient."""
     if not config.critique:
         return 0.0
     vocabulary = config.text_config.vocab_size
@@ -407,7 +408,7 @@ def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
 def _bytes_of_weights(args: Any) -> tuple[int, int]:
     """Return the bytes per frozen parameter outside 4-bit layers, and per trained parameter."""
     loaded = 2 if args.dtype == "bfloat16" else 4
-    if args.zero == "fsdp":  # stores frozen weights as loaded, and trained ones in fp32 under bf16
+    if args.zero == "fsdp":  # FSDP2 stores frozen weights as loaded, and trained ones in fp32 if `bf16` is set
         return loaded, 4 if args.bf16 else loaded
     weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
     if args.lora_r is not None and not args.sharded:
@@ -417,16 +418,16 @@ def _bytes_of_weights(args: Any) -> tuple[int, int]:
 
 
 def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
-    """Return the bytes of parameters that exist in full or unpacked only while their layer computes."""
+    """Return the bytes of parameters that are gathered, or unpacked from 4 bits, only while their layer computes."""
     layers = config.text_config.num_hidden_layers
     gathered = 0.0
     if args.zero in ("3", "fsdp"):
-        # FSDP2 gathers one layer at a time, and prefetches the next one meanwhile
+        # FSDP2 gathers one layer at a time while it prefetches the next one
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
-        # A module is unpacked to bf16. The largest of a layer's seven linear modules has at most half of the layer's
-        # weights
+        # Modules are unpacked to bf16 one at a time, and the largest of a layer's seven linear modules has at most half of
+        # the layer's weights
         gathered += 2 * step.linear / layers / 2
     return gathered
 
@@ -440,7 +441,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master) / of_optimizer
     parameters = _parameter_bytes(args, step, weight, trained) / of_parameters
-    # The simulation has all gradients on one GPU, perhaps in another data type
+    # The simulation keeps all gradients on one GPU, possibly in a different data type
     gradient_share = trained * step.trained / max(1, step.gradients) / of_gradients
     if stage == 0:
         buckets = trained * step.trained if args.gpus > 1 else 0.0
@@ -493,8 +494,8 @@ def _read_recipe(path: str) -> dict:
         raise ValueError(f"{path} has {', '.join(unknown)}, which the training scripts do not accept.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
-            f"{path} has `{unplanned[0]}`, which cannot be planned. Use a recipe without it; for a `token_budget`, set "
-            "`micro_batch` and `max_length` to those of the largest batch."
+            f"{path} sets `{unplanned[0]}`, which the plan does not model. Use a recipe without it; to replace a "
+            "`token_budget`, set `micro_batch` and `max_length` to those of the largest batch."
         )
     return recipe
 
@@ -513,7 +514,10 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
-    """Report how much memory one pair takes with each option that makes it fit or, if none does, the least that it takes."""
+    """
+    Name each option that makes one pair fit, and the memory that the pair then takes. If no option makes it fit, name the one with which
+    the pair takes the least memory, and that amount.
+    """
     one_pair = copy.copy(args)
     one_pair.micro_batch = 1
     totals = {"": make_plan(one_pair, config).total / GB}

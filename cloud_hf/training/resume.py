@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     class MixedTrainer(Trainer):
-        """Attributes of TRL's trainers that the mixins use: transformers declares them loosely, and TRL adds the last two."""
+        """
+        Attributes that the mixins use: transformers types the first ones loosely, TRL's trainers add `_metrics` and
+        `_total_train_tokens`, and [`ExactResume`] defines `_tokens_seen`.
+        """
 
         args: Any
         model: Any
@@ -70,11 +73,11 @@ def check_launch(args: TrainingArguments):
 
 class ExactResume(MixedTrainer):
     """
-    Mixin for TRL's trainers with which a resumed run ends with the same weights, metrics and logs as one that was
-    never interrupted. The mixin also checks the launch settings.
+    Mixin for TRL's trainers. It makes a resumed run end with the same weights, metrics and logs as an uninterrupted run.
+    It also checks the launch settings.
 
-    transformers restores weights, optimizer, scheduler, random states and the position in the data, but not the running
-    sums for the next log entry, and it accepts an interrupted checkpoint as complete.
+    On its own, transformers restores weights, optimizer, scheduler, random states and the position in the data, but not the
+    running sums for the next log entry, and it accepts an interrupted checkpoint as complete.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -94,7 +97,7 @@ class ExactResume(MixedTrainer):
         checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **self._trained)
         check_unused(self.args, checkpoint)
         self._run = run_of(checkpoint)
-        self.accelerator.wait_for_everyone()  # every process must find it before the first one tidies up
+        self.accelerator.wait_for_everyone()  # every process must find the checkpoint before any of them tidies up
         if self.args.should_save:
             tidy_up(Path(str(self.args.output_dir)), checkpoint)
         restore = _RestoreRunningMetrics(self, checkpoint)
@@ -164,15 +167,15 @@ class ExactResume(MixedTrainer):
             return super().save_model(output_dir, _internal_call)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
-        # Loss, time and speed cover the complete run, not only the part after resuming
+        # Loss, time and speed cover the entire run, not only the part after resuming
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
     def _tokens_seen(self) -> int:
-        """Count the training tokens so far, over all ranks."""
+        """Count the training tokens so far, across all ranks."""
         return self._total_train_tokens
 
     def _running_metrics(self) -> dict[str, Any]:
-        """Return the running sums since the last log entry, and those over the complete run."""
+        """Return the running sums since the last log entry, and the totals since the start of the run."""
         return {
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
@@ -186,7 +189,7 @@ class ExactResume(MixedTrainer):
         self._tr_loss = torch.full_like(self._tr_loss, state["loss"])
         self._total_loss_scalar = state["total_loss"]
         self._globalstep_last_logged = state["last_logged"]
-        # The totals cover the complete run, so `_finalize_training` must divide them by all its steps
+        # The totals cover the entire run, so `_finalize_training` must divide them by all steps of the run
         self._initial_global_step = 0
         self._metrics["train"] = defaultdict(list, state["metrics"])
         self._total_train_tokens = state["tokens"]
@@ -279,8 +282,8 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     """
     Find the checkpoint to resume from, and check it.
 
-    `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` has the data
-    and adapter entries that [`write_record`] records, once they are known.
+    `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` contains the
+    data and adapter entries that [`write_record`] records; it is empty until they are known.
 
     Raises:
         `ValueError`: If there is no such checkpoint, or it is incomplete, lacks a file, or was written with other
@@ -358,7 +361,7 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
 
 def _last_whole(output_dir: str | Path) -> Path:
     whole = whole_checkpoints(output_dir)
-    # The steps of different runs are not comparable, so none of them is the last
+    # The step numbers of different runs are not comparable, so no checkpoint counts as the last
     if len({run_of(folder) for folder in whole}) > 1:
         raise ValueError(
             f"{output_dir} contains checkpoints from several runs: name one, with `--resume_from_checkpoint FOLDER`."

@@ -20,7 +20,7 @@ def train_and_save(trainer: Any, rows: Dataset):
         raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None
     trainer.save_state()
     trainer.create_model_card()
-    trainer.save_model()  # after the card, because this also uploads, and the Hub may refuse that
+    trainer.save_model()  # after the card, because saving the model also uploads it, which the Hub may refuse
     trainer.add_example(rows)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
@@ -37,7 +37,7 @@ def _saved(trainer: Any) -> str:
     """Describe what an interrupted run has saved, and how to continue it."""
     output, last = trainer.args.output_dir, name_last(trainer.args.output_dir)
     if last == "none":
-        return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. The same command starts over."
+        return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. Repeating the command starts over."
     return (
         f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, repeat the "
         "command with --resume_from_checkpoint true."

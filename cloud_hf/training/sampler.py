@@ -46,7 +46,7 @@ def group_pairs(
             if tokens > token_budget:
                 raise ValueError(
                     f"The train dataset, pair {index}: its two sequences have {tokens} tokens, but `token_budget` is "
-                    f"{token_budget}. Raise it, or lower `max_length`."
+                    f"{token_budget}. Raise `token_budget`, or lower `max_length`."
                 )
             groups.append(PairGroup((index,), tokens))
     return groups
@@ -134,7 +134,7 @@ class TokenBudgetSampler(_SeededSampler):
         for size in sorted(by_size, reverse=True):
             members = sorted(by_size[size], key=lambda group: group.tokens, reverse=True)
             left = len(members) % self.num_processes
-            if left and size > 1:  # all processes need the same number of groups: split the rest
+            if left and size > 1:  # all processes need the same number of groups, so split those left over
                 members, rest = members[:-left], members[-left:]
                 by_size[1] += [PairGroup((pair,), group.tokens) for group in rest for pair in group.pairs]
             elif left and drop_last:
@@ -145,8 +145,8 @@ class TokenBudgetSampler(_SeededSampler):
 
     def _plan_turns(self, members: list[PairGroup]):
         """
-        Divide groups of one size into rounds, each as large as fits. In a round, process `i` gets every
-        `num_processes`-th group, starting with group `i`.
+        Divide groups of the same size into rounds, each with as many groups as the limits allow. In a round, process `i`
+        gets every `num_processes`-th group, starting with group `i`.
         """
         keys = [(len(group.pairs), self._rounded(group.tokens)) for group in members]
         for key, group in zip(keys, members, strict=True):
@@ -183,7 +183,7 @@ class TokenBudgetSampler(_SeededSampler):
 
 
 class GroupSampler(_SeededSampler):
-    """Sampler of pairs in random order that keeps the pairs of a group together."""
+    """Sampler that draws pairs in random order but keeps the pairs of a group together."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
         super().__init__(seed)

@@ -88,7 +88,7 @@ def _make_model(
 
 
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
-    """Check that a CLoud model is trained with the options with which it was created."""
+    """Check that a CLoud model is trained with the options that it was created with."""
     for option in _MODEL_OPTIONS:
         value = getattr(args, option)
         # An option left at its default follows the model; `critique` never does, since it selects the loss

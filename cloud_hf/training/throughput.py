@@ -35,9 +35,9 @@ def peak_flops(device_name: str) -> float | None:
 
 class LogsThroughput(MixedTrainer):
     """
-    Mixin for TRL's trainers: each training log has `tokens_per_second` (over all devices, without padding), `eta_hours`,
-    and `mfu` if the device's peak is known. A log covers the steps since the previous one, excluding evaluation and
-    saving.
+    Mixin for TRL's trainers that adds `tokens_per_second` (across all devices, without padding), `eta_hours` and, if the
+    device's peak is known, `mfu` to each training log entry. An entry covers the steps since the previous one, excluding
+    evaluation and saving.
 
     For MFU, each token counts as 6 FLOPs per trained parameter (forward and backward pass) and 4 per frozen parameter (an adapter's base,
     which needs no weight gradients). Input embeddings, the LM head of a model that writes no critiques, the second forward pass of gradient
@@ -55,7 +55,7 @@ class LogsThroughput(MixedTrainer):
             (6 if weight.requires_grad else 4) * _size(weight)
             for name, weight in self.model.named_parameters()
             if id(weight) not in idle
-            and "original_module" not in name  # PEFT trains copies of some modules, and keeps the originals unused
+            and "original_module" not in name  # PEFT trains copies of some modules, and no longer uses the originals
         )
         self._measured = (0, 0)  # tokens and steps at the last log
 

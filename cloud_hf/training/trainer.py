@@ -34,7 +34,7 @@ from .starting_model import check_model, choose_trained_weights, load_model, pre
 from .throughput import LogsThroughput
 
 
-# Number of tokens inside each critique at which `partial_reward_weight` trains the reward
+# Number of positions inside each critique at which `partial_reward_weight` trains the reward
 _INNER_REWARDS = 4
 
 
@@ -54,7 +54,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
             A CLoud model or its name; the name of a plain language model, which becomes a CLoud model with the critique options in `args`;
-            or the name of a LoRA adapter for either, whose training continues.
+            or the name of a LoRA adapter for either, to continue training it.
         args ([`CLoudTrainingConfig`] or [`~trl.RewardConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration for this trainer. With the latter two, a CLoud model keeps its kind (`critique`), and the other options of
             [`CLoudTrainingConfig`] have their default values.
@@ -69,7 +69,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             Tokenizer. Defaults to the model's.
         **kwargs:
             Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`. The predictions that
-            `compute_metrics` gets and `predict` returns are rewards of shape `(2 * pairs, 1)`: all chosen responses, then all rejected
+            `compute_metrics` receives and `predict` returns are rewards of shape `(2 * pairs, 1)`: all chosen responses, then all rejected
             ones, both in dataset order.
 
     Examples:
@@ -177,18 +177,19 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             raise ValueError(
                 f"The train dataset has {rows} pairs, which `token_budget` {self.args.token_budget} puts into {batches} "
                 f"batches, but one optimizer step needs {self.args.gradient_accumulation_steps} "
-                f"(`gradient_accumulation_steps`) on each of {processes} processes. Lower one of them, or add rows."
+                f"(`gradient_accumulation_steps`) on each of {processes} processes. Lower `token_budget`, "
+                "`gradient_accumulation_steps` or the number of processes, or add rows."
             )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        # The Trainer drops all columns that are not listed here before it collates
+        # Before it collates, the Trainer drops all columns that are not listed here
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ENCODED_COLUMNS, "cut"]))
 
     # ------------------------------------------------------------------------------------------------------- batches
 
     def _make_train_sampler(self) -> Sampler | None:
-        """Create a sampler that groups pairs, if an option needs one. Otherwise return `None`, and TRL's sampler is used."""
+        """Create a sampler that groups pairs if an option requires it; otherwise, return `None` to use TRL's sampler."""
         args = self.args
         shares = args.shared_prompt and args.train_sampling_strategy == "random"
         if self.train_dataset is None or (args.token_budget is None and not shares):
@@ -243,7 +244,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     # the device until a logging step
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
-        """Count the optimizer step's pairs and labelled tokens, over all micro-batches and ranks. The result has shape `(2,)`."""
+        """Count the optimizer step's pairs and labelled tokens across all micro-batches and ranks. The result has shape `(2,)`."""
         if not batch_samples:
             return None
         counts = torch.stack([_counts(batch).to(device) for batch in batch_samples]).sum(0)
@@ -280,7 +281,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         return loss
 
     def _partial_losses(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor | None:
-        """Compute each pair's mean Bradley-Terry loss over the tokens inside its critiques."""
+        """Compute each pair's mean Bradley-Terry loss over the positions inside its critiques at which rewards are read."""
         if outputs.inner_rewards is None:
             return None
         chosen_PR, rejected_PR = outputs.inner_rewards.chunk(2)

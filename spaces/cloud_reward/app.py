@@ -29,7 +29,7 @@ from cloud_hf.serving.backends import BackendArguments, open_backend
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 
 
-# Load the module by its file: `evaluate` expects a folder to have the module's name, but a Space's folder may have another
+# Load the module from its file: given a folder, `evaluate` looks for a module with the folder's name, but a Space's folder may be renamed
 MODULE = str(Path(__file__).with_name("cloud_reward.py"))
 TITLE = "CLoud reward"
 INTRODUCTION = """
@@ -51,7 +51,7 @@ EXAMPLES = [
 @dataclass
 class SpaceArguments:
     """
-    Options of the Space.
+    Space options.
 
     Parameters:
         model (`str`, *optional*):
@@ -81,8 +81,8 @@ def read_arguments(command_line: Sequence[str]) -> tuple[SpaceArguments, Backend
 
 @dataclass(frozen=True)
 class Judge:
-    """A loaded model and the limits of this Space. `context` is the model's context length in tokens, which must also fit the
-    critique."""
+    """A loaded model and the limits of this Space. `context` is the model's context length in tokens, which limits prompt, response
+    and critique together."""
 
     name: str
     scorer: Scorer
@@ -107,13 +107,13 @@ class Judge:
     ) -> dict[str, Any]:
         """
         Compute rewards with the module cloud_reward. prompts: strings, or chats (lists of messages with role and content);
-        predictions: one response to each prompt; num_critiques: critiques per response, where more than 1 needs a temperature
-        above 0; max_new_tokens: maximum critique length; seed (optional): makes sampling repeatable.
+        predictions: one response to each prompt; num_critiques: critiques per response (more than 1 requires a temperature
+        above 0); max_new_tokens: maximum critique length; seed (optional): makes sampling repeatable.
         """
         with ui.user_errors(RuntimeError):
             check_columns(prompts, predictions, self.max_rows)
             if seed is not None and not isinstance(seed, int):
-                raise ValueError(f"`seed` is {seed!r:.60}; it must be an integer, or be left out.")
+                raise ValueError(f"`seed` is {seed!r:.60}; give an integer, or leave it out.")
             if self.server_url is not None:
                 check_server(self.server_url)
             module = evaluate.load(MODULE, model=self.scorer, keep_in_memory=True)
@@ -133,7 +133,7 @@ def check_columns(prompts: list, predictions: list, max_rows: int):
         if not isinstance(values, list) or not values:
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
     if len(prompts) != len(predictions):
-        raise ValueError(f"{len(prompts)} prompts but {len(predictions)} predictions; give the same number of both.")
+        raise ValueError(f"{len(prompts)} prompts but {len(predictions)} predictions; give the same number of each.")
     if len(predictions) > max_rows:
         raise ValueError(
             f"There are {len(predictions)} rows, but this Space accepts at most {max_rows} per run (`max_rows`)."
@@ -201,7 +201,7 @@ def list_rewards(prompts: list, predictions: list[str], results: dict) -> str:
 
 
 def reward_text(reward: float) -> str:
-    """Format a reward with four digits."""
+    """Format a reward with four significant digits."""
     return f"{reward:.4g}".replace("-", "−")
 
 

@@ -17,7 +17,7 @@ from cloud_demo.arguments import DemoArguments, on_zero_gpu, parse_arguments
 from cloud_hf.cli import UsageError, run
 
 
-# Seconds that a browser gets to open the page before the models load
+# Seconds to wait for a browser to open the page before the models load
 HEAD_START = 4.0
 
 
@@ -42,7 +42,7 @@ def prepare_imports(analytics: bool):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(analytics)
     if not analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        # Reading datasets would otherwise count as downloads in the Hub's statistics, which count requests for JSON files
+        # `datasets` would otherwise report each dataset that it loads, even local JSON files, to the Hub's download statistics
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
     if "SPACE_ID" in os.environ:
         # A Space's visitors arrive through proxies in its network; uvicorn then uses the last address that is not a proxy's
@@ -68,7 +68,7 @@ def open_demo(args: DemoArguments):
         launch(page, backend)
         return
     launch(page, backend, prevent_thread_lock=True)
-    # Imports would slow the page down, so they start only when the first visitor sees the page or this timer ends
+    # Imports would slow the page down, so loading starts only once a visitor sees the page or this timer ends
     backend.load_in_background(after=HEAD_START)
     page.block_thread()
 

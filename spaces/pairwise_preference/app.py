@@ -21,7 +21,7 @@ from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
 
 
-# Load the module by its file: `evaluate` expects a folder to have the module's name, but a Space's folder may have another
+# Load the module from its file: given a folder, `evaluate` looks for a module with the folder's name, but a Space's folder may be renamed
 MODULE = str(Path(__file__).with_name("pairwise_preference.py"))
 MOST_SUBSETS_SHOWN = 100
 LARGEST_REWARD = 1e100
@@ -63,7 +63,7 @@ def read_numbers(name: str, values: list) -> list[float]:
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"Row {row}: `{name}` is {value!r:.60}, not a number.") from error
         if LARGEST_REWARD < abs(numbers[-1]) < math.inf:
-            raise ValueError(f"Row {row}: `{name}` is {value!r:.60}; rewards go up to {LARGEST_REWARD:g}.")
+            raise ValueError(f"Row {row}: `{name}` is {value!r:.60}; rewards are limited to ±{LARGEST_REWARD:g}.")
     return numbers
 
 

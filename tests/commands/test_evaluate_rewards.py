@@ -189,7 +189,7 @@ def test_cascades_and_compute(models, data, tmp_path):
     [
         ({"cascade": ["classic"]}, "at least two different stages"),
         ({"cascade": ["classic,x"]}, "'x' is not one of `models`"),
-        ({"cascade": ["classic,cloud@4"]}, "samples no critiques"),
+        ({"cascade": ["classic,cloud@4"]}, r"`self_consistency` \(not set\)"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "tokens=many"}, "could not convert"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "speed=1"}, "write accuracy=, loss=, tokens= or threshold="),
         ({"combine": "median"}, "set `num_critiques` above 1"),
@@ -342,7 +342,7 @@ def test_servers_of_other_models_are_refused(models, data, servers, tmp_path):
         ValueError, match=r"serves .*classic, a classic model, but .*cloud is a CLoud model.*in the same order"
     ):
         evaluate(models, data, tmp_path, backend="server", server_url=servers[::-1])
-    with pytest.raises(ValueError, match="1 addresses and `models` 2 models"):
+    with pytest.raises(ValueError, match="1 addresses, but `models` has 2 models"):
         evaluate(models, data, tmp_path, backend="server", server_url=servers[:1])
 
 
@@ -574,7 +574,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"temperature": float("nan")}, "`temperature` is nan"),
         ({"num_critiques": 2}, "`num_critiques` above 1 needs `temperature`"),
         ({"overlong_policy": "cut"}, "`overlong_policy` is 'cut'; use one of error, drop, truncate_prompt"),
-        ({"group_column": "topic", "dataset_name": []}, "`group_column` is a column of `dataset_name`"),
+        ({"group_column": "topic", "dataset_name": []}, "`group_column` names a column of `dataset_name`"),
         ({"update_card": True, "limit": 3}, "omit `limit`"),
         ({"self_consistency": 4}, "cannot sample at temperature 0.0"),
         ({"self_consistency": 1, "temperature": 1.0}, "`self_consistency` is 1"),

@@ -63,15 +63,15 @@ BAD_ROWS = [
     ("HelpSteer 3", {"overall_preference": "first"}, "`overall_preference` is 'first'; give a number"),
     ("Chatbot Arena", {"winner": "model_c"}, "`winner` is 'model_c'; it must be model_a, model_b or a tie"),
     ("Chatbot Arena 55k", {"response_a": '["a", "b"]'}, "have different numbers of turns"),
-    ("Chatbot Arena 55k", {"response_a": "[1]"}, "must be lists of texts"),
-    ("LLaMA-Factory ranking", {"input": 3}, "`instruction` and `input` must be texts"),
+    ("Chatbot Arena 55k", {"response_a": "[1]"}, "must be lists of strings"),
+    ("LLaMA-Factory ranking", {"input": 3}, "`instruction` and `input` must be strings"),
     ("WebGPT", {"question": {"id": 1}}, "`question` contains .*; each item needs `full_text`"),
     (
         "Truthy DPO",
         {"prompt": [{"role": "system", "content": "Be rude."}]},
         "`system` differs from the system message in the prompt",
     ),
-    ("Truthy DPO", {"prompt": 3}, "the prompt is 3; with the column `system`, give text"),
+    ("Truthy DPO", {"prompt": 3}, "the prompt is 3; with a column `system`, it must be text"),
     ("LLaMA-Factory ranking", {"history": [["a", "b"]]}, "`history` contains earlier turns"),
 ]
 

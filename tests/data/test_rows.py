@@ -56,7 +56,7 @@ def test_what_is_not_there_is_named(tmp_path):
     ):
         load_rows(str(tmp_path / "halves.jsonl"))
     (tmp_path / "rows.xlsx").write_text("prompt")
-    with pytest.raises(ValueError, match="a dataset file ends in"):
+    with pytest.raises(ValueError, match="dataset files must end in"):
         load_rows(str(tmp_path / "rows.xlsx"))
     with pytest.raises(ValueError, match="no such file"):
         load_rows(str(tmp_path / "*.nothing"))

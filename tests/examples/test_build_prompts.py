@@ -226,7 +226,10 @@ def test_what_cannot_be_read_is_said_first(tmp_path):
         (["--dataset_name", tmp_path / "absent.jsonl"], "no such file"),
         (["--sources", "ultrafeedback", "--feedback_name", fine], "column(s) instruction"),
         (["--dataset_name", fine, "--decontaminate_against", tmp_path / "rows.jsonl"], "--decontaminate_column"),
-        (["--sources", "ultrainteract", "--interact_name", flat], "does not contain lists of `from` and `value`"),
+        (
+            ["--sources", "ultrainteract", "--interact_name", flat],
+            "does not contain lists of turns with `from` and `value`",
+        ),
         (["--dataset_name", fine, "--decontaminate_against", bad], "row 1, column 'prompt'"),
         ([], "Nothing to read"),
         (["--sources", "ultra"], "`sources` names ultra"),

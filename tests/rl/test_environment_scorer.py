@@ -83,7 +83,7 @@ def test_what_cannot_be_a_cascade(environment, in_process, served, tmp_path):
     with pytest.raises(ValueError, match="2 addresses separated by spaces"):
         served_scorer(urls)
     assert isinstance(served_scorer("http://a:1, http://b:1"), CLoudClient)
-    with pytest.raises(ValueError, match="1 scorers, but the fit is for 2"):
+    with pytest.raises(ValueError, match="1 scorers, but the fit has 2"):
         served_scorer("http://a:1", None, openrlhf._variable("CLOUD_REWARD_CASCADE"))
     with pytest.raises(ValueError, match="each stage writes one greedy critique"):
         asyncio.run(verl.compute_score("s", "r", None, {"prompt": "p"}, num_critiques=2, temperature=1.0))
@@ -107,5 +107,5 @@ def test_what_cannot_be_a_cascade(environment, in_process, served, tmp_path):
         reward(["p"] * 4, ["a", "b", "c", tool])
     environment.delenv("CLOUD_REWARD_URL")
     environment.setenv("CLOUD_REWARD_MODEL", str(tmp_path))
-    with pytest.raises(ValueError, match="CLOUD_REWARD_CASCADE needs a reward server for each stage"):
+    with pytest.raises(ValueError, match="CLOUD_REWARD_URL must list a reward server for each stage"):
         openrlhf._load_scorer()

@@ -219,7 +219,7 @@ def test_passing_trouble_is_tried_again_with_growing_pauses(trouble):
                 b'"finish_reasons": ["stop"], "critique_ids": [[]]}]}',
             ),
             1,
-            r"not all are finite",
+            r"has rewards that are NaN or infinite",
         ),
         (
             (200, {}, {"results": [{**GOOD, "rewards": [0.5, 0.5]}]}),

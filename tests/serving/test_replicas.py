@@ -157,7 +157,7 @@ def test_a_single_server_is_never_left_out():
     ("urls", "says"),
     [
         ([], "give at least one address"),
-        (f"{ONE},{ONE}/", "each only once"),
+        (f"{ONE},{ONE}/", "no address twice"),
         (f"{ONE},two:8000", "`base_url` is 'two:8000'"),
         (f"{ONE},", "`base_url` is ''"),
     ],

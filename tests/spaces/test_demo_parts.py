@@ -81,7 +81,7 @@ def test_the_command_line_goes_over_the_environment():
         (["--model", "a", "--analytics", "maybe"], "neither True nor False"),
         (["--model", "a", "--modle", "b"], "unrecognized arguments: --modle b"),
         (["--model", "runs/no/model"], "`model` is 'runs/no/model', but there is no such folder."),
-        (["--model", "a", "--results", "b"], "`results` are scores of rows; name those rows with `rows`."),
+        (["--model", "a", "--results", "b"], "`results` requires `rows`: give the rows that were scored."),
         (
             ["--model", "a", "--rows", "c", "--results", "./none"],
             "`results` is './none', but there is no such folder.",
@@ -99,7 +99,7 @@ def test_without_a_model_the_shipped_ones_are_opened(monkeypatch, tmp_path):
     assert args.is_shipped and args.classic_model == str(SHIPPED / "classic") and args.rows is not None
     assert parse_arguments(["--rows", "llm_bar"], {}).rows == "llm_bar"
     monkeypatch.setattr("cloud_demo.arguments.SHIPPED", tmp_path / "absent")
-    with pytest.raises(UsageError, match=r"on a Space: `DEMO_MODEL`.*the folder `model` of the demo is missing"):
+    with pytest.raises(UsageError, match=r"The demo's `model` folder is missing.*on a Space: `DEMO_MODEL`"):
         parse_arguments([], {})
 
 
@@ -423,14 +423,14 @@ def test_two_models_of_any_kind_are_compared(tmp_path):
 @pytest.mark.parametrize("value", ["one text", None, 7, ["a", 7], ["a", None], {"a": "b"}])
 def test_programs_must_give_lists_of_texts(value):
     """A single text would be judged letter by letter."""
-    with pytest.raises(Problem, match="`responses` must be a list of texts"):
+    with pytest.raises(Problem, match="`responses` must be a list of strings"):
         read_texts("responses", value)
     assert read_texts("responses", ["a", "b"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("value", [7, None, "ab", {"a": "b"}, [["a"]], ["ab"], [["a", 7]], [["a", "b", "c"]]])
 def test_programs_must_give_turns_in_pairs(value):
-    with pytest.raises(Problem, match="`turns` must be a list of pairs of texts"):
+    with pytest.raises(Problem, match="`turns` must be a list of pairs of strings"):
         read_turns(value)
     assert read_turns([]) == [] and read_turns([["a", "b"]]) == [("a", "b")]
 

@@ -403,7 +403,7 @@ def test_a_model_that_is_no_reward_model_is_named(found, chromium):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "The model ran out of memory. Try a shorter text"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "The model ran out of memory. Try shorter texts"),
         (RuntimeError("surprise at /secret/path"), "Something unexpected went wrong"),
     ],
 )
@@ -428,8 +428,8 @@ def test_odd_arguments_of_programs_get_a_sentence(demo):
         ({"temperature": -1}, "temperature of 0, or between"),
         ({"max_new_tokens": 0}, "between 1 and 1800 tokens"),
         ({"seed": 2**63}, "fits in 64 bits"),
-        ({"turns": [["a"]]}, "pairs of texts"),
-        ({"turns": 7}, "`turns` must be a list of pairs of texts"),
+        ({"turns": [["a"]]}, "pairs of strings"),
+        ({"turns": 7}, "`turns` must be a list of pairs of strings"),
         ({"turns": [["a", ""]]}, "Earlier turn 1 needs both"),
     ):
         assert words in sentence_from(url, PROMPT, "x", **options)

@@ -144,13 +144,13 @@ def test_subsets_are_text(chromium, preference_app):
 def test_bad_rewards_get_a_sentence(chromium, preference_app, tmp_path):
     bad = {
         "": "There are no rows",
-        "chosen,rejected\n1,nan": "Row 0: a reward is not a number, or infinite",
-        "chosen,rejected\n1,2\n1e400,2": "Row 1: a reward is not a number, or infinite",
+        "chosen,rejected\n1,nan": "Row 0: a reward is not a finite number",
+        "chosen,rejected\n1,2\n1e400,2": "Row 1: a reward is not a finite number",
         "chosen,rejected\n1,2\nx,3": "Row 1: `chosen` is 'x', not a number",
         '{"chosen": [1, 2], "rejected": [1]}': "The columns differ in length",
-        '{"chosen": true, "rejected": 1}': "Row 0: a reward is not a number",
+        '{"chosen": true, "rejected": 1}': "Row 0: a reward is not a finite number",
         '{"chosen": null, "rejected": 1}': "Row 0: `chosen` is None",
-        "chosen,rejected\n1e308,-1e308": "rewards go up to 1e+100",
+        "chosen,rejected\n1e308,-1e308": "rewards are limited to ±1e+100",
         "x" * 1_000_000: "Line 1 is not CSV",
         "[" * 100_000: "nested too deeply",
     }

@@ -75,7 +75,7 @@ def test_combined(tmp_path):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rewards_must_be_finite(tmp_path, bad):
-    with pytest.raises(ValueError, match="Row 1: a reward is not a number, or infinite"):
+    with pytest.raises(ValueError, match="Row 1: a reward is not a finite number"):
         load(tmp_path).compute(chosen=[1.0, bad], rejected=[0.0, 0.0])
 
 

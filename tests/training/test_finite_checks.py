@@ -67,7 +67,7 @@ def test_a_run_stops_within_a_step_and_can_be_resumed(base_folder, tmp_path, kin
     assert "--resume_from_checkpoint true" in str(error.value)
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     if kind in ("weights", "learning rate"):
-        with pytest.raises(NotFinite, match="It is not saved"):
+        with pytest.raises(NotFinite, match="The model is not saved"):
             trainer.save_model()
     resumed = make_trainer(str(base_folder), tmp_path, **options)
     resumed.train(resume_from_checkpoint=True)
@@ -107,5 +107,5 @@ def test_a_margin_beyond_fp32_is_refused(base_folder, tmp_path):
 
 def test_a_reward_beyond_fp32_is_refused(model):
     model.config.reward_std = 1e-300
-    with pytest.raises(NotFinite, match="not all are finite numbers"):
+    with pytest.raises(NotFinite, match="has rewards that are NaN or infinite"):
         model.score(["x"], ["y"], make_tokenizer("llama3"), critiques=["z"])

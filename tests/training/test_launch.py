@@ -62,7 +62,7 @@ def training_args(folder, **options):
         ("zero2", {}, {"train_batch_size": 48}, "`train_batch_size` 48, but the training arguments imply 12"),
         ("zero2", {}, {"train_micro_batch_size_per_gpu": 3}, "`train_micro_batch_size_per_gpu` 3"),
         ("zero2", {}, {"gradient_accumulation_steps": 4}, "`gradient_accumulation_steps` 4"),
-        ("zero2", {}, {"gradient_clipping": 7.0}, "contradicts the training arguments: ds gradient_clipping=7.0"),
+        ("zero2", {}, {"gradient_clipping": 7.0}, "conflicts with the training arguments: ds gradient_clipping=7.0"),
     ],
 )
 def test_deepspeed_configs_that_cannot_work(tmp_path, one_process, name, zero, changes, says):

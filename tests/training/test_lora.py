@@ -313,7 +313,7 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
     for adapter, name in ((cloud[0], "c"), (sft[0], "d")):
         moved = with_base(adapter, wide, name)
         Path(moved, "base_model.json").unlink()
-        with pytest.raises(ValueError, match=r"another base: (`hidden_size` was 32|.*has shape)"):
+        with pytest.raises(ValueError, match=r"another base(, in which `hidden_size` was 32|: .*has shape)"):
             make_trainer(moved, tmp_path / "out")
     for base, says in (
         (tmp_path / "absent", "cannot be read|no model"),
@@ -330,8 +330,8 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("adapter_config.json", {"base_model_name_or_path": 5}, "`base_model_name_or_path` 5; it must be str"),
-        ("adapter_config.json", {"r": "8"}, "`r` '8'; it must be int"),
+        ("adapter_config.json", {"base_model_name_or_path": 5}, "`base_model_name_or_path` 5; its type must be str"),
+        ("adapter_config.json", {"r": "8"}, "`r` '8'; its type must be int"),
         ("adapter_config.json", {"target_modules": 5}, "`target_modules` 5"),
         ("adapter_config.json", {"peft_type": 5}, "adapter_config.json cannot be used"),
         ("adapter_config.json", {"peft_type": "UNKNOWN"}, "adapter_config.json cannot be used"),

@@ -225,6 +225,6 @@ def test_pairs_of_equal_responses_are_counted_or_refused(stage3, tmp_path, caplo
     rows = list(make_rows())
     equal = [{**row, "rejected": row["chosen"]} for row in rows]
     make(stage3, tmp_path, rows=Dataset.from_list([equal[0], *rows[1:]]))
-    assert f"1 of {len(rows)} pairs have equal responses" in caplog.text
-    with pytest.raises(ValueError, match=f"the responses of all {len(rows)} pairs are equal"):
+    assert f"1 of {len(rows)} pairs have identical responses" in caplog.text
+    with pytest.raises(ValueError, match=f"in all {len(rows)} pairs, both responses are identical"):
         make(stage3, tmp_path, rows=Dataset.from_list(equal))

@@ -230,7 +230,7 @@ def test_flash_attention_is_given_the_lengths():
     told = packed_arguments(config, torch.tensor([[3, -1], [4, -1]]), torch.device("cpu"))
     assert told["attention_mask"] is None and told["max_length_q"] == told["max_length_k"] == 4
     assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 7]
-    with pytest.raises(ValueError, match="FlashAttention cannot share prompts"):
+    with pytest.raises(ValueError, match="FlashAttention does not support shared prompts"):
         packed_arguments(config, torch.tensor([[3, -1], [4, 0]]), torch.device("cpu"))
 
 

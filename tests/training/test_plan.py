@@ -289,9 +289,9 @@ def test_settings_that_cannot_be_planned_are_refused(options, says):
     ("recipe", "says"),
     [
         ("max_lenght: 512", "has max_lenght, which the training scripts"),
-        ("load_in_8bit: true\nuse_peft: true", "has `load_in_8bit`, which cannot be planned"),
-        ("lora_modules_to_save: [lm_head]", "has `lora_modules_to_save`, which cannot be planned"),
-        ("token_budget: 4096", "has `token_budget`, which cannot be planned"),
+        ("load_in_8bit: true\nuse_peft: true", "sets `load_in_8bit`, which the plan does not model"),
+        ("lora_modules_to_save: [lm_head]", "sets `lora_modules_to_save`, which the plan does not model"),
+        ("token_budget: 4096", "sets `token_budget`, which the plan does not model"),
         ("- 1", "is not a recipe"),
     ],
 )

@@ -58,7 +58,7 @@ class SourceArguments:
         output, dataset = Path(self.output_dir).resolve(), Path(self.dataset_name).resolve()
         if dataset == output or dataset in output.parents:
             raise ValueError(
-                f"`output_dir` is the dataset folder or a folder inside it ({self.output_dir}); name another folder."
+                f"`output_dir` is the dataset folder or a folder inside it ({self.output_dir}); choose another folder."
             )
 
     def load_source(self) -> Dataset:
@@ -118,20 +118,22 @@ class BuilderArguments(SourceArguments):
         self._rows_of_all_shards = rows
         index, count = self.parsed_shard()
         if len(rows) < count:
-            raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves some shards empty; use fewer shards.")
-        # Contiguous parts keep the order of a single run when shards are merged
+            raise ValueError(
+                f"`shard` is {self.shard}, but {len(rows)} row(s) would leave some shards empty; use fewer shards."
+            )
+        # With contiguous parts, merged shards have the same row order as a single run
         return rows.shard(count, index, contiguous=True)
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: their origin, their number, and a hash of
-        `columns`, `id` and `tools`. With several shards, the description also contains a hash of all columns, because the output keeps all
-        columns.
+        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: their origin, their number, and a hash of `id`,
+        `tools` and the columns named in `columns`. With several shards, the description also contains a hash of all columns in all
+        shards, because the output keeps all columns.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)
         if self.parsed_shard()[1] > 1:
-            # Shards built from two versions of a file must not be merged, but may have equal ids
+            # Shards built from two versions of a file must not be merged. Their ids may be equal, so hash the contents as well
             shared["contents_of_all_shards"] = hash_of_rows(self._rows_of_all_shards.select_columns(rows.column_names))
         return {
             "dataset": dataset_label(self.dataset_name),
@@ -157,7 +159,7 @@ class ServerArguments:
         max_retries (`int`, *optional*, defaults to `8`):
             Retries per request.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Timeout of one try in seconds.
+            Timeout per attempt, in seconds.
     """
 
     api_key_env: str = "OPENAI_API_KEY"

@@ -1,4 +1,4 @@
-"""Have a strong model on OpenAI-compatible servers write the critiques for stage 1, one or more per response of a preference pair."""
+"""Generate the stage 1 critiques with a strong model on OpenAI-compatible servers: one or more for each response in a preference pair."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -132,7 +132,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         if self.pairs not in ("all", "best_worst"):
             raise ValueError(f"`pairs` is {self.pairs!r}; use 'all' or 'best_worst'.")
         if clash := sorted({"id", "prompt", *NEW_COLUMNS} & set(self.keep_columns)):
-            raise ValueError(f"`keep_columns` names {', '.join(clash)}, which are output columns.")
+            raise ValueError(f"`keep_columns` names {', '.join(clash)}, which the output already contains.")
 
     @property
     def several_rows(self) -> bool:
@@ -248,7 +248,7 @@ async def compare(
 
 
 def furthest_apart(decided: dict[Pair, Comparison]) -> Pair:
-    """Return the pair whose winner leads by the most total points, among all pairs with a winner."""
+    """Among the pairs with a winner, return the one whose winner has the largest lead in total points."""
     totals: Counter[int] = Counter()
     for (first, second), comparison in decided.items():
         totals[first] += comparison.points

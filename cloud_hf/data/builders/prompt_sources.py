@@ -25,7 +25,7 @@ class Prompt:
     prompt: str | list[dict[str, str]]
     source: str
     row: int
-    form: str = TEXT  # form of the column value from which it was read
+    form: str = TEXT  # form of the column value that the prompt was read from
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user turns of a prompt. Separately, a turn as short as "yes" would match too many texts."""
+    """Join the user turns of a prompt. Compared separately, a turn as short as "yes" would match too many texts."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
@@ -156,7 +156,7 @@ def check_trajectories(rows: Dataset, column: str, purpose: str):
     feature = rows.features[column]
     message = feature.feature if isinstance(feature, List | LargeList) else None
     if not isinstance(message, dict) or "value" not in message:
-        raise ValueError(f"{purpose}: the column {column!r} does not contain lists of `from` and `value`.")
+        raise ValueError(f"{purpose}: the column {column!r} does not contain lists of turns with `from` and `value`.")
 
 
 def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:

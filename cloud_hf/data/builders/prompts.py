@@ -33,7 +33,7 @@ from .prompt_sources import (
     turns,
     user_text,
 )
-from .prompt_sources import plain_prompt as plain_prompt  # version 0.1 had it here
+from .prompt_sources import plain_prompt as plain_prompt  # kept for code that imports it from here, as in version 0.1
 from .prompt_sources import prompt_id as prompt_id
 
 
@@ -50,7 +50,7 @@ class PromptArguments:
         output_dir (`str`):
             Folder for the dataset, its card, `rejects.jsonl` and `build.json`.
         sources (`list[str]`, *optional*):
-            `ultrafeedback`, `ultrainteract` or both. Prompts from UltraInteract are its single-turn trajectories. With both sources,
+            `ultrafeedback`, `ultrainteract` or both. Only UltraInteract's single-turn trajectories become prompts. With both sources,
             UltraInteract is sampled down to the number of UltraFeedback prompts that remain after all filters.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
@@ -113,7 +113,7 @@ class PromptArguments:
 
     def __post_init__(self):
         if unknown := sorted(set(self.sources or []) - {FEEDBACK, INTERACT}):
-            raise ValueError(f"`sources` names {', '.join(unknown)}; use {FEEDBACK} and {INTERACT}.")
+            raise ValueError(f"`sources` names {', '.join(unknown)}; use {FEEDBACK}, {INTERACT} or both.")
         if not self.sources and not self.dataset_name:
             raise ValueError(f"Nothing to read: give `sources` ({FEEDBACK}, {INTERACT}) or datasets (`dataset_name`).")
         given = len(self.dataset_name or [])
@@ -130,7 +130,7 @@ class PromptArguments:
         named = (self.dataset_name or []) + (self.decontaminate_against or [])
         read = [*named, self.feedback_name, self.interact_name]
         if os.path.realpath(self.output_dir) in map(os.path.realpath, read):
-            raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
+            raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); choose another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
         """Return the name, dataset, configuration and column of each source in order, and whether the column contains trajectories."""
@@ -229,7 +229,7 @@ def hash_of(rows: Dataset, column: str) -> str:
 
 
 def source_label(name: str) -> str:
-    """Return a Hub id unchanged, and a file or folder name without its path and extension, because ids must not depend on paths."""
+    """Return a Hub id unchanged, or the bare name of a file or folder (no path, no extension), because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
 

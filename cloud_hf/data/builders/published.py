@@ -68,8 +68,8 @@ def check_number(rows: int, expected: str, name: str):
     half = 0.5 * 10 ** -len(expected.removesuffix("k").partition(".")[2])
     if not thousands - half <= rows / 1000 <= thousands + half:
         raise ValueError(
-            f"{name} has {rows} rows instead of {expected}, so row numbers would select the wrong prompts. To use only a part of it or "
-            "another version, set `check_counts` to False."
+            f"{name} has {rows} rows instead of {expected}, so row numbers would select the wrong prompts. If you want to use "
+            "another version, or only part of the data, set `check_counts` to False."
         )
 
 
@@ -94,10 +94,10 @@ class PromptSources:
 
     def check_ids(self, splits: Mapping[str, Dataset]) -> dict[str, int]:
         """
-        Check that every published row has an id with a prompt, and count the rows from each source. `splits` maps the name of each split to
-        its rows.
+        Check that the id of every published row refers to a source row, and count the rows from each source. `splits` maps the name of each
+        split to its rows.
 
-        Raises `ValueError` with counts and examples if there are ids without a prompt, or repeated ids.
+        Raises `ValueError` with counts and examples if some ids refer to no source row, or are repeated.
         """
         found: Counter = Counter()
         bad: dict[str, list[str]] = {}
@@ -178,7 +178,7 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
     """
     Check that the responses fit the prompts of their rows, and return the number of rows whose texts had enough words for the comparison.
 
-    Raises `ValueError` naming the first range of source rows whose prompts fit other rows' responses almost as well as their own.
+    Raises a `ValueError` that names the first range of source rows in which responses fit other rows' prompts almost as well as their own.
     """
     found = [
         (*_read_id(name), split, index) for split, rows in splits.items() for index, name in enumerate(rows["id"])
@@ -195,7 +195,8 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
             if fit is not None and fit < _LEAST_FIT:
                 raise ValueError(
                     f"The published responses do not fit the prompts of rows {part[0][1]} to {part[-1][1]} of the source of `{source}` "
-                    f"prompts ({fit:.2f}, where 1 is perfect and 0 is chance): its order or content differs from the authors' copy."
+                    f"prompts (fit {fit:.2f}, where 1 is perfect and 0 is chance): the source differs from the authors' copy in order or "
+                    "content."
                 )
             compared += number
     return compared
@@ -204,11 +205,11 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
 def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[float | None, int]:
     """
     Measure how well responses fit their prompts. For each pair of rows, check whether the responses share more words with their own prompts
-    or with each other's.
+    or with swapped prompts.
 
-    Returns the share of pairs in which their own prompts win minus the share in which the swapped prompts win (from -1 to 1, without ties),
-    and the number of rows that are in at least one pair without a tie. If that number is less than half of the rows, or less than three,
-    returns `None` and 0.
+    Returns the fit and the number of rows compared. The fit is the share of pairs in which the responses' own prompts win, minus the share
+    in which the swapped prompts win (from -1 to 1; ties are not counted). A row counts as compared if at least one of its pairs is not a
+    tie. If fewer than half of the rows, or fewer than three, can be compared, returns `None` and 0.
 
     Examples:
 
@@ -287,7 +288,7 @@ class PublishedDataArguments:
         published_name(self.mode, self.model_size)
         check_bounds(self, limit=1)
         if Path(self.output_dir).resolve() in {Path(name).resolve() for name in self.sources()}:
-            raise ValueError(f"`output_dir` is one of the sources ({self.output_dir}); name another folder.")
+            raise ValueError(f"`output_dir` is one of the sources ({self.output_dir}); choose another folder.")
 
     def sources(self) -> list[str]:
         """Return the names of all datasets that the command reads."""

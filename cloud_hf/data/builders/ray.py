@@ -55,11 +55,11 @@ def connect(address: str | None = None):
 @dataclass(frozen=True)
 class RayEngines:
     """
-    vLLM engines on the nodes of the connected Ray cluster. Every node must be able to read `model`, and `vllm_options` are options of
+    vLLM engines on the nodes of the connected Ray cluster. Every node must be able to read `model`. `vllm_options` are options for
     `vllm.AsyncEngineArgs`.
 
-    All answers of a batch arrive together, and an engine processes eight batches concurrently, so a killed run loses up to eight batches
-    per engine. With `use_cpu`, each worker uses one of Ray's CPUs.
+    All answers in a batch arrive together, and an engine processes eight batches concurrently, so a killed run loses up to eight batches
+    per engine. With `use_cpu`, each worker reserves one CPU of the cluster.
     """
 
     model: str
@@ -96,7 +96,7 @@ class RayEngines:
     def _config(self) -> vLLMEngineProcessorConfig:
         on_cpu = {
             "distributed_executor_backend": "mp",
-            # vLLM 0.32 stops on a CPU when a request with a seed is prefilled in chunks
+            # On a CPU, vLLM 0.32 crashes when the prefill of a request with a seed is split into chunks
             "enable_chunked_prefill": False,
         }
         return vLLMEngineProcessorConfig(
@@ -166,8 +166,8 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised. Before any engine starts, raises
-        a `ValueError` with the number of unusable rows, if there are any that the builder does not drop.
+        All rows are checked before any engine starts. If rows are unusable and the builder does not drop them, raises a `ValueError` with
+        their number. After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}
@@ -280,8 +280,8 @@ def main(args: RayCritiqueArguments):
     check_name(args.model_name_or_path)
     if is_adapter(args.model_name_or_path):
         raise ValueError(
-            f"{args.model_name_or_path} is a LoRA adapter. Merge it into a folder that every node can read with "
-            "`examples/merge_adapter.py`."
+            f"{args.model_name_or_path} is a LoRA adapter. Use `examples/merge_adapter.py` to merge it into a folder that every node can "
+            "read."
         )
     config = args.read_critic()
     rows = args.load_pairs()
@@ -319,6 +319,9 @@ def write_with_ray(
 
 
 def context_of(args: RayCritiqueArguments, config: CLoudConfig, is_reward_model: bool) -> int | None:
-    """Return the engines' context length minus the tokens reserved after a critique, except the one that the builder already counts."""
+    """
+    Return the engines' context length minus the tokens reserved after a critique. One reserved token is not subtracted, because the builder
+    already counts it.
+    """
     context = args.parsed_vllm_options().get("max_model_len", context_length(config))
     return None if context is None else context - reserved_tokens(is_reward_model) + 1

@@ -39,10 +39,10 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
 
     Parameters:
         base_url (`list[str]`, *optional*):
-            Addresses of vLLM servers that serve the language model, such as `http://127.0.0.1:8000/v1`, to use instead of a `backend`.
+            Addresses of vLLM servers that serve the language model, such as `http://127.0.0.1:8000/v1`. Give either these or a `backend`.
             The tokenizer and the config are still loaded from `model_name_or_path`.
         model (`str`, *optional*):
-            Name of the model on the servers. Optional if they serve only one.
+            Name of the model on the servers. Optional if they serve only one model.
         context_length (`int`, *optional*):
             Context length of the servers in tokens, if shorter than the model's.
         api_key_env (`str`, *optional*):
@@ -172,7 +172,7 @@ def stopped_by_reward_server(args: SelfCritiqueArguments):
     if args.backend != "server":
         yield
         return
-    from ...serving.client import RewardServerError  # needs httpx, which the other backends do not
+    from ...serving.client import RewardServerError  # needs httpx, which the other backends do not need
 
     try:
         yield
@@ -182,8 +182,8 @@ def stopped_by_reward_server(args: SelfCritiqueArguments):
 
 def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config: CLoudConfig) -> dict:
     """
-    Write the record with the numbers of critiques and tokens, and with the FLOPs of a forward pass over these tokens (2 FLOPs per weight
-    and token).
+    Write the numbers of critiques and tokens, and the FLOPs of a forward pass over these tokens (2 FLOPs per non-embedding weight per
+    token), to the record and to `generation.json`. Print a summary.
     """
     written = builder.counts()
     weights = CLoudForRewardModeling.without_weights(config).num_parameters(exclude_embeddings=True)

@@ -154,7 +154,7 @@ def gather_candidates(
     found = {problem.id: problem for problem in load_problems(args.candidates, judged=False)}
     if missing := [name for name in arena.questions if name not in found]:
         raise ValueError(
-            f"{args.candidates} has no candidates for {len(missing)} of {len(arena.questions)} questions, the first "
-            f"{missing[0]!r}. Add them, or use fewer questions."
+            f"{args.candidates} has no candidates for {len(missing)} of {len(arena.questions)} questions (first: "
+            f"{missing[0]!r}). Add them, or use fewer questions."
         )
     return [found[name] for name in arena.questions], {"failed": 0, "candidates_cut": 0}

@@ -45,7 +45,7 @@ from ..metrics.best_of_n import Problem
 from .win_rate import Question, Votes
 
 
-# Key of the system message, or of the files, for categories without an entry of their own
+# Key of the default system message and the default files, for categories without their own
 ANY = ""
 CREATIVE_WRITING = "creative_writing"
 
@@ -109,11 +109,12 @@ def read_texts(
     prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
     """
-    Load the judge's prompts, by default the ones in this package, as `template` and `systems` of [`JudgeSettings`].
+    Load the judge's prompts, and return them as the `template` and `systems` of [`JudgeSettings`]. The defaults are the prompts in this
+    package; if `system_role` is `False`, the default is a single prompt for all categories.
 
-    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt; without `system_role`, the
-    default is a single prompt for all categories. Raises `ValueError` or `OSError` if a prompt lacks a verdict or a placeholder, if a
-    category has no file or more than one, or if a file is unreadable.
+    `system_files` contains paths, or `CATEGORY=FILE` for a single category. If it is empty, a `prompt_file` must contain the complete
+    prompt. Raises `ValueError` or `OSError` if a prompt lacks a verdict or a placeholder, if a category has no file or more than one, or if
+    a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}
@@ -147,7 +148,7 @@ def _read_system(path: str) -> str:
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
     """
-    Group files by category. Files without `CATEGORY=` go under `""`; text before a `=` that is not a category belongs to the file name.
+    Group files by category. Files without `CATEGORY=` go under `""`. If the text before `=` is not a category, it is part of the file name.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -158,7 +159,7 @@ def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[s
 
 
 def files_of(option: str, found: Mapping[str, list[str]], category: str) -> list[str]:
-    """Return the files of a category. Raises `ValueError` if there are none."""
+    """Return the files for a category: its own, otherwise those without a category. Raises `ValueError` if there are none."""
     names = found.get(category) or found.get(ANY)
     if not names:
         raise ValueError(f"`{option}` has no file for questions in the category {category!r}.")
@@ -202,8 +203,8 @@ def write_candidates(
     """
     Sample several answers to each question, and store them with their journal in a folder. A later call may request more.
 
-    Returns the questions that have all their candidates, and two counts: `failed` questions, and candidates truncated at `max_tokens`
-    (`candidates_cut`). Raises `SystemExit` if the server is unusable; the candidates received so far are kept.
+    Returns the questions that have all their candidates, and two counts: `failed` (questions) and `candidates_cut` (candidates truncated at
+    `max_tokens`). Raises `SystemExit` if the server is unusable; the candidates received so far are kept.
     """
     settings = {"builder": "arena_hard_candidates", **asdict(generation)}
     del settings["num_candidates"]
@@ -242,8 +243,7 @@ class Judged:
     """The judge's votes on all judged responses."""
 
     votes: dict[tuple[str, str], Votes]  # by question and response
-    # Number of responses that were `judged`, that are `like_the_baseline` (ties that needed no judge), that remained `without_verdict`, and
-    # that `failed`
+    # Numbers of responses: `judged`, including `like_the_baseline` (ties that needed no judge) and `without_verdict`; and `failed`
     counts: dict[str, int]
 
 
@@ -260,7 +260,7 @@ def judge_candidates(
     Compare candidates with the baseline's answers, in both orders. A later call may judge other candidates.
 
     `chosen` contains, for each question, the indices of the candidates to judge. Identical candidates are judged once; a candidate that is
-    identical to the baseline's answer counts as a tie without asking the judge. `folder` stores the judgements and their journal. Raises
+    identical to the baseline's answer is not judged and counts as a tie. `folder` stores the judgements and their journal. Raises
     `SystemExit` if the server is unusable; the judgements received so far are kept.
     """
     pairs = _pairs_to_judge(problems, chosen, questions, baselines)

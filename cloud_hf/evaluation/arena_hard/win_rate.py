@@ -39,7 +39,7 @@ def load_questions(name: str) -> list[Question]:
     Load the questions from a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
     The id is the column `id`, `question_id` or `uid`; the prompt is the column `prompt`, or the single entry of `turns`. Raises a
-    `ValueError` that names the first row without a prompt, or the first row whose id occurs in an earlier row.
+    `ValueError` that names the first row without a prompt, or the first row that repeats an id.
     """
     questions: dict[str, Question] = {}
     for _, index, row in read_sources([name], "train"):
@@ -62,10 +62,10 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
     """
     Load one recorded answer to each question, keyed by question id. Answers to other questions are ignored.
 
-    A row's answer is its `answer`, its `response`, the content of the last of its `messages`, the last turn of the single entry of
-    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`. With `model`, rows with a different `model` or
-    `model_id` are skipped, and the entry `answers[model]` is used; without `model`, the row's `baseline` selects the entry of `answers`.
-    Raises `ValueError` if a question has no answer or more than one, or if an answer is not text.
+    A row's answer is its `answer`, its `response`, the content of the last message in `messages`, the last turn of the only entry in
+    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`: `answers[model]`, or without `model`, the one named by
+    the row's `baseline`. With `model`, rows with a different `model` or `model_id` are skipped. Raises `ValueError` if a question has no
+    answer or more than one, or if an answer is not text.
     """
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, "train"):
@@ -84,8 +84,8 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
     if missing := [question.id for question in questions if question.id not in answers]:
         by = f" from {model!r}" if model else ""
         raise ValueError(
-            f"{len(missing)} of {len(questions)} questions have no baseline answer{by} in {', '.join(names)}, the first "
-            f"{missing[0]!r}. Add a file with the missing answers, or use fewer questions."
+            f"{len(missing)} of {len(questions)} questions have no baseline answer{by} in {', '.join(names)} (first: "
+            f"{missing[0]!r}). Add a file with the missing answers, or use fewer questions."
         )
     return answers
 
@@ -158,7 +158,7 @@ class Votes:
 @dataclass(frozen=True)
 class WinRate(Summarised):
     """
-    Rate at which answers beat the baseline's, from 0.0 to 1.0. `ci95` is the official interval of version 0.1, computed from resampled
+    Win rate of answers against the baseline, from 0.0 to 1.0. `ci95` is the official interval of version 0.1, computed from resampled
     votes (version 2.0 uses the middle 90 % of the same resamples). It is too narrow, because the votes on a question are not independent.
     """
 

@@ -30,15 +30,15 @@ class Benchmark:
             URL of the paper.
         load (`Callable`):
             `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises a `ValueError`
-            that names the file, row and field, the repeated id, or the row with too many responses.
+            that names a bad value's file, row and field, the repeated id, or the row with too many responses.
         score (`Callable`):
             `score(rows, rewards)` returns the scores; `rewards` contains, for each row, one reward per response: chosen first, then
             rejected. Raises a `ValueError` that names the row whose rewards are missing, infinite or not numbers.
         tables (`Callable`, *optional*):
             `tables(scores_by_model)` returns additional tables for the report.
         result_files (`Callable`, *optional*):
-            `result_files(scores, model)` returns the files that the leaderboard's tools read, as JSON values by file name
-            prefix.
+            `result_files(scores, model)` returns the files that the leaderboard's tools read: a dictionary that maps file name prefixes
+            to JSON values.
 
     Examples:
 

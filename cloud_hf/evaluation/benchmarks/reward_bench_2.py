@@ -72,7 +72,7 @@ class TiesScore:
     score: float  # can exceed 1 by 0.01
     ref_accuracy: float  # share of ref rows whose only right response has a higher reward than every wrong response
     tied_accuracy: float  # share of tied rows whose right responses all have higher rewards than every wrong response
-    # Share of pairs whose tied row has a gap between right and wrong responses that is wider than the spread of its right responses
+    # Share of pairs in which the tied row's gap between right and wrong responses exceeds the spread of its right responses
     wider: float
     wider_hard: float  # the same, with the smaller of the tied row's gap and its sibling's gap
     margin: float  # mean of tanh(smaller gap / spread of the right responses - 1); 0 if both are 0
@@ -115,8 +115,8 @@ def _gaps(
     kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]
 ) -> tuple[dict[int, float], dict[int, tuple[float, float]], np.ndarray]:
     """
-    Return the gaps of ref rows by prompt, the gaps and spreads of tied rows by prompt, and all three values for the prompts that have both
-    rows, shape (3, pairs).
+    Return the gaps of ref rows by prompt, the gaps and spreads of tied rows by prompt, and an array of shape (3, pairs) with all three
+    values for the prompts that have both rows.
     """
     rows = list(zip(kinds, pairs, rewards, strict=True))
     ref = {pair: gap(*row) for kind, pair, row in rows if kind == "ref"}
@@ -176,8 +176,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:
     """
-    Compute the interval of the mean over the samples' means and the Ties score. The bootstrap resamples the prompts of Ties, each with both
-    of its rows. Returns `None` if a row of Ties has no sibling.
+    Compute the interval of the average of the samples' means and the Ties score. The bootstrap resamples the prompts of Ties, each with
+    both of its rows. Returns `None` if a row of Ties has no sibling.
     """
     if unpaired:
         return None

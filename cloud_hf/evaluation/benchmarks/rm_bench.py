@@ -15,8 +15,8 @@ STYLES = ("concise", "detailed plain", "detailed markdown")
 # The official code pools the two halves of safety, so all their rows weigh the same
 DOMAINS = {"chat": ("chat",), "math": ("math",), "code": ("code",), "safety": ("safety-refuse", "safety-response")}
 
-# Cells of the matrix, whose rows are the styles of the right response and whose columns are those of the wrong one. The showier response
-# is the wrong one in hard cells, and the right one in easy cells.
+# Cells of the matrix by level. A cell's row is the style of the right response, and its column is the style of the wrong one. In hard
+# cells the wrong response is showier, and in easy cells the right one is.
 LEVELS = {"hard": np.triu_indices(3, k=1), "normal": np.diag_indices(3), "easy": np.tril_indices(3, k=-1)}
 
 

@@ -57,7 +57,8 @@ RowReadings = Sequence[Sequence[Reading]]
 
 def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int) -> Anytime:
     """
-    Compute pair accuracy by the maximum number of tokens read per critique: 1, 2, 4, … times `read_every`, up to the longest critique.
+    Compute pair accuracy if at most 1, 2, 4, … times `read_every` tokens of each critique are read (up to the longest critique), and if all
+    are read.
 
     `rows` contains the critiques of each row's responses; a row's first `num_chosen` responses are the right ones. A response's reward is
     the mean over its critiques.

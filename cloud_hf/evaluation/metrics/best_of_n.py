@@ -97,7 +97,7 @@ def candidates(row: dict[str, Any]) -> list[str]:
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
     responses = [response_of({"responses": response}, "responses", allow_empty=True) for response in responses]
     if not all(isinstance(response, str) for response in responses):
-        raise ValueError("`responses` contains messages with more than text; candidates must be text.")
+        raise ValueError("`responses` contains a response that is not plain text; candidates must be plain text.")
     if not isinstance(correct, list) or len(correct) != len(responses):
         raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
     if not all(isinstance(value, int | float) for value in correct):
@@ -108,14 +108,14 @@ def candidates(row: dict[str, Any]) -> list[str]:
 
 
 def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
-    """Return N = 1, 2, … up to `largest` or to the smallest number of candidates that a problem has."""
+    """Return N = 1, 2, … up to `largest` or the smallest number of candidates per problem, whichever is lower."""
     return list(range(1, min(largest, *(len(problem.responses) for problem in problems)) + 1))
 
 
 def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
     """
-    Return the number of problems, the fewest and the most candidates per problem, the number of problems with more than the fewest, and
-    the number of repeated candidates.
+    Return the number of problems, the minimum and maximum number of candidates per problem, the number of problems with more than the
+    minimum, and the number of repeated candidates.
     """
     counts = Counter(len(problem.responses) for problem in problems)
     return {
@@ -192,7 +192,7 @@ def evaluate_best_of_n(
 
 
 def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
-    """Compute best-of-N from the candidates' scores, for N up to the smallest number of candidates that a problem has."""
+    """Compute best-of-N from the candidates' scores, for N up to the smallest number of candidates per problem."""
     rewards = [[score.reward for score in row_scores] for row_scores in scores]
     correct = [[float(value) for value in listed(row.row["correct"])] for row in fitted.rows]
     sizes = range(1, min(map(len, rewards)) + 1)
@@ -255,7 +255,7 @@ class Curve:
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
-        """Return the curve in JSON form; an unknown error is `None`."""
+        """Return the curve in JSON form; unknown standard errors are `None`."""
         curve = json_safe(self)
         value, error = curve.pop("of_all")
         return {"rates": curve.pop("values"), **curve, "rate_of_all": value, "standard_error_of_all": error}
@@ -269,16 +269,16 @@ def best_of_n_curve(
     choose: Chooser = choice_probabilities,
 ) -> Curve:
     """
-    Compute the best-of-N curve: the mean value of the candidate chosen among N. By default, the mean is over all ways to draw N
+    Compute the best-of-N curve: the mean value of the candidate chosen from N. By default, the mean is over all ways to draw N
     candidates; `choose` can replace this rule.
 
     `rewards` is indexed by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a value) by problem and
-    candidate. `sizes` lists the values of N, none of which may exceed the smallest number of candidates that a problem has. Raises
+    candidate. `sizes` lists the values of N, none of which may exceed the smallest number of candidates per problem. Raises
     [`NothingJudged`] if the chosen candidates have no weight.
     """
 
     def mean(n: int | None) -> tuple[float, float, float]:
-        """Return the value, its error over prompts and its error over seeds for n candidates (`None`: all candidates)."""
+        """Return the value and its standard errors over prompts and over seeds, for n candidates (`None`: all candidates)."""
         by_seed = [
             [
                 _weigh(choose(found, n or len(found)), worth[place], weights[place] if weights else None)
@@ -301,7 +301,7 @@ def best_of_n_curve(
 def _weigh(
     probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
 ) -> tuple[float, float]:
-    """Return the expectation of the chosen candidate's value times its weight, and the expectation of its weight."""
+    """Return the expected product of the chosen candidate's value and weight, and its expected weight."""
     if weights is None:  # the weight is exactly 1; the sum of the probabilities may be 1 - 1e-16
         return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
     shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""Calibration of rewards as Bradley-Terry log-odds."""
+"""Calibration of rewards when they are interpreted as Bradley-Terry log-odds."""
 
 import math
 from collections.abc import Callable
@@ -35,9 +35,9 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
     Compare probabilities with outcomes; a margin is the reward of a pair's right response minus that of its wrong response.
 
-    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so the order of a pair does not
-    matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if there are no margins or no
-    bins.
+    The confidence in a pair is the probability of the response with the higher reward, from 0.5 to 1, so it does not depend on the order
+    of the two responses (the two-class case of Guo et al. 2017, arXiv 1706.04599). Bins have equal width. Raises `ValueError` if there are
+    no margins or no bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
@@ -70,8 +70,8 @@ def log_loss(margins: np.ndarray, weights_BP: np.ndarray) -> np.ndarray:
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
     """
-    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows, if there are at least two rows. `rows`
-    contains the index of each pair's row, because the bootstrap resamples rows together with all their pairs.
+    Compute a metric of margins, for example [`log_loss`]. If there are at least two rows, the estimate has a 95 % bootstrap interval over
+    rows. `rows` contains the index of each pair's row, because the bootstrap resamples rows together with all their pairs.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))
@@ -84,7 +84,8 @@ def _mean_loss(margins: np.ndarray) -> float:
 
 
 def _best_temperature(margins: np.ndarray) -> float:
-    # The loss is convex in 1 / temperature; its minimum is positive if the mean margin is, and finite if a pair is wrong
+    # The loss is convex in 1 / temperature. The best 1 / temperature is positive if the mean margin is positive, and finite if any pair is
+    # wrong
     if not (margins < 0).any() or margins.mean() <= 0:
         return math.nan
     scale = np.abs(margins).mean()

@@ -13,8 +13,8 @@ from ...cascade import CascadeFit, StageFit, run_cascade
 from ..stats import Estimate, mean_estimate, share
 
 
-FEWEST_PAIRS = 20  # minimum number of right/wrong dev pairs; with fewer, a threshold would be chance
-# Thresholds of a curve: evenly spaced in log-odds, and 1, at which every stage scores every response
+FEWEST_PAIRS = 20  # minimum number of right/wrong dev pairs; with fewer, a threshold would be down to chance
+# Thresholds at which a curve is computed: evenly spaced in log-odds, plus 1, where every stage scores every response
 THRESHOLDS = (*(float(expit(odds)) for odds in np.arange(0, 8.01, 0.25)), 1.0)
 
 
@@ -115,16 +115,16 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
 class CascadePoint:
     """Result of a cascade with one threshold on some rows."""
 
-    threshold: float  # the probability that decides a prompt, for all stages
+    threshold: float  # the probability at which a prompt is decided, the same for all stages
     worth: tuple[float, ...]  # value of the chosen response, by row: 1 or 0 for pairs
     tokens: tuple[float, ...]  # critique tokens, by row
     rewards: tuple[tuple[float, ...], ...]  # the cascade's rewards, by row and response
-    # The indices of the responses that a stage scored, by row and stage
+    # Indices of the responses that each stage scored, by row and stage
     asked: tuple[tuple[tuple[int, ...], ...], ...]
 
     @property
     def reached(self) -> tuple[float, ...]:
-        """For each stage, the share of the responses that it scored."""
+        """Share of all responses that each stage scored."""
         responses = sum(map(len, self.rewards))
         return tuple(sum(map(len, places)) / responses for places in zip(*self.asked, strict=True))
 
@@ -151,7 +151,7 @@ def run_recorded(
     >>> cheap = StageScores("cheap", [[3.0, 0.0], [0.1, 0.0]], [[0, 0], [0, 0]])
     >>> full = StageScores("full", [[1.0, 0.0], [0.0, 1.0]], [[30, 30], [30, 30]])
     >>> point = run_recorded([cheap, full], [StageFit(1.0), StageFit(2.0)], 0.9, [[1, 0], [0, 1]])
-    >>> point.worth, point.tokens  # the margin of the first pair is certain enough
+    >>> point.worth, point.tokens  # the cheap model's margin is large enough to decide the first pair
     ((1.0, 1.0), (0, 60))
     ```
     """
@@ -174,7 +174,8 @@ def run_recorded(
 
 def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
     """
-    Return the value of the response with the highest reward. In a tie, return the lowest value, because a tie does not count as right.
+    Return the value of the response with the highest reward. If several responses tie for it, return the lowest of their values, because a
+    tie does not count as right.
     """
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
@@ -197,12 +198,13 @@ class Goal:
 
     Args:
         accuracy (`float`, *optional*):
-            Minimum accuracy on the dev rows; choose the threshold with the fewest tokens.
+            Minimum accuracy on the dev rows. The threshold is lowered from 1 as long as this accuracy is reached; of these thresholds, the
+            one that uses the fewest tokens is chosen.
         loss (`float`, *optional*):
-            Largest accepted drop in accuracy below the last stage alone, or below every stage scoring every response if that is less
-            accurate; 0.01 is one percentage point.
+            Largest acceptable loss of accuracy; 0.01 is one percentage point. The reference is the last stage alone or a run in which every
+            stage scores every response, whichever is less accurate. The threshold is chosen as for `accuracy`.
         tokens (`float`, *optional*):
-            Maximum number of tokens per row; choose the threshold with the highest accuracy.
+            Maximum mean number of tokens per row. Of the thresholds within it, the one with the highest accuracy is chosen.
         threshold (`float`, *optional*):
             The threshold itself, which at least one dev row must reach.
 
@@ -219,7 +221,7 @@ class Goal:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise ValueError(
-                f"The cascade's goal has {len(given)} fields; give exactly one of accuracy, loss, tokens and threshold."
+                f"The cascade's goal sets {len(given)} fields; set exactly one of accuracy, loss, tokens and threshold."
             )
         [(name, value)] = given.items()
         low, high = {"accuracy": (0, 1), "loss": (0, 1), "tokens": (0, np.inf), "threshold": (0.5, 1)}[name]
@@ -235,15 +237,15 @@ def fit_cascade(
 
     Args:
         stages (`Sequence[StageScores]`):
-            The scores of all dev rows by each stage, with the cheapest stage first.
+            Each stage's scores for all dev rows, with the cheapest stage first.
         correct (`Sequence[Sequence[float]]`):
             Value of each response by row: `[1, 0]` for a pair.
         goal ([`Goal`]):
             How to choose the threshold.
 
     Returns:
-        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and its curve over thresholds on the dev rows, which is slightly optimistic
-        because the weights are fitted on the same rows.
+        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and its results on the dev rows at each threshold. These results are slightly
+        optimistic, because the weights were fitted on the same rows.
 
     Raises:
         `ValueError`: If the dev rows do not support the goal: there are too few pairs, no threshold reaches the accuracy, the first stage
@@ -262,8 +264,8 @@ def fit_cascade(
     last = stages[-1].name
     if goal.threshold is not None and chosen.threshold < 1 and chosen.tokens == curve[-1].tokens:
         raise ValueError(
-            f"The threshold {goal.threshold:g} decides none of the {len(correct)} dev rows before {last} scores everything, so no data "
-            "supports it. Lower the threshold."
+            f"With the threshold {goal.threshold:g}, {last} still scores every response of all {len(correct)} dev rows, so no data "
+            "supports this threshold. Lower it."
         )
     return CascadeFit(fits, (chosen.threshold,) * (len(stages) - 1)), curve
 
@@ -275,7 +277,8 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
         if not affordable:
             least = min(point.tokens_per_row.value for point in curve)
             raise ValueError(
-                f"No threshold stays within {goal.tokens:g} tokens per row: the fewest on the {rows} dev rows are {least:.1f}. Raise the budget."
+                f"No threshold stays within {goal.tokens:g} tokens per row: the lowest mean on the {rows} dev rows is {least:.1f}. "
+                "Raise the budget."
             )
         return max(affordable, key=lambda point: (point.accuracy.value, -point.tokens_per_row.value))
     target = goal.accuracy or 0.0
@@ -286,7 +289,7 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(
-            f"No threshold is known to reach an accuracy of {target:.3g}: with everything scored, accuracy on the {rows} dev rows is "
+            f"The accuracy target is {target:.3g}, but even if every stage scores every response, accuracy on the {rows} dev rows is only "
             f"{curve[-1].accuracy.value:.3f}. Lower the target."
         )
     return min(enough, key=lambda point: (point.tokens_per_row.value, -point.accuracy.value))

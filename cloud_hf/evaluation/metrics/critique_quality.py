@@ -39,7 +39,7 @@ def load(
     field.
 
     The columns are `prompt`, `response` and `critique`; or `prompt`, `chosen`, `rejected`, `chosen_feedback` and `rejected_feedback`. In
-    the latter case each row becomes two, and only the first of several critiques is used.
+    the latter case, each row becomes two. If a response has several critiques, only the first is used.
     """
     if not names:
         raise ValueError("Name at least one file or dataset to load.")
@@ -98,12 +98,12 @@ def reference_losses(
     Compute the loss of each reference critique, that is, the loss that stage 1 minimises. Requires a CLoud model in this process: servers
     and vLLM do not return losses.
 
-    With an `overlong_policy` other than `"error"`, rows longer than the model's context get a loss over zero tokens. With
-    `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Raises `ValueError` before
-    any computation if the model is classic or a row is longer than the model's context.
+    If a row is longer than the model's context, `overlong_policy="error"` raises `ValueError`; with any other policy, the row's loss covers
+    zero tokens. With `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Also raises
+    `ValueError` if the model is classic. All errors are raised before any computation.
     """
     if not model.config.critique:
-        raise ValueError("This is a classic reward model: it writes no critiques, so no critique loss exists.")
+        raise ValueError("This is a classic reward model: it writes no critiques, so it has no critique loss.")
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     limit = context_length(model.config)
     encoded, losses, overlong = [], {}, OverlongRows("")

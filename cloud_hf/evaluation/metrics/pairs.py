@@ -91,8 +91,8 @@ def evaluate_pairs(
         context_length (`int`, *optional*):
             Context length of the model in tokens, critique included.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            What to do with pairs that do not fit the context together with a critique of `max_new_tokens` tokens: `"error"`, `"drop"` or
-            `"truncate_prompt"`.
+            What to do with pairs that do not fit in the context together with a critique of `max_new_tokens` tokens: `"error"`, `"drop"`
+            or `"truncate_prompt"`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
             What to do with rows that cannot be used: `"error"` or `"drop"`.
         group_column (`str`, *optional*):
@@ -122,7 +122,9 @@ def evaluate_pairs(
 def summarize_pairs(
     fitted: FittedRows, scores: Sequence[Sequence[Score]], group_column: str | None = None
 ) -> PairEvaluation:
-    """Compute accuracy with [`score_preferences`] from the scores of the pairs that fit the context, by group instead of by subset."""
+    """
+    Compute accuracy from the scores of the pairs that fit in the context. Groups take the place of subsets in [`score_preferences`].
+    """
     pairs = [
         ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), chosen, rejected)
         for row, (chosen, rejected) in zip(fitted.rows, scores, strict=True)

@@ -15,22 +15,22 @@ FRACTIONS = tuple(step / 20 for step in range(20))
 
 @dataclass(frozen=True)
 class SelectiveCurve:
-    """Accuracy by the rejected fraction, 1 - coverage."""
+    """Accuracy as a function of the rejected fraction (1 - coverage)."""
 
-    # At each of `FRACTIONS`, as the mean over random orders of equally certain pairs
+    # At each of `FRACTIONS`, averaged over random orders of equally certain pairs
     accuracy: tuple[float, ...]
-    # Area under the curve from rejecting no pair to rejecting almost all (1 - AURC). There is no interval if all pairs are right, or all
-    # wrong
+    # Area under the curve (1 - AURC), from rejecting no pair to rejecting almost all. It has no interval if all pairs are right or if all
+    # are wrong
     area: Estimate
 
 
 @dataclass(frozen=True)
 class SelectiveAccuracy:
-    """Selective accuracy by several measures of certainty."""
+    """Selective accuracy for several ways to measure certainty."""
 
     curves: dict[str, SelectiveCurve]
     random: float  # area if pairs are rejected at random: the accuracy over all pairs
-    oracle: SelectiveCurve  # if all wrong pairs are rejected first
+    oracle: SelectiveCurve  # the curve if all wrong pairs are rejected first
 
     def normalised_aurc(self, name: str) -> float | None:
         """Return the area on a scale from random rejection (0) to the oracle (1). `None` if no pair is wrong, or all are."""
@@ -49,8 +49,8 @@ def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], row
     """
     Reject pairs by each measure of certainty, the least certain first.
 
-    `right` contains 0 or 1 for each pair, and `rows` the index of the pair's row, because the intervals come from resampling rows together
-    with all their pairs.
+    `right` contains 0 or 1 for each pair. `rows` contains the index of each pair's row; it is needed because the bootstrap intervals
+    resample rows together with all their pairs.
 
     Examples:
 
@@ -82,7 +82,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     value = float(area(np.ones((1, num_rows)))[0])
     # If all pairs are right (or wrong), all resamples are the same
     interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
-    # Within a step, the mean over random orders of its equally certain pairs is linear
+    # Within a step, the number of right pairs, averaged over random orders of its pairs, grows linearly with the number of pairs
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept
@@ -100,7 +100,7 @@ def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     right_before = kept_right.cumsum(1) - kept_right
     with np.errstate(divide="ignore", invalid="ignore"):
         bend = (right_before - kept_right * before / kept) * np.log1p(kept / before)
-    # The first step starts at an accuracy of 0 / 0 and has no bend; a resample may lack all pairs of a step
+    # The first step starts at an accuracy of 0 / 0 and has no bend; a step may have no pairs in a resample
     inner = np.where((before > 0) & (kept > 0), bend, 0.0)
     return (kept_right + inner).sum(1) / kept.sum(1)
 

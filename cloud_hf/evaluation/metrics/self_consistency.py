@@ -24,10 +24,10 @@ class AccuracyCurve:
 
     label: str  # "all rows", or the range of the rows' lengths
     rows: int
-    accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
-    # Standard error of this mean over the sampled critiques, by a bootstrap over the critiques of each response
+    accuracy: tuple[float, ...]  # mean over draws of k critiques per response, without replacement
+    # Standard error of this mean due to the sampling of critiques, from a bootstrap over the critiques of each response
     standard_errors: tuple[float, ...]
-    # Wilson intervals that treat each row as entirely right or wrong: they are conservative, and wider than zero even if all rows are right
+    # Wilson intervals that treat each row as entirely right or wrong: conservative, and never of zero width, even if all rows are right
     intervals: tuple[tuple[float, float], ...]
 
 
@@ -36,22 +36,22 @@ Curve = AccuracyCurve  # its name in version 0.1
 
 @dataclass(frozen=True)
 class CombinedAccuracy:
-    """Row accuracy if all critiques of each response are combined in one way."""
+    """Row accuracy with one way to combine all critiques of a response."""
 
     combination: str  # one of `COMBINATIONS`
     accuracy: Estimate
-    minus_mean: Estimate  # difference from the mean's accuracy on the same rows, with a paired bootstrap interval
+    minus_mean: Estimate  # difference from the accuracy of "mean" on the same rows, with a paired bootstrap interval
 
 
 @dataclass(frozen=True)
 class SelfConsistency(Summarised):
     """Self-consistency of a model on a set."""
 
-    temperature: float  # of the sampled critiques
+    temperature: float  # at which the critiques were sampled
     length_of: str  # describes the lengths by which rows are split
     everything: AccuracyCurve
     buckets: list[AccuracyCurve]  # rows by length, the shortest first
-    combinations: list[CombinedAccuracy] = field(default_factory=list)  # of all critiques
+    combinations: list[CombinedAccuracy] = field(default_factory=list)  # accuracy of each way to combine all critiques
 
     @property
     def num_critiques(self) -> int:
@@ -94,7 +94,7 @@ def self_consistency(
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
     # R responses of all rows, with K critiques each. Rescaled or parsed rewards have more digits than float32; round them to float32, whose
-    # sums are exact in float64. Otherwise equal sums could differ with the order of the critiques, and ties would be broken at random
+    # sums are exact in float64. Without rounding, the order of the critiques could change a sum, and ties would be broken at random
     rewards_RK = np.array(flat, dtype=np.float32).astype(float)
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 
@@ -163,10 +163,11 @@ def _standard_errors(
         resampled = rng.integers(num_critiques, size=rewards_RK.shape)
         pool = np.take_along_axis(rewards_RK, resampled, axis=1)
         twice.append([[outcomes[places].mean(0) for places in groups] for outcomes in (draw(pool), draw(pool))])
-    # Two draws from one pool share the pool's deviation, but not their own noise, so their covariance is the variance over pools alone
+    # Two draws from one pool share the pool's deviation, but their own noise is independent, so their covariance is the variance over
+    # pools alone
     one, other = np.moveaxis(np.array(twice), 1, 0)
     variance = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (RESAMPLES - 1)
-    # A resample of K critiques varies less than K new ones do, by (K - 1) / K (Bessel's correction)
+    # A resample of K critiques varies less than K new ones do, by a factor of (K - 1) / K (Bessel's correction)
     return np.sqrt(np.maximum(variance, 0.0) * num_critiques / max(1, num_critiques - 1))
 
 

@@ -1,4 +1,4 @@
-"""Probe batch position: the same chats must get the same rewards alone, in order and shuffled."""
+"""Probe batch position: chats must get the same rewards whether they are scored alone, in batches or in shuffled batches."""
 
 from collections.abc import Iterator, Sequence
 
@@ -59,7 +59,10 @@ def _score_batch(chats: list[tuple], scorer: Scorer, journal: Journal, options: 
 
 
 def _margins(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Iterator[list[tuple[float, float]]]:
-    """Yield, for each row, the margins of its pairs scored alone and in batches, from the rewards of all rows' responses."""
+    """
+    Yield, for each row, a list with each pair's margins when scored alone and in batches. `alone` and `together` contain the rewards of all
+    rows' responses.
+    """
     start = 0
     for row in rows:
         places = [(start + right, start + wrong) for right, wrong in row.pairs()]

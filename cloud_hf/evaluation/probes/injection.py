@@ -1,4 +1,4 @@
-"""Probe injection: append text that imitates control tokens or the model's own critique to a wrong response."""
+"""Probe injection: extend a wrong response with text that imitates control tokens or the model's own critique."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -75,7 +75,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
-    """Return each pair's margin before and after rewording, or nothing unless all responses were scored with this prompt."""
+    """Return each pair's margin before and after rewording; empty if a response was not scored with the reworded prompt."""
     before = row.row.rewards
     if len(row.places(label)) < len(before):
         return []

@@ -85,7 +85,7 @@ class Variant:
         label (`str`):
             Name of the alteration in reports.
         place (`int`):
-            Index of the row's response that was altered, or whose prompt was; -1 if the response is new.
+            Index, in the row, of the response that was altered or that follows the altered prompt; -1 if the response is new.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
@@ -188,7 +188,8 @@ def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
 
 def order_changes(margins: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """
-    Return, as 1 or 0 for each pair of margins (before, after), whether the order is reversed, and whether a tie appears or disappears.
+    Return two lists, with 1 or 0 for each (before, after) pair of margins: whether the order is reversed, and whether a tie appears or
+    disappears.
     """
     signs = [(np.sign(before), np.sign(after)) for before, after in margins]
     reversed_ = [float(before * after < 0) for before, after in signs]
@@ -221,7 +222,7 @@ def lost_pairs(row: ProbedRow, label: str) -> list[float]:
 
 
 def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
-    """Return the margins of [`ProbeRow.ordered_pairs`] after the alteration of their wrong responses."""
+    """Return the margins that [`ProbeRow.ordered_pairs`] have once their wrong responses are altered."""
     altered, rewards = row.places(label), row.row.rewards
     return [
         rewards[right] - row.variants[label, wrong].reward
@@ -265,8 +266,9 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return, for each alteration of a probe with `controls`, how many more right pairs the alteration loses than its control, and then how
-    many pairs the alteration and the control each lose, tie and win. `note` is added to the labels.
+    Return the measures of a probe with `controls`. First comes, for each alteration, the share of right pairs that it loses minus the
+    share that its control loses; then the shares of pairs lost, tied and won, for each alteration and for its control. `note` is added to
+    the labels.
     """
     counted = {
         "right pairs lost": lost_pairs,

@@ -44,7 +44,7 @@ class ProbeResult:
         name, title, about (`str`):
             The probe; see [`Probe`].
         rows, left_out (`int`):
-            Number of probed rows, and number of altered chats that do not fit the model's context or that its format rejects.
+            Number of probed rows, and number of altered chats that do not fit in the model's context or that its format rejects.
         measures (`list[Measure]`):
             Measures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):

@@ -58,8 +58,8 @@ class Results:
 
 def read_results(folder: str, name: str) -> Results:
     """
-    Load the results of `evaluate_rewards.py` and `best_of_n.py` from a folder. Raises `ValueError` if there are none, or if they have
-    another version.
+    Load the results of `evaluate_rewards.py` and `best_of_n.py` from a folder. Raises `ValueError` if there are none, or if their format
+    version is not the current one.
     """
     pages, outcomes = {}, {}
     for file, version in _PAGES.items():
@@ -83,15 +83,15 @@ def read_results(folder: str, name: str) -> Results:
 
 
 def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
-    """Load the value of each problem's choice from best_of_n.json, by set and model."""
+    """Load the value of the candidate chosen for each problem from best_of_n.json, by set and model."""
     models, outcomes = short_names(page["arguments"]["models"]), {}
     for result in page["results"]:
         if "win_rate" in result:  # a judge's votes, which depend on the candidates that other models chose
             continue
         if "choices" not in result:
             raise ValueError(
-                f"{Path(folder) / 'best_of_n.json'} was written by an earlier version that did not record each problem's choice. Repeat the "
-                "command that wrote it, which takes the scores from its journal."
+                f"{Path(folder) / 'best_of_n.json'} was written by an earlier version that did not record each problem's choice. Rerun the "
+                "command that wrote it; the scores are taken from its journal."
             )
         of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
         of_set[models.get(result["model"], result["model"])] = _by_content(result["choices"])
@@ -99,7 +99,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:
-    """Key values by the hash of their row. Rows with identical contents are numbered in order."""
+    """Index values by the hash of their row. Rows with identical contents have the same hash and are numbered in order."""
     seen: Counter = Counter()
     found = {}
     for row_hash, value in rows:
@@ -122,11 +122,11 @@ def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict[str, dict[tuple[str, int], float]]:
-    """Load the outcome of each known row by set; `unknown` lists, for each set, the subsets that are not part of it."""
+    """Load the outcomes of rows, by set. `unknown` lists, for each set, the subsets that are not part of it and whose rows are left out."""
     if not path.is_file() or "row_hash" not in parquet.read_schema(path).names:
         raise ValueError(
-            f"{path} is missing, or was written by an earlier version that did not record the contents of rows. Repeat the command that "
-            "wrote it, which takes the scores from its journal."
+            f"{path} is missing, or was written by an earlier version that did not record the contents of rows. Rerun the command that "
+            "wrote it; the scores are taken from its journal."
         )
     rewards: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
     for row in parquet.read_table(path, columns=list(_COLUMNS)).to_pylist():

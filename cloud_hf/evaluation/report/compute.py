@@ -117,7 +117,7 @@ def _points_of_model(
 
 
 def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]) -> Iterator[ComputePoint]:
-    """Yield a point for the value of a model's choices among the candidates of each set of problems."""
+    """Yield a point for each set of problems; its accuracy is the mean value of the candidates that a model chooses."""
     for key, cost in found.costs.items():
         if key[0] == "problems":
             fitted, scores = found.parts[key]

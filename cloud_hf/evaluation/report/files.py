@@ -53,7 +53,7 @@ _SCHEMA = pa.schema(
         "finish_reasons": pa.list_(pa.string()),
     }
 )
-_PARTIAL = pa.field("partial_rewards", pa.list_(pa.list_(pa.float64())))  # with `read_every` only
+_PARTIAL = pa.field("partial_rewards", pa.list_(pa.list_(pa.float64())))  # only with `read_every`
 _RELIABILITY = "reliability.png"
 
 PICTURES = """\
@@ -113,11 +113,11 @@ def write_pairs(result: PairEvaluation, path: Path):
 
 
 def write_leaderboard_files(name: str, short_name: str, evaluation: Evaluation, output_dir: Path):
-    """Write the result files of a benchmark that has a format for them."""
+    """Write the result files that leaderboard tools expect, if the benchmark has any."""
     if evaluation.benchmark is None or evaluation.benchmark.result_files is None:
         return
     for kind, content in evaluation.benchmark.result_files(evaluation.scores, name).items():
-        # Leaderboard tools expect files with these names
+        # Leaderboard tools expect these file names
         write_json(content, output_dir / file_name(kind, short_name, "json"))
 
 
@@ -233,7 +233,7 @@ class _Report:
         return [*sections, Section("Settings", settings)]
 
     def _write_compute(self):
-        """Plot accuracy against compute, and write `compute.json`, which includes the seconds, and the fitted cascades."""
+        """Plot accuracy against compute. Write `compute.json`, which includes the seconds, and a file for each fitted cascade."""
         plots.plot_compute(self.points, self.output_dir / PICTURE, self.models)
         measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in self.points]
         write_json({"version": VERSION, "points": measured}, self.output_dir / "compute.json")
@@ -284,7 +284,7 @@ class _Report:
     def _uncertainty(self, names: Sequence[str]) -> list[Section]:
         pictures = {}
         for name in names:
-            # With several temperatures, use the mean over critiques at the last one
+            # With several temperatures, plot the mean over the critiques sampled at the last temperature
             last = {model: found.uncertainty[name][-1:] for model, found in self.robustness.items()}
             if parts := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
                 pictures[name] = picture_name("rejection", name)
@@ -303,7 +303,7 @@ class _Report:
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
-    """Return the margins of each model that has any, by set."""
+    """Return margins by set and model, without models that have none."""
     margins: dict[str, dict[str, list[float]]] = {}
     for name, parts in evaluations.items():
         for part in parts:

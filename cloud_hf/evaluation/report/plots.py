@@ -36,7 +36,7 @@ _FEWEST_PAIRS = 20
 
 
 def save(figure: Figure, axes: Axes, path: Path, handles: list | None = None):
-    """Save a plot with a single panel, with its legend above the panel."""
+    """Save a single-panel plot with the legend above the panel."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
     columns = 2 if len(handles) < 5 else 3
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
@@ -46,7 +46,7 @@ def save(figure: Figure, axes: Axes, path: Path, handles: list | None = None):
 
 
 def save_panels(figure: Figure, panels: Iterable[Axes], path: Path):
-    """Save a plot with several panels, with one shared legend below the panels."""
+    """Save a multi-panel plot with one shared legend below the panels."""
     entries = {}
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -58,7 +58,7 @@ def save_panels(figure: Figure, panels: Iterable[Axes], path: Path):
 
 
 def spell(sizes: Iterable[int]) -> str:
-    """Return the row counts of several models as text: one number, or the smallest and largest."""
+    """Return the row counts of several models as text: one number if all are equal, otherwise the smallest and the largest."""
     found = sorted(set(sizes))
     return "–".join(map(str, dict.fromkeys([found[0], found[-1]]))) if found else "0"
 
@@ -118,7 +118,7 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
         everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
         # Outliers are few and go into the outermost bins
         reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
-        bins = np.linspace(-reach, reach, 52).tolist()  # an odd number of bins: equal rewards are in the middle of one
+        bins = np.linspace(-reach, reach, 52).tolist()  # odd number of bins: equal rewards fall in the middle of one
         styles = styles_of(margins, models)
         for model, values in margins.items():
             shares = np.full(len(values), 100 / len(values))
@@ -136,8 +136,8 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
 
 def plot_reliability(by_set: Margins, path: Path, models: Sequence[str] = ()):
     """
-    Plot how often the preferred response is right against its Bradley-Terry probability, one panel for each set, with Wilson intervals and
-    markers whose area grows with the number of pairs in a bin.
+    Plot reliability diagrams, one panel for each set. The x axis is the Bradley-Terry probability of the preferred response, and the y axis
+    is how often that response is right, with Wilson intervals. The area of a marker grows with the number of pairs in its bin.
     """
     figure, grid = _panels(len(by_set), 2, 3.4, "preferred response is right (%),\nwith 95 % interval (Wilson)")
     for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
@@ -204,8 +204,8 @@ def plot_curves(
     models: Sequence[str] = (),
 ):  # fmt: skip
     """
-    Draw best-of-N curves with normal 95 % intervals over `n` prompts, and baselines in grey, on top. `quality` names the quantity on the y
-    axis; with `is_share` it is a share from 0 to 1, shown in percent.
+    Draw best-of-N curves with 95 % intervals over `n` prompts (normal approximation), and baselines in grey on top of them. `quality` names
+    the quantity on the y axis; with `is_share` it is a share from 0 to 1, shown in percent.
     """
     scale, unit = (100, " (%)") if is_share else (1, "")
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
@@ -313,7 +313,10 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):
-    """Plot the accuracy on the kept pairs against the share of rejected pairs, one panel per model, until 20 pairs are left."""
+    """
+    Plot the accuracy on the kept pairs against the share of rejected pairs, one panel per model. Curves end where fewer than 20 pairs are
+    left.
+    """
     figure, grid = _panels(len(found), 2, 3, "accuracy on the pairs kept (%)")
     styles = styles_of(found, models)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):

@@ -66,7 +66,7 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show a benchmark's metrics that have rows, its subsets, its additional tables, and notes."""
+    """Build a benchmark's section: metrics (without those that lack rows), subsets, the benchmark's own tables, and notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -77,7 +77,7 @@ def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
         for name, estimates in figures.items()
         if any(estimate.n for estimate in estimates)
     ]
-    # A subset that is itself an estimate, or the only subset, would appear twice
+    # If a subset is also a metric, or is the only subset, it would appear twice
     subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in names)
     if len(subsets) > 1:
         rows += [[f"– {name}", *(show_estimate(found.subsets.get(name)) for found in scores)] for name in subsets]

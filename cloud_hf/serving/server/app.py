@@ -85,7 +85,7 @@ def make_app(
 
 
 def _answer_invalid(request: Request, error) -> Response:
-    """Report a body's first error and the number of further ones, without quoting any of its text."""
+    """Report the first error in a request body and the number of other errors, without quoting any of the body's text."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return _refuse(request, 400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
@@ -119,9 +119,9 @@ _HEAD_TIMEOUT = 20.0
 # Maximum bytes of chunk framing (in addition to an eighth of the body's size), or of requests that arrive before the previous one has been
 # answered
 _MOST_EXTRA_BYTES = 2**13
-_PIECE = 2**13  # bytes from a connection that are parsed at a time
+_PIECE = 2**13  # number of bytes to parse at a time
 
-# Ticks (tenths of a second) without a request after which a stopping server exits
+# A stopping server exits after this many ticks (tenths of a second) without a request
 _IDLE_TICKS = 3
 
 
@@ -177,7 +177,7 @@ class _Protocol(H11Protocol):
     _extra_bytes = 0
 
     def data_received(self, data: bytes):
-        # Parse in pieces, because all other connections wait while one is being parsed
+        # Parse in pieces, because parsing blocks all other connections
         for start in range(0, len(data), _PIECE):
             if self.transport.is_closing():
                 return
@@ -242,7 +242,7 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
 
 
 def load_engine(args: argparse.Namespace) -> EncodingEngine:
-    """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model, or there are too few GPUs."""
+    """Load the engine specified on the command line. Raises `ValueError` if the model is not a reward model, or there are too few GPUs."""
     if args.backend == "vllm":
         needed, found = args.tensor_parallel_size * args.data_parallel_size, torch.cuda.device_count()
         if torch.cuda.is_available() and needed > found:
@@ -285,7 +285,7 @@ def bind(host: str, port: int) -> socket.socket:
     is taken.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # A restarted server must not wait until old connections leave TIME_WAIT
+    # A restarted server should not have to wait for old connections to leave TIME_WAIT
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -312,7 +312,7 @@ def log_as_json():
 
 
 def load_app(args: argparse.Namespace) -> FastAPI:
-    """Load the model that the command line names, and create the application that serves it."""
+    """Load the model specified on the command line, and create the application that serves it."""
     # Scoring reacquires the GIL after each operation. With the default switch interval of 5 ms, it would wait a long time while a request
     # is parsed or encoded
     sys.setswitchinterval(0.0005)
@@ -330,7 +330,7 @@ def load_app(args: argparse.Namespace) -> FastAPI:
 
 
 def serve(args: argparse.Namespace):
-    """Load the model that the command line names, and serve until stopped."""
+    """Load the model specified on the command line, and serve until stopped."""
     log_as_json()
     # Reserve the address before the model loads, because it may already be in use
     with bind(args.host, args.port) as listener:

@@ -95,7 +95,7 @@ def _json_object(text: str) -> dict:
 
 
 def main(arguments: list[str] | None = None):
-    """Serve the model that the command line names."""
+    """Serve the model specified on the command line."""
     args = parse_arguments(arguments)
     # Imported only here, because it imports torch, which takes seconds and is not needed for `--help` or to report mistakes
     from .app import serve

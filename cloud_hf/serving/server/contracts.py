@@ -9,7 +9,7 @@ from ...prompts import MAX_DEPTH
 from ...scores import Sampling, Score
 
 
-# Maximum number of fields in a body or a row. There is a limit because an error names each unknown field
+# Maximum number of fields in a body or a row, limited because errors name every unknown field
 _MOST_FIELDS = 64
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
@@ -113,9 +113,11 @@ class RewardRequest(_Body):
         if given and self.num_critiques > 1:
             raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; omit `num_critiques`")
         if self.stream and (len(self.inputs or self.chats or []) != 1 or self.num_critiques != 1 or given):
-            raise ValueError("`stream` accepts one input, writes one critique and accepts no `critiques`")
+            raise ValueError(
+                "`stream` takes a single input, writes a single critique, and does not accept `critiques`"
+            )
         if self.stream and not self.return_critiques:
-            raise ValueError("`stream` sends critiques; omit `return_critiques`")
+            raise ValueError("`stream` always sends the critique; omit `return_critiques`")
         return self
 
     def rows(self) -> list[Row]:
@@ -175,7 +177,7 @@ class RewardResponse(BaseModel):
 
 
 class HealthResponse(BaseModel):
-    """The model that a ready server serves, and the model's properties."""
+    """The served model and its properties, returned while the server is ready."""
 
     status: Literal["ready"] = "ready"
     model: str
@@ -260,7 +262,7 @@ def check_text(body: Any):
 
 
 def count_characters(value: Any) -> int:
-    """Count the characters of all texts in a JSON value."""
+    """Count the characters in all strings of a JSON value, including keys."""
     waiting, count = [value], 0
     while waiting:
         value = waiting.pop()
@@ -274,7 +276,7 @@ def count_characters(value: Any) -> int:
 
 
 def spell_path(path: tuple[str | int, ...]) -> str:
-    """Write a path as in JavaScript: `("inputs", 3, "response")` becomes `inputs[3].response`."""
+    """Format a path in JavaScript notation: `("inputs", 3, "response")` becomes `inputs[3].response`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
@@ -282,7 +284,7 @@ def split_chat(chat: Any, name: str) -> Row:
     """Split a conversation into prompt and response. Raises `ValueError`, naming the conversation, if it does not end with a response."""
     messages = chat.get("messages") if isinstance(chat, dict) else chat
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"`{name}` has no messages; give a list of messages that ends with the assistant's")
+        raise ValueError(f"`{name}` has no messages; give a list of messages that ends with an assistant message")
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
         raise ValueError(f"`{name}` does not end with an assistant message to judge")

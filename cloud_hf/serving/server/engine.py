@@ -35,8 +35,8 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Check a row before it is queued. Raises `ValueError` if its prompt, response or given critiques cannot be used or do not fit the
-        model's context (the message then states the lengths). Called from several threads.
+        Check a row before it is queued. Raises `ValueError` if its prompt, response or given critiques cannot be used or do not fit in
+        the model's context (the message then gives the lengths). Called from several threads.
         """
         ...
 
@@ -87,8 +87,8 @@ class EncodingEngine(RewardEngine, Protocol):
 
 class StablePrefix:
     """
-    Decodes the ids of an unfinished critique, up to the point after which later tokens may still change the text. `vocab_size` counts
-    all ids that the model can generate, including those without a token.
+    Decodes the ids of an unfinished critique, but returns only text that later tokens can no longer change. `vocab_size` counts all ids
+    that the model can generate, including those without a token.
     """
 
     def __init__(self, critique_format: CritiqueFormat, vocab_size: int):
@@ -102,7 +102,7 @@ class StablePrefix:
         self._unstable_ids = frozenset(byte_ids | silent_ids) if byte_ids else frozenset()
 
     def __call__(self, critique_ids: list[int]) -> str:
-        """Decode the ids of a critique so far, without text that may still change."""
+        """Decode the critique so far, without text that may still change."""
         length = len(critique_ids)
         while length and critique_ids[length - 1] in self._unstable_ids:
             length -= 1
@@ -123,12 +123,12 @@ class _Job:
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def fits(self, batch: list["_Job"]) -> bool:
-        """Return whether one call can score this job together with those of `batch`."""
+        """Return whether one call can score this job together with those in `batch`."""
         if self.on_token or batch[0].on_token:
             return False
         if self.sampling != batch[0].sampling or (self.request.given is None) != (batch[0].request.given is None):
             return False
-        # Within one call, equal texts would get equal samples
+        # Within one call, identical inputs would get identical samples
         sampled = self.sampling.temperature > 0 and self.sampling.seed is None
         return not (sampled and any(self.ids == other.ids for other in batch))
 
@@ -147,8 +147,8 @@ class _AbandonedError(Exception):
 
 class TransformersEngine(EncodingEngine):
     """
-    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches of `batch_size`
-    sequences, and handles streams one at a time. Raises `ValueError` if the tokenizer does not fit the model.
+    [`RewardEngine`] that runs a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches of
+    `batch_size` sequences, and handles streams one at a time. Raises `ValueError` if the tokenizer does not match the model.
     """
 
     def __init__(self, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16):
@@ -253,7 +253,7 @@ class TransformersEngine(EncodingEngine):
             self._running = []
 
     def _take_batch(self) -> list[_Job]:
-        """Dequeue the job that has waited longest, and the jobs that the same call can score."""
+        """Dequeue the longest-waiting job, and all jobs that one call can score together with it."""
         batch, others, sequences = [], deque(), 0
         while self._waiting:
             job = self._waiting.popleft()
@@ -283,7 +283,7 @@ class TransformersEngine(EncodingEngine):
             if all(job.abandoned.is_set() for job in batch):
                 raise _AbandonedError
             fed = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
-            # The first pass feeds the prompt, later ones the token that was sampled last
+            # The first pass feeds the prompt; each later pass feeds the token sampled by the previous one
             if on_token and passes > 0 and fed.shape[1] == 1:
                 on_token(fed[0, 0].item())
             passes += 1

@@ -12,7 +12,7 @@ def _limit(default: float, description: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on requests. Raises `ValueError` if a limit is not above 0, or if `max_batch` critiques would never fit into the queue."""
+    """Limits on requests. Raises `ValueError` if a limit is not above 0, or if `max_batch` critiques would never fit in the queue."""
 
     max_body_bytes: int = _limit(4 * 2**20, "Maximum size of a request body in bytes.")
     max_batch: int = _limit(256, "Maximum number of critiques per request.")
@@ -43,8 +43,8 @@ def refusal(what: str, name: str, limit: float) -> str:
 
 def count_values(body: bytes, enough: int) -> int:
     """
-    Count the values of a JSON body without parsing it. The count is exact if there might be more than `enough` values,
-    and an upper bound otherwise.
+    Count the values in a JSON body without parsing it. If a quick upper bound is at most `enough`, return that bound. Otherwise, return
+    the exact count, except that an empty array or object counts as two values.
     """
     most = _separators(body)
     if most <= enough:

@@ -40,10 +40,10 @@ _LARGEST_BODIES = 8
 _FREE_BYTES = 2**14
 _BYTES_PER_SECOND = 8 * 2**20
 
-# A quoted text, possibly truncated before its closing quote. A quote after a letter is an apostrophe
+# Quoted text, possibly truncated before its closing quote. A quote after a letter is an apostrophe
 _QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
 
-# Status that log and metrics record if the client disconnects before the response, as in nginx
+# Status recorded in the log and the metrics if the client disconnects before the response, as in nginx
 CLIENT_CLOSED_REQUEST = 499
 
 
@@ -118,8 +118,8 @@ class RequestMiddleware:
         self.limits = limits
         self.api_key = api_key.encode() if api_key is not None else None
         self.allowed_hosts = {name.lower() for name in allowed_hosts}
-        self._next_read = 0.0  # when the rate limit on large bodies allows the next piece
-        self._minute, self._requests = 0, Counts()  # requests of the current minute by client network
+        self._next_read = 0.0  # when the rate limit on large bodies allows the next chunk to be read
+        self._minute, self._requests = 0, Counts()  # requests in the current minute, by client network
         self.metrics = metrics
         self.lifecycle = lifecycle
 
@@ -127,7 +127,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # Unknown paths share one label; otherwise, clients could fill the memory with metrics
+        # Unknown paths share one label; otherwise, clients could exhaust the memory by creating ever more metrics
         is_known = any(scope["path"] == getattr(route, "path", None) for route in scope["app"].routes)
         record = scope["cloud_record"] = RequestRecord(scope["path"] if is_known else "other")
 
@@ -182,7 +182,7 @@ class RequestMiddleware:
         return self._too_often(_network((scope.get("client") or ("",))[0]))
 
     def _is_host(self, host: str) -> bool:
-        """Return whether a host name cannot belong to a stranger's web page: it is an address, has no dot, or is allowed."""
+        """Return whether a host name cannot be the domain of a stranger's website: it is an IP address, has no dot, or is allowed."""
         with suppress(ValueError):
             name = urlsplit(f"//{host}").hostname or ""
             return "." not in name or name in self.allowed_hosts or bool(ipaddress.ip_address(name))
@@ -338,7 +338,7 @@ class RequestMiddleware:
 
 
 def _network(address: str) -> str:
-    """Return an IPv4 address, or an IPv6 address's /64, because one client may have many IPv6 addresses."""
+    """Return an IPv4 address unchanged, and the /64 network of an IPv6 address, because one client may have many IPv6 addresses."""
     with suppress(ValueError):
         ip = ipaddress.ip_address(address)
         if ip.version == 6:

@@ -21,8 +21,8 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# In the queue, a text counts as arriving one second later per this many characters: short texts overtake long ones that arrived shortly
-# before them, but no text waits forever
+# In the queue, a text is treated as if it had arrived one second later per this many characters. Short texts thus overtake long ones that
+# arrived shortly before them, but no text waits forever
 _CHARS_PER_SECOND = 20_000
 
 
@@ -65,7 +65,7 @@ class Encoding:
 
 
 class RewardService:
-    """Scores the rows of requests with an engine, within limits. Its methods raise `HTTPException`."""
+    """Scores the rows of requests with an engine, subject to limits. Its methods raise `HTTPException`."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class RewardService:
         await self.engine.close()
 
     async def score(self, rows: list[Row], sampling: Sampling, record: RequestRecord) -> list[Score]:
-        """Score all rows, in order. All of them are checked before any work starts."""
+        """Score all rows, in order. All of them are checked before any scoring starts."""
         critiques = sum(sampling.num_critiques if row.critiques is None else len(row.critiques) for row in rows)
         self._admit(critiques, sampling, record, any(row.critiques for row in rows))
         async with self._answering(self._deadline()):
@@ -130,7 +130,7 @@ class RewardService:
             return await self._score(rows, sampling, record)
 
     async def stream(self, row: Row, sampling: Sampling, record: RequestRecord) -> AsyncGenerator[str | Score, None]:
-        """Check a row, then return an iterator over the pieces of its critique and, last, its score."""
+        """Check a row, then return an iterator that yields its critique piece by piece, and then its score."""
         self._admit(1, sampling, record)
         deadline = self._deadline()
         async with self._answering(deadline):
@@ -194,12 +194,12 @@ class RewardService:
             return await self._encoding.run(size + count_characters(row.critiques), *work)
 
     def _check_length(self, index: int, name: str, characters: int):
-        """Refuse a text that cannot fit the context, before it is encoded."""
+        """Refuse text that is too long to fit in the context, without encoding it first."""
         context, most = self.engine.context_length, self.limits.max_chars_per_token
         if context is not None and characters > context * most:
             what = (
-                f"Row {index}: {name} of {characters} characters will not fit the model's context of {context} tokens, even at "
-                f"{most:g} characters per token"
+                f"Row {index}: {name} of {characters} characters will not fit in the model's context of {context} tokens, even "
+                f"at {most:g} characters per token"
             )
             raise HTTPException(422, refusal(what, "max_chars_per_token", most))
 
@@ -244,7 +244,7 @@ def _read_chat(chats: RenderedChats, text: str, prompt: str | None, index: int, 
 
 @contextmanager
 def _naming_row(index: int):
-    """Turn an engine's `ValueError` about a row into 422, and a reward that is not finite into 500."""
+    """Turn an engine's `ValueError` about a row into a 422, and a non-finite reward into a 500."""
     try:
         yield
     except ValueError as error:

@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 
 class VLLMEngine(EncodingEngine):
     """
-    [`RewardEngine`] over vLLM's asynchronous engine, with options of `vllm.AsyncEngineArgs`. Raises `ValueError` if
+    [`RewardEngine`] that runs vLLM's asynchronous engine. `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError` if
     `model` is not a CLoud or classic model.
     """
 
@@ -104,7 +104,7 @@ class VLLMEngine(EncodingEngine):
             raise EngineDeadError("vLLM's engine has stopped; see its log for the reason.") from error
 
     async def _next(self, outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput | None:
-        """Wait for the next output. vLLM does not wake requests that arrive while its engine dies, so poll its state."""
+        """Wait for the next output. vLLM does not wake requests that arrive while its engine is dying, so poll the engine's state."""
         step = asyncio.ensure_future(anext(outputs, None))
         try:
             while not step.done():

@@ -43,9 +43,9 @@ def check_params(params: SamplingParams):
 
 class CloseCritique(LogitsProcessor):
     """
-    Logits processor that forces the reward token when only this token and the end of turn that carries the reward still fit, bans it before
-    `min_tokens`, and applies to it the repetition penalty of the end of turn that it replaces. A request for a single token gets the end of
-    turn immediately, with a logprob below -1e8, which is not a reward.
+    Logits processor that forces the reward token when there is room only for it and for the end of turn that carries the reward. Before
+    `min_tokens`, it bans the reward token. It also gives the reward token the repetition penalty that would apply to the end of turn that
+    the token replaces. A request for a single token gets the end of turn immediately, with a logprob below -1e8, which is not a reward.
     """
 
     @classmethod

@@ -10,7 +10,7 @@ from .logits_processor import check_params
 
 
 class CloseCritique(LogitsProcessor):
-    """The V1 runner's `CloseCritique`, computed for all rows together on the device."""
+    """The V1 runner's `CloseCritique`, computed for all rows at once on the device."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams):

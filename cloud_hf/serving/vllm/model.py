@@ -58,7 +58,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`, and those of the generation config, at
         # which vLLM would stop without a reward
         eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
-        # Kept on the device, because indexing with a list would copy the list there in every step while the host waits
+        # Kept on the device: indexing with a list would copy it to the device in every step, and make the host wait
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
@@ -99,7 +99,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return torch.cat((hidden_NH, flag_N[:, None].expand(-1, self.flag_columns)), dim=-1)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Compute fp32 logits of shape `(S, V)` for the critique's next token; flagged rows carry only the reward instead."""
+        """Compute fp32 logits of shape `(S, V)` for the critique's next token. In flagged rows, the only finite logit is the reward."""
         hidden_SH = hidden_states[:, : self.hidden_size].contiguous()
         is_reward_S = hidden_states[:, self.hidden_size] > 0.5
         if self._head_is_stale:

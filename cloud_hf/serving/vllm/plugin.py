@@ -73,11 +73,11 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             return
         if vllm_config.parallel_config.use_ubatching:
             raise ValueError(
-                "A CLoud model cannot be served with dual batch overlap: the halves would share a buffer."
+                "A CLoud model cannot be served with dual batch overlap: the two half-batches would share a buffer."
             )
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
-        # Two modules, because each runner has its own processor interface, which must not be imported under the other
+        # Two modules, because each runner has its own processor interface, which must not be imported under the other runner
         module = "logits_processor_v2" if vllm_config.use_v2_model_runner else "logits_processor"
         processor = f"cloud_hf.serving.vllm.{module}:CloseCritique"
         if processor not in (model_config.logits_processors or []):
@@ -97,7 +97,7 @@ def register():
 def _decode_ids_without_a_token():
     """
     Make vLLM decode ids without a token to empty text; the reward token's id may be one. With the tokenizers of Mistral, Gemma and others,
-    logprobs of such an id would end vLLM's server: https://github.com/vllm-project/vllm/pull/56100
+    logprobs of such an id would crash vLLM's server: https://github.com/vllm-project/vllm/pull/56100
     """
     restore = detokenizer_utils._restore_leading_spaces
     detokenizer_utils._restore_leading_spaces = lambda raw, text, marker: restore(raw or "", text, marker)

@@ -46,14 +46,14 @@ class CLoudRenderer(HfRenderer):
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
-        # The trailing ids that chats with different texts have in common open the critique turn
+        # The critique turn opens with the trailing ids that chats with different texts share
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(*(reversed(ids) for ids in probes), strict=False))
         self._opening = tuple(token_id for token_id, _ in alike)[::-1]
         self._bos_count = self._count_bos(probes[0], tokenizer.bos_token_id)
         super().__init__(config, tokenizer)
 
     def warmup(self, chat_params: ChatParams):
-        """Do nothing: vLLM's own example ends with a user message, and the template was compiled above."""
+        """Do nothing: vLLM's warm-up chat ends with a user message, and `__init__` has already compiled the template."""
 
     def get_eos_token_id(self) -> int:
         """Return the token that carries the reward and ends every request, which is not always the tokenizer's EOS."""
@@ -136,7 +136,7 @@ class CLoudRenderer(HfRenderer):
         return ids if rest else ids[:length]
 
     def validate_token_ids(self, token_ids: Sequence[int], *, parameter: str | None = None):
-        """Check a prompt's ids before they go to the engine, from any route."""
+        """Check a prompt's ids before they go to the engine, whichever route they come from."""
         super().validate_token_ids(token_ids, parameter=parameter)
         if error := self._error_of(tuple(token_ids)):
             raise VLLMValidationError(error)
@@ -146,7 +146,7 @@ class CLoudRenderer(HfRenderer):
         if self._count_bos(ids, self.get_bos_token_id()) != self._bos_count:
             return (
                 f"The prompt must begin with {self._bos_count} BOS tokens, as this model's conversations do (vLLM adds one to "
-                "a text unless `add_special_tokens` is false)."
+                "text prompts unless `add_special_tokens` is false)."
             )
         if self._is_pooling:
             if ids[-1] != self._end_id:

@@ -57,8 +57,8 @@ _OTHER_MACHINES = {
 
 def check_options(options: dict[str, Any]):
     """
-    Raise `ValueError` if an option of the engine is unknown, `dtype` is not a data type, or the machine lacks the GPUs that the engine
-    needs. vLLM itself would raise errors of several kinds, in several processes.
+    Raise `ValueError` if an engine option is unknown, `dtype` is not a data type, or the machine has fewer GPUs than the engine needs. vLLM
+    itself would raise errors of several kinds, in several processes.
     """
     known = {field.name for field in fields(AsyncEngineArgs)} | {*inspect.signature(LLM.__init__).parameters}
     if unknown := [name for name in options if name not in known]:
@@ -79,8 +79,8 @@ def check_options(options: dict[str, Any]):
     if current_platform.is_cuda() and needed > torch.cuda.device_count() and not _OTHER_MACHINES & options.keys():
         given = " x ".join(f"`{name}` {size}" for name, size in sizes.items() if size > 1)
         raise ValueError(
-            f"{given or 'The engine'} needs {needed} GPU(s), but this machine has {torch.cuda.device_count()}. Lower a size, or give "
-            "`distributed_executor_backend` to use other machines' GPUs."
+            f"{given or 'The engine'} needs {needed} GPU(s), but this machine has {torch.cuda.device_count()}. Reduce the "
+            "parallelism, or set `distributed_executor_backend` to use other machines' GPUs."
         )
 
 
@@ -111,9 +111,10 @@ def servable_model(name: str) -> Iterator[str]:
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
-    Choose the size of the KV cache on a CPU: room for 16 full-length sequences in at most half of the free memory, but for at least one
-    sequence. By default, vLLM would require 92% of all memory, and fail if less is free. Return no options if vLLM's `options` or
-    `VLLM_CPU_KVCACHE_SPACE` set the size, or neither `options` nor the config has a maximum length.
+    Choose the size of the KV cache on a CPU: it holds 16 full-length sequences or takes half of the free memory, whichever is less, but
+    always holds at least one sequence. By default, vLLM would require 92% of all memory, and fail if less is free. Return no options if
+    vLLM runs on a GPU, if the size is already set (by vLLM's `options` or `VLLM_CPU_KVCACHE_SPACE`), or if neither `options` nor the config
+    has a maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
     is_set = "VLLM_CPU_KVCACHE_SPACE" in os.environ or _MEMORY_OPTIONS & options.keys()
@@ -148,8 +149,8 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
     """
-    Derive a request's seed from its text, so that order and batch do not matter. Requests that are
-    greedy or have no seed get `None`. Raises `ValueError` if a seed would crash the engine.
+    Derive a request's seed from its text, so that samples do not depend on order or batching. Requests that are greedy or have no seed get
+    `None`. Raises `ValueError` if a seed would crash the engine.
     """
     if sampling.seed is None or sampling.temperature == 0:
         return None
@@ -219,9 +220,7 @@ class VLLMRequests:
                 "`read_every` with given `critiques` needs transformers: vLLM reads rewards only inside critiques that it writes."
             )
         if sampling.temperature > MAX_TEMPERATURE:
-            raise ValueError(
-                f"`temperature` is {sampling.temperature:g}; vLLM samples at {MAX_TEMPERATURE:g} at most."
-            )
+            raise ValueError(f"`temperature` is {sampling.temperature:g}; vLLM allows at most {MAX_TEMPERATURE:g}.")
         return read_request(
             self.critique_format,
             self.config,

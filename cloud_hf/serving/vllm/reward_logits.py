@@ -1,7 +1,7 @@
 """Carry the reward at each critique token in a logit that vLLM never samples from.
 
 While a critique continues, the logit of its end of turn is unused. A huge negative number there changes neither samples nor ranks nor top
-logprobs. The number encodes the reward, which a client requests in the same pass by the id of the end of turn
+logprobs. The number encodes the reward. To get it in the same pass, a client requests the logprob of the end of turn by its id
 (`SamplingParams.logprob_token_ids`).
 """
 
@@ -11,7 +11,7 @@ import torch
 
 
 # The number is -exp(54 + 2.8 asinh(reward)). For rewards between -80,000 and 80,000, the exponent is between 20 and 88, so the number is
-# below -1e8, unlike any logit, and fits into fp32, whose maximum is exp(88.7). Rounding the number to fp32, by 6e-8 of its value, changes
+# below -1e8, unlike any logit, and fits in fp32, whose maximum is exp(88.7). Rounding the number to fp32, by 6e-8 of its value, changes
 # asinh(reward) by 2e-8, so the reward keeps fp32 precision.
 _OFFSET, _SCALE = 54.0, 2.8
 _LOWEST = 20.0

@@ -1,4 +1,4 @@
-"""Score with a vLLM engine in this process, which returns critique and reward from one request."""
+"""Score with a vLLM engine in this process. Except in the reference format, one request returns both critique and reward."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,12 +27,12 @@ class CLoudVLLM:
             Show a progress bar.
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). With
-            `dtype="float32"`, rewards equal those of transformers; the default, `"auto"`, is the checkpoint's data
+            `dtype="float32"`, rewards match those of transformers; the default, `"auto"`, is the checkpoint's data
             type. On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens, or
             to half of the free memory if that is less.
 
     Raises:
-        `ValueError`: If `model` is not a CLoud or classic model, or an option of vLLM is unknown or cannot be used.
+        `ValueError`: If `model` is not a CLoud or classic model, or a vLLM option is unknown or cannot be used.
 
     Examples:
 

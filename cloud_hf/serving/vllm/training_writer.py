@@ -1,4 +1,4 @@
-"""Write the critiques of a model in training with a vLLM engine, which reloads its weights."""
+"""Write the critiques of a model in training, with a vLLM engine into which the model's current weights are reloaded."""
 
 import tempfile
 from dataclasses import replace

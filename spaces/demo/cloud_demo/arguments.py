@@ -1,4 +1,4 @@
-"""Options of the demo, from the command line or, on a Space, from environment variables."""
+"""Demo options, from the command line or, on a Space, from environment variables."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 @dataclass
 class DemoArguments:
     """
-    Options of the demo. Each is also an environment variable, for example `DEMO_MODEL`.
+    Demo options. Each can also be set as an environment variable, for example `DEMO_MODEL`.
 
     Parameters:
         model (`str`, *optional*):
@@ -127,7 +127,7 @@ class DemoArguments:
                 raise ValueError("`backend` 'server' needs `server_url`.")
             if self.model or self.classic_model:
                 raise ValueError(
-                    "With `backend` 'server', the servers have the models: drop `model` and `classic_model`."
+                    "With `backend` 'server', the servers load the models: drop `model` and `classic_model`."
                 )
         else:
             if self.model is None:
@@ -135,7 +135,7 @@ class DemoArguments:
             if self.server_url or self.classic_server_url:
                 raise ValueError("`server_url` and `classic_server_url` require `backend` 'server'.")
         if self.results is not None and self.rows is None:
-            raise ValueError("`results` are scores of rows; name those rows with `rows`.")
+            raise ValueError("`results` requires `rows`: give the rows that were scored.")
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` require `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
@@ -154,8 +154,8 @@ class DemoArguments:
     def _open_shipped(self):
         if not SHIPPED.is_dir():
             raise ValueError(
-                "Name a reward model with `--model` (on a Space: `DEMO_MODEL`), such as org/my-cloud-rm: the folder `model` of the "
-                "demo is missing."
+                "The demo's `model` folder is missing. Name a reward model with `--model` (on a Space: `DEMO_MODEL`), such as "
+                "org/my-cloud-rm."
             )
         self.model = str(SHIPPED / "cloud")
         self.classic_model = self.classic_model or str(SHIPPED / "classic")
@@ -163,7 +163,7 @@ class DemoArguments:
 
 
 def check_folders(args: DemoArguments):
-    """Raise `ValueError` if a model or the results are a path that does not exist. Hub ids are checked when they are loaded."""
+    """Raise `ValueError` if the path of a model or of the results does not exist. Hub ids are checked when the models are loaded."""
     if args.results is not None and not Path(args.results).is_dir():
         raise ValueError(f"`results` is {args.results!r}, but there is no such folder.")
     for name in ("model", "classic_model"):

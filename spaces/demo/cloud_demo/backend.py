@@ -1,4 +1,4 @@
-"""State of the page: models that load in the background, the queue, and rows that are judged while no request waits."""
+"""State of the page: models that load in the background, the queue, and rows that are judged while no request is waiting."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds between heartbeats. Gradio notices that a visitor has left only when it sends an update.
 HEARTBEAT = 0.5
-# Maximum number of visitors for whom the policy server writes concurrently
+# Maximum number of visitors' requests that the policy server handles concurrently
 _MOST_POLICY_REQUESTS = 4
 
 
@@ -101,7 +101,7 @@ class Backend:
         return models
 
     async def wait_for_turn(self, ticket: "Ticket") -> AsyncGenerator[str, None]:
-        """Yield, at every heartbeat, why a request is waiting, until its turn comes."""
+        """Until the request's turn comes, yield the reason for the wait at least once per heartbeat."""
         loading, begun = asyncio.ensure_future(self.loaded()), time.monotonic()
         try:
             while not loading.done():
@@ -117,7 +117,7 @@ class Backend:
     # ---------------------------------------------------------------------------------- rows judged in the background
 
     async def _judge_rows(self):
-        """Judge the first rows while no request waits, unless an evaluation has already judged them."""
+        """Judge the first rows while no request is waiting, unless an evaluation has already judged them."""
         rows, judged = self.models.rows[: self.args.reference_rows], self.judged
         if self.models.results is not None:
             judged.evaluation, judgements = self.models.results
@@ -185,7 +185,7 @@ class Visitor(NamedTuple):
 
 class WaitingLine:
     """
-    Queue for the model that reports to every request its position. It belongs to one event loop.
+    Queue of requests for a model. Each request is told its position. A queue belongs to one event loop.
 
     At most `places` requests are served concurrently, and at most `max_waiting` requests wait. Of all these, at most `max_per_user` come
     from one user, and at most `max_per_address` from one address. Addresses take turns: the first request from an address precedes the
@@ -231,7 +231,7 @@ class WaitingLine:
             self._move()
 
     def _place_of(self, earlier: int) -> int:
-        """Return the queue index of a request whose address has `earlier` requests under way, so that addresses take turns."""
+        """Return the index at which to queue a request from an address with `earlier` requests under way, so that addresses take turns."""
         counts = Counter(ticket.user.address for ticket in self._served)
         for place, ticket in enumerate(self._waiting):
             counts[ticket.user.address] += 1

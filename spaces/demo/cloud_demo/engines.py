@@ -40,8 +40,8 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    The loaded models, and the rows or the reason why they could not be loaded. `cloud` and `classic`, the comparison model, may each be of
-    any kind.
+    The loaded models, and either the rows or, in `rows_problem`, the reason why the rows could not be loaded. `cloud` and `classic` (the
+    comparison model) may each be of any kind.
 
     `made` describes the computation, such as "float32 on cpu", and `warnings` lists what readers must know about the rewards. `results` are
     the model names and scores from an evaluation on the rows.
@@ -54,7 +54,7 @@ class Models:
     made: str = ""
     warnings: list[str] = field(default_factory=list)
     results: tuple[str, dict[int, Judgement]] | None = None
-    # Rewards closer than this may differ only by rounding, which depends on the other sequences in the batch
+    # A smaller difference between rewards may be due to rounding alone, which depends on the other sequences in the batch
     noise: float = _NOISE["float32"]
     # Responses to judge concurrently when each is shown as it finishes
     at_once: int = 16
@@ -120,7 +120,7 @@ def _describe(opened: Models, loaded: list, args: DemoArguments):
     opened.at_once = 1 if device == "cpu" else 4
     for model in loaded:
         dense = model.reward_head.dense
-        # The bias starts at zero, and the first training step changes it
+        # An all-zero bias means an untrained head: the bias is initialized to zero, and the first training step changes it
         if dense is not None and not dense.bias.any():
             opened.warnings.append(
                 f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."
@@ -323,7 +323,7 @@ def _borrow_gpu(function: Callable) -> Callable:
     return spaces.GPU(duration=120)(function)
 
 
-# Models cannot be sent to the process that has the GPU, but it is a fork and sees this dictionary as it was at the fork
+# Models cannot be sent to the process that has the GPU, but that process is a fork of this one and inherits this dictionary
 _engines: dict[str, TransformersEngine] = {}
 
 
@@ -348,7 +348,7 @@ class ZeroGPUEngine:
     """
     `RewardEngine` that borrows a GPU for each request, in a separate process. Accepts the arguments of [`TransformersEngine`].
 
-    This process only checks requests, because threads started here would be missing in the borrowed processes.
+    This process only checks requests, because threads started here would not exist in the processes that have the GPU.
     """
 
     def __init__(self, model, tokenizer, batch_size: int = 16):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloud_hf.serving.server.engine import RewardEngine
 
 
-# Seconds between updates of a critique: short enough to read along, long enough to serve many visitors
+# Seconds between updates of a critique: short enough to follow along, long enough to serve many visitors
 _REFRESH = 0.04
 _MOST_CRITIQUES = 16
 _MOST_SENTENCES = 12
@@ -66,7 +66,7 @@ def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence
     Convert the fields of a chat to a prompt for the models.
 
     `turns` are earlier turns, as pairs of a user message and an assistant response; empty pairs are skipped. Returns `prompt` itself if
-    there is nothing else, otherwise the messages of a chat. Raises `Problem`, naming the field, if a text is unusable.
+    there is nothing else, otherwise the messages of a chat. Raises `Problem`, which names the field, if a field is unusable.
     """
     check_texts(backend, {"prompt": prompt, "system message": system})
     if not prompt.strip():
@@ -95,9 +95,9 @@ def read_response(backend: Backend, response: str) -> str:
 
 
 def read_texts(name: str, value: Any) -> list[str]:
-    """Check an API client's list of texts, because a single string would be scored letter by letter."""
+    """Check that an API client sent a list of strings: a single string would be scored letter by letter."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise Problem(f"`{name}` must be a list of texts.")
+        raise Problem(f"`{name}` must be a list of strings.")
     return value
 
 
@@ -106,7 +106,7 @@ def read_turns(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, list) or not all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in value
     ):
-        raise Problem("`turns` must be a list of pairs of texts: [user, assistant].")
+        raise Problem("`turns` must be a list of pairs of strings: [user, assistant].")
     return [(user, assistant) for user, assistant in value]
 
 
@@ -203,8 +203,8 @@ async def judge(
     backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling, as_they_finish: bool = False
 ) -> AsyncGenerator[Progress | list[Score], None]:
     """
-    Score responses to one prompt, identical responses only once. Each step contains the scores known so far; the list of `Score` comes
-    last. With `as_they_finish`, only a few responses are scored concurrently, so that the first scores arrive early.
+    Score responses to one prompt; identical responses are scored only once. Each step contains the scores known so far; the list of
+    `Score` comes last. With `as_they_finish`, only a few responses are scored concurrently, so that the first scores arrive early.
     """
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):

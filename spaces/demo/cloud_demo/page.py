@@ -1,4 +1,4 @@
-"""The page: its tabs, its API endpoints, and the page that a Space shows while it is not set up."""
+"""The page: its tabs, its API endpoints, and the page that a Space shows if its variables are invalid."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Rows that both models judged: which are right, where a reward falls in the model's distribution, and scores loaded from an evaluation."""
+"""Judged rows: which model is right in each, where a reward falls in the model's distribution, and scores loaded from an evaluation."""
 
 import math
 import statistics
@@ -64,7 +64,7 @@ class JudgedRows:
     chosen: list[float] = field(default_factory=list)
     rejected: list[float] = field(default_factory=list)
 
-    # With fewer rows, a reward's rank among theirs means little
+    # With fewer rows, a percentile among their rewards means little
     FEWEST = 4
 
     @property
@@ -118,12 +118,12 @@ class JudgedRows:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether each of the two models is right in each row."""
+    """For each row, whether each of the two models is right."""
 
     outcomes: Sequence[tuple[bool, bool]]
 
     def right(self, place: int) -> tuple[int, float, float]:
-        """Return in how many rows model `place` (0 or 1) is right, and the bounds of the 95 % Wilson interval of their share."""
+        """Return the number of rows in which model `place` (0 or 1) is right, and the bounds of the proportion's 95 % Wilson interval."""
         from cloud_hf.evaluation.stats import wilson  # imports numpy
 
         count = sum(outcome[place] for outcome in self.outcomes)
@@ -131,14 +131,14 @@ class Comparison:
 
     @property
     def alone(self) -> tuple[int, int]:
-        """Number of rows in which only the CLoud model is right, and number in which only the classic one is."""
+        """Two counts: rows in which only the CLoud model is right, and rows in which only the classic one is."""
         only_ours = sum(ours and not theirs for ours, theirs in self.outcomes)
         only_theirs = sum(theirs and not ours for ours, theirs in self.outcomes)
         return only_ours, only_theirs
 
     @property
     def p_value(self) -> float:
-        """p-value of the exact two-sided McNemar test. Null hypothesis: each is equally likely to be the only right one."""
+        """p-value of the exact two-sided McNemar test. Null hypothesis: each model is equally likely to be the only one that is right."""
         ours, theirs = self.alone
         if not ours + theirs:
             return 1.0
@@ -171,7 +171,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     and the judgements by row index.
 
     Raises:
-        `ValueError`: Unless the folder contains scores of exactly one model with critiques and one without, on some of these rows.
+        `ValueError`: Unless the folder contains scores from exactly one model with critiques and one without, for some of these rows.
     """
     from pyarrow import parquet
 
@@ -192,7 +192,8 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
         if writes in found:
             kind = "with critiques" if writes else "without critiques"
             raise ValueError(
-                f"The results contain several models {kind}: {found[writes][0]} and {name}. Evaluate one of each."
+                f"The results contain several models {kind}: {found[writes][0]} and {name}. Evaluate one model with critiques and "
+                "one without."
             )
         scores: dict[int, dict[int, Score]] = {}
         for line in table:

@@ -10,7 +10,7 @@ from .judging import Effects
 from .rows import JudgedRows, preference, rank_of
 
 
-# A preference matrix is readable up to this number of responses
+# Maximum number of responses for a preference matrix; larger ones are hard to read
 _MOST_PREFERENCES = 8
 _BINS = 30
 _HEADER = "The reward if the critique ended here"
@@ -91,7 +91,7 @@ def show_critiques(score: Score, effects: Effects | None = None, name: str = "cr
 
 
 def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "critique") -> str:
-    """Lay out critiques as radio buttons that each show one critique, which needs no script."""
+    """Lay out critiques as radio buttons that each show one critique. This needs no script."""
     if len(bodies) == 1:
         return f"<h3>Critique</h3>{bodies[0]}"
     parts = [
@@ -140,8 +140,8 @@ def show_ranking(
     is_final: bool = True,
 ) -> str:
     """
-    Show responses in descending order of reward, those without a score last, as a table, as bars, with preference probabilities, and with
-    the critiques side by side. Rewards that differ by less than `noise` are marked as too close to rank.
+    Show responses in descending order of reward (those without a score last): a table, bars, preference probabilities, and the critiques
+    side by side. Rewards that differ by less than `noise` are marked as too close to rank.
     """
     known = [i for i, score in enumerate(scores) if score is not None]
     order = sorted(known, key=lambda i: -scores[i].reward)
@@ -244,7 +244,7 @@ def _percent(share: float) -> str:
 
 
 def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[float]) -> str:
-    """Draw a bar per reward, with an error bar of one standard deviation to each side (none if it is 0.0)."""
+    """Draw a bar per reward, with an error bar of one standard deviation to each side (none if the standard deviation is 0.0)."""
     row, left, width = 34, 104, 240
     low = min(0.0, *(reward - std for reward, std in zip(rewards, stds, strict=True)))
     high = max(0.0, *(reward + std for reward, std in zip(rewards, stds, strict=True)))

@@ -59,7 +59,7 @@ class _Outcome:
         return dict(zip(self.components, (status("Asking the model…"), verdict, "", "", None), strict=True))
 
     def show(self, result: Result) -> dict:
-        """Return updates that show a result. Raises `Problem` if it scores several responses, as only a damaged link can."""
+        """Return updates that show a result. Raises `Problem` if it has several scores, which only a damaged link can cause."""
         if len(result.scores) != 1:
             raise Problem("This link is damaged: it contains scores of several responses.")
         score = result.scores[0]

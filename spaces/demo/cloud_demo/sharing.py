@@ -1,7 +1,7 @@
 """
-Sharing of results, as Markdown or as links that contain the texts, options and result.
+Share results, as Markdown or as links that contain the texts, options and result.
 
-A link stores everything after the #, in the part that browsers do not send to servers. A link may come from anybody, so it is checked as
+A link stores everything after the #, in the part that browsers do not send to servers. A link may come from anyone, so it is checked as
 strictly as a request, and its contents are shown as text, with a note that nothing was computed here.
 """
 
@@ -20,7 +20,7 @@ from . import Problem
 from .judging import Effects
 
 
-# Maximum characters of a link, so that messengers and browsers keep it complete, and maximum bytes after unpacking
+# Maximum length of a link in characters, so that messengers and browsers do not cut it off, and of its unpacked content in bytes
 _LONGEST_LINK = 16_000
 _LONGEST_CONTENT = 2**20
 _MOST_SCORES = 32
@@ -42,7 +42,7 @@ class Result:
     effects: Effects | None = None
     made: str = ""
     row: str = ""
-    # Names for the scores, unless they belong to responses 1, 2, …
+    # Names of the scores; if empty, they are called response 1, response 2, …
     names: Sequence[str] = ()
 
     def link(self) -> tuple[str, str]:
@@ -75,7 +75,7 @@ class Result:
         raise Problem("The texts are too long for a link. Copy the result as Markdown instead.")
 
     def markdown(self, title: str) -> str:
-        """Return the result as Markdown, with each text in a fence that it cannot close."""
+        """Return the result as Markdown, with each text in a code fence too long for the text to close."""
         parts = [f"### {title}"]
         parts += [f"**{name.capitalize()}**\n\n{block(text)}" for name, text in self.texts.items() if text]
         names = self.names or [f"response {number}" for number in range(1, len(self.scores) + 1)]
@@ -126,7 +126,7 @@ def _unpack(link: str) -> bytes:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
         raise ValueError("Not text.")
-    value.encode()  # a lone surrogate raises
+    value.encode()  # raises ValueError for a lone surrogate
     return value
 
 

@@ -1,4 +1,4 @@
-"""Parts shared by the tabs: sliders, examples, buttons, results and their copying, and one-sentence errors."""
+"""Parts shared by the tabs: sliders, examples, buttons, results that can be copied, and one-sentence errors."""
 
 import asyncio
 import functools
@@ -100,9 +100,9 @@ _EXAMPLES = {
 @dataclass(frozen=True)
 class TabParts:
     """
-    What the page needs from a tab: the boxes whose texts a link contains, the list of examples with a function that names them, and `show`,
-    which returns updates, keyed by component, that display a link's result. `outputs` lists the components that these updates may change,
-    and `on_select` attaches the handler that runs when the tab is opened.
+    What the page needs from a tab. `texts` are the boxes whose contents go into a link; `examples` is the list of examples, named by
+    `example_names`. `show` returns updates, keyed by component, that display a link's result; `outputs` lists the components that these
+    updates may change. `on_select` attaches the handler that runs when the tab is opened.
     """
 
     texts: dict[str, gr.Textbox]
@@ -117,8 +117,8 @@ class Controls:
     """
     Status line, buttons and result of one tab.
 
-    Stop ends a run from within, so that "Stopped." is the last update. With Gradio's own `cancels`, updates that were already under way
-    would overwrite it. `tab` is the prefix of the elements' ids, and `link` is the tab's id in links.
+    The Stop button ends a run from within, so that "Stopped." is the last update. With Gradio's own `cancels`, updates that were already
+    under way would overwrite it. `tab` is the prefix of the elements' ids, and `link` is the tab's id in links.
     """
 
     def __init__(self, backend: Backend, tab: str, link: str = ""):
@@ -185,7 +185,7 @@ class Controls:
         self, triggers: Sequence, handler: Callable[..., AsyncGenerator], inputs: list, outputs: list | None = None
     ):
         """
-        Run an event handler on any of `triggers`. Stop ends the handler, and its errors are shown as sentences.
+        Run an event handler on any of `triggers`. The Stop button ends the handler, and its errors are shown as sentences.
 
         The handler is an async generator whose first argument is the `gr.Request`. `outputs` defaults to the status line and the result.
         """
@@ -306,6 +306,6 @@ def sentence_of(error: Exception) -> str:
         return str(error)
     if is_out_of_memory(error):
         logger.error("Out of memory", exc_info=error)
-        return "The model ran out of memory. Try a shorter text, fewer critiques, or shorter ones."
+        return "The model ran out of memory. Try shorter texts, or fewer or shorter critiques."
     logger.error("An event failed", exc_info=error)
     return "Something unexpected went wrong; the log of the demo has the details. Your texts are still here."

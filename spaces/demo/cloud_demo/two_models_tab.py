@@ -56,7 +56,7 @@ def find_row(backend: Backend, key: str) -> tuple[int, "BenchmarkRow"]:
     for index, row in enumerate(backend.models.rows):
         if key_of(row) == key:
             return index, row
-    raise Problem("This link's row is not among the rows of this demo.")
+    raise Problem("This link's row is not among this demo's rows.")
 
 
 def row_at(backend: Backend, index: int) -> "BenchmarkRow":
@@ -254,7 +254,7 @@ def _how(backend: Backend) -> str:
 
 
 def _order_of(row: "BenchmarkRow") -> tuple[int, int]:
-    """Return the indices of responses A and B. They depend on the row's key, so the chosen one is A about half of the time."""
+    """Return the indices of responses A and B. They depend on the row's key, so the chosen response is A about half of the time."""
     return (0, 1) if int(key_of(row), 16) % 2 else (1, 0)
 
 

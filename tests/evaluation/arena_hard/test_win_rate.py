@@ -198,7 +198,7 @@ def test_bad_questions_are_named(rows, says, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"id": "1", "answer": "x"}], "1 of 2 questions have no baseline answer in .*, the first '2'"),
+        ([{"id": "1", "answer": "x"}], r"1 of 2 questions have no baseline answer in .* \(first: '2'\)"),
         ([{"id": "1", "answer": "x"}, {"id": "2", "answer": " "}], r"row 1 \(id '2'\): the answer is ' '"),
         ([{"id": "1", "answer": "x"}, {"id": "1", "answer": "y"}], "'1' has a second answer"),
         ([{"id": "1", "answers": {"m": "x"}, "baseline": "n"}], "has answers from m, but none from 'n'"),

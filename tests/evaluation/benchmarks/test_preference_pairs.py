@@ -19,7 +19,7 @@ def test_accuracy_ties_and_margins():
 
 
 def test_bad_rewards_are_named():
-    with pytest.raises(ValueError, match="Row 1: a reward is not a number, or infinite"):
+    with pytest.raises(ValueError, match="Row 1: a reward is not a finite number"):
         score_preferences([1.0, math.inf], [0.0, 0.0])
     with pytest.raises(ValueError, match="2 chosen and 1 rejected rewards and 2 subsets"):
         score_preferences([1.0, 2.0], [0.0])

@@ -54,7 +54,7 @@ def test_there_are_23_subsets_and_rewards_must_be_numbers():
     with pytest.raises(ValueError, match="1 subsets, 1 chosen and 0 rejected"):
         score_reward_bench(["math-prm"], [1.0], [])
     for bad in (math.nan, math.inf, -math.inf, None):
-        with pytest.raises(ValueError, match="Row 1: a reward is not a number, or infinite"):
+        with pytest.raises(ValueError, match="Row 1: a reward is not a finite number"):
             score_reward_bench(["math-prm"] * 2, [1.0, bad], [0.0, 0.0])
 
 

@@ -113,10 +113,10 @@ def test_three_stages_and_many_candidates():
 @pytest.mark.parametrize(
     ("goal", "says"),
     [
-        ({"accuracy": 1.0}, "reach an accuracy of 1: with everything scored, accuracy on the 400 dev rows is 0.9"),
-        ({"threshold": 0.9999999}, "decides none of the 400 dev rows before full"),
-        ({}, "0 fields; give exactly one of"),
-        ({"accuracy": 0.9, "tokens": 3}, "2 fields; give exactly one of"),
+        ({"accuracy": 1.0}, "target is 1, but .* scores every response, accuracy on the 400 dev rows is only 0.9"),
+        ({"threshold": 0.9999999}, "full still scores every response of all 400 dev rows"),
+        ({}, "0 fields; set exactly one of"),
+        ({"accuracy": 0.9, "tokens": 3}, "2 fields; set exactly one of"),
         ({"accuracy": 90}, "accuracy is 90; it must be from 0 to 1"),
     ],
 )
@@ -128,7 +128,7 @@ def test_goals_that_no_dev_data_supports(goal, says):
 def test_budgets_and_rows_that_are_too_few():
     stages, correct = world()
     dear = StageScores("dear", stages[0].rewards, stages[1].tokens)
-    with pytest.raises(ValueError, match="within 5 tokens per row: the fewest on the 400 dev rows are 60"):
+    with pytest.raises(ValueError, match="within 5 tokens per row: the lowest mean on the 400 dev rows is 60"):
         fit_cascade([dear, stages[1]], correct, Goal(tokens=5))
     with pytest.raises(ValueError, match="have 19 pairs of a right and a wrong response"):
         fit_cascade([one.part(range(19)) for one in stages], correct[:19], Goal(tokens=5))

@@ -219,7 +219,7 @@ def test_classic(classic_model):
         (one(max_new_tokens=0), "`max_new_tokens`: Input should be greater"),
         (one(max_new_tokens=BUDGET + 1), f"this server's limit is {BUDGET}"),
         (one(seed=2**63), "`seed`: Input should be less"),
-        (one(stream=True, num_critiques=2, temperature=1), "`stream` accepts one input"),
+        (one(stream=True, num_critiques=2, temperature=1), "`stream` takes a single input"),
         ({"inputs": one()["inputs"] * 9}, "9 critiques; this server's limit is 8"),
         ({"inputs": [{"prompt": "x", "response": "y", "critiques": []}]}, "`inputs[0].critiques`: List should"),
         ({"inputs": [{"prompt": "x", "response": "y", "critiques": ["a " * 600]}]}, "its critique"),
