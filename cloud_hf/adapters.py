@@ -248,7 +248,7 @@ def record_base(folder: str | Path, model: PeftModel):
     base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
     changes: dict[str, Any] = {}
     if isinstance(model.config, CLoudConfig):
-        # If the config named a task type, PEFT would load another model class, without the adapter's weights. Name this class instead
+        # With a task type, PEFT would load a different model class, without the adapter's weights. Name the model's own class instead
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
         changes = {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
@@ -278,7 +278,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
 
 
 def _of_base(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the Hub options of an adapter that also apply to its base."""
+    """Drop the options that locate an adapter but not its base: `revision` and `subfolder`."""
     return {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
 
 

@@ -66,7 +66,7 @@ def register_loaded():
 
 
 class WatchedModules:
-    """Import finder that calls [`register_loaded`] after a module that contains a registry, or a registered class, has been executed."""
+    """Import finder that calls [`register_loaded`] after executing a watched module: one with a registry, or with a class to register."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 
-# Turn orders to probe. Most templates allow them all; an order that a template refuses is skipped
+# Turn orders to probe. Most templates allow each of them; an order that a template refuses is skipped
 _ORDERS = (
     ("user",),
     ("user", "assistant", "user"),
@@ -132,8 +132,8 @@ class RenderedChats:
             raise ValueError(f"The text has no user turn in the format of the policy's chat template: {text[:80]!r}.")
         if self.is_guess and any(message["role"] == "system" for message in messages):
             raise ValueError(
-                "The text has a system turn, which may be the default one of the policy's chat template. To parse the text, start "
-                "the server with `--policy_tokenizer` (the reward model, if the policy has the same chat template)."
+                "The text has a system turn, which may be the default one of the policy's chat template. To parse the text, name the "
+                "policy with `--policy_tokenizer` when you start the server, or the reward model if both have the same chat template."
             )
         return [*messages, {"role": role, "content": text[position:]}]
 
@@ -149,7 +149,7 @@ class RenderedChats:
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
-        """Return the text after the prompt. Decoding may have changed that, so also look for the prompt after encoding and decoding it."""
+        """Return the text after the prompt. Decoding may have changed the prompt, so also look for its encoded and decoded form."""
         start = self._outer_length(text)
         for form in (prompt, self._decoded(prompt)):
             form = form[self._outer_length(form) :]
@@ -247,7 +247,7 @@ class RenderedChats:
     def _dates(self) -> list[dict[str, Any]]:
         """
         Return sets of template variables that make the template write the date placeholder: one that replaces the template's clock
-        (`strftime_now`) and, if the template has date variables, one that also sets these.
+        (`strftime_now`) and, if the template has date variables, one that sets those too.
         """
         clock = {"strftime_now": lambda _: _DATE}
         names = re.findall(r"\b\w*(?:date|today)\w*\b", str(self.tokenizer.chat_template))
@@ -264,7 +264,7 @@ class RenderedChats:
             return None
 
     def _check(self, delimiters: dict[str, set[tuple[str, str]]]):
-        """Refuse a template whose turns cannot be told apart. Ignore system turns if a text with one starts like a text without one."""
+        """Refuse a template whose turns cannot be told apart. Do not parse system turns if texts start alike with and without one."""
         user_starts = {start for start, role in delimiters[_START] if role == "user"}
         if any(start in user_starts for start, role in delimiters[_START] if role == "system"):
             delimiters[_START] = {(start, role) for start, role in delimiters[_START] if role != "system"}

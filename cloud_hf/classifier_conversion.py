@@ -165,7 +165,7 @@ def _empty_classifier(source: str, config: Any) -> Any:
 
 
 def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrainedTokenizerBase:
-    """Create a tokenizer whose chat template gives the ids that the model reads, save it to `folder`, and return it as reloaded."""
+    """Create a tokenizer whose chat template gives the ids that the model reads, save it to `folder`, and return the reloaded copy."""
     name = tokenizer_source(source)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
     tokenizer: Any = AutoTokenizer.from_pretrained(name)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .scores import Score
 
 
-TRIMMED = 0.25  # fraction of the rewards that the trimmed mean drops at each end; their number is rounded down
+TRIMMED = 0.25  # fraction of the rewards that the trimmed mean drops at each end, rounded down to whole rewards
 
 
 def trimmed_mean(rewards: Sequence[float]) -> float:
@@ -102,7 +102,7 @@ def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
 
 
 def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
-    """Set the `reward` of each response to one prompt with [`combine_rewards`], and return the new scores. `rewards` stay the same."""
+    """Return new scores for the responses to one prompt: `reward` comes from [`combine_rewards`], and `rewards` stay the same."""
     if how == "mean":  # the default reward of a score
         return list(row)
     combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])

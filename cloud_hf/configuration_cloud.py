@@ -281,7 +281,9 @@ def check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = "",
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
             raise ValueError(f"{place} has the `{path}{key}` {value!r:.60}; its type must be {names}.")
         if "dtype" in key and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError(f"The config sets `{path}{key}` to {value!r:.60}, which is not a torch data type.")
+            raise ValueError(
+                f"In the config, `{path}{key}` is the data type {value!r:.60}, which torch does not support."
+            )
 
 
 def reward_token_in_vllm(config: CLoudConfig) -> int:
@@ -307,8 +309,8 @@ def longest_sequence(text_config) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Maps types of language models that exist only inside multimodal models to equivalent text-only types. On text, positions are
-# one-dimensional, so both types compute the same
+# Maps language model types that exist only inside multimodal models to the text-only types that give the same results on text,
+# where positions are one-dimensional
 _PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 
 
@@ -317,7 +319,7 @@ def language_config(config: Any) -> Any:
     Return the config of the language model inside a multimodal model's config. A language model's config is returned unchanged. Raises
     `ValueError` if transformers has no causal language model of this type.
     """
-    # Not imported at the top of the file: while transformers imports `modeling_auto`, it also imports this module
+    # Not imported at the top of the file, because this module is itself imported while transformers imports `modeling_auto`
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     text_config = config.get_text_config(decoder=True)

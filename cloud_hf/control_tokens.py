@@ -79,7 +79,7 @@ class ControlTokens:
         pieces = _split_at(text, [start + 1 for start, _ in starts])
         if not self._spells_control(pieces):
             return pieces
-        # Normalisation turns a piece, for example full-width letters, into a token: find the characters that the token comes from
+        # Normalisation turns a piece (for example, full-width letters) into a token: find the characters that the token comes from
         forms = {character: self._normalized(character) for character in set(text)}
         places = [0, *accumulate(len(forms[character]) for character in text)]
         sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]

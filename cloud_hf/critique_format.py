@@ -322,7 +322,7 @@ class CritiqueFormat:
             raise ValueError("The chat template does not show `tools`; leave them out, or put them into a message.")
         marks = marks_in(text)
         for index, field, mark in skeleton.fields:
-            if mark not in marks and mark not in text:  # the set comes first to keep the check linear in time
+            if mark not in marks and mark not in text:  # checking the set first keeps the time linear in the length
                 raise self._not_shown(conversation, index, field)
         roles, constants = skeleton.roles(), skeleton.constants_to_check(text)
         if (len(roles) + len(constants)) * (len(text) + 1000) > _MOST_CHECKING:
@@ -418,8 +418,8 @@ class CritiqueFormat:
         these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
         However many turns there are, this needs at most four renderings: one with marks in place of all such texts, one
-        that confirms that the template drops the texts whose marks are missing, and two in which every other text is
-        unchanged, between the marks that stand for its neighbours.
+        that confirms that the template drops the texts whose marks are missing, and two that leave alternate texts
+        unchanged, each between the marks that stand for its neighbours.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {
@@ -505,7 +505,7 @@ class CritiqueFormat:
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
         """Encode pieces that continue other text. Some tokenizers would prepend a space to text that is encoded on its own."""
-        # If the anchor's ids stay the same with the piece after it, the remaining ids are those of the piece in the middle of a text
+        # If the anchor's ids stay the same with a piece after it, the remaining ids are those that the piece has inside a text
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):

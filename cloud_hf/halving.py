@@ -118,7 +118,7 @@ def choose_by_halving(
     ```
     """
     if len(prompts) != len(candidates) or not all(map(len, candidates)):
-        raise ValueError("Give a list with at least one candidate for each prompt.")
+        raise ValueError("Give one list of candidates per prompt, each with at least one candidate.")
     spent = Spent()
 
     def score(by: Scorer, picks: list[tuple[int, int]], **options) -> list[Score]:

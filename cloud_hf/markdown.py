@@ -31,5 +31,5 @@ def settings_table(values: Mapping[str, Any]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
-    """Return a Markdown table of cells that already contain Markdown."""
+    """Return a Markdown table. The cells must already be Markdown: they are not escaped."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))

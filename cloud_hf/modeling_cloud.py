@@ -211,8 +211,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
                 See [`CLoudConfig`].
             reward_head (`str`, *optional*):
-                See [`CLoudConfig`]. A classic model created from a scalar reward model with one label defaults to `"linear"` and keeps
-                the scalar model's head. Otherwise, the default is `"mlp"`.
+                See [`CLoudConfig`]. For a classic model created from a scalar reward model with one label, the default is `"linear"`,
+                which keeps the scalar model's head. Otherwise, the default is `"mlp"`.
             **kwargs:
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
 
@@ -355,7 +355,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
-        """Load an adapter and merge it. `name` is the adapter's Hub id or folder; the Auto classes pass the base model's instead."""
+        """
+        Load an adapter and merge it into its base. `name` is the name of the base, which the Auto classes pass in place of the adapter's,
+        except for a local adapter with a `config.json`, where `name` is the adapter's folder.
+        """
         # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor requires PEFT
         try:
             from cloud_hf.adapters import load_merged
@@ -448,7 +451,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             margin (`torch.Tensor`, *optional*):
                 Ignored. Accepted because [`~trl.RewardTrainer`] passes its entire batch to the model.
             token_type_ids (`torch.Tensor`, *optional*):
-                Ignored. Accepted because tokenizers return them; some language models would add embeddings for them.
+                Accepted because tokenizers return them, but ignored because some language models would add embeddings for them.
             return_dict (`bool`, *optional*):
                 Whether to return a [`CLoudOutput`] or a tuple. Defaults to the config's.
 
@@ -480,7 +483,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         reward_B1 = self.reward_from_hidden(hidden_BTH[rows_B, positions_B])
         # Scoring and training check this themselves; other tools do not
         if is_foreign and not reward_B1.isfinite().all():
-            raise NotFinite(f"The batch contains rewards that are NaN or infinite: {reward_B1[:, 0].tolist()}.")
+            raise NotFinite(
+                f"The batch has rewards that are NaN or infinite (its rewards: {reward_B1[:, 0].tolist()})."
+            )
         output = CLoudOutput(logits=reward_B1)
         if inner_positions is not None:
             hidden_BRH = hidden_BTH[rows_B[:, None], inner_positions.to(device)]
@@ -506,7 +511,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _find_rewards(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For sequences that another tool has encoded, return `(mask, positions)`: the mask hides duplicate BOS tokens."""
+        """For sequences that another tool has encoded, return a mask that hides second BOS tokens too, and the reward positions."""
         if input_ids is None:
             raise ValueError(
                 "`inputs_embeds` requires `reward_positions`, because the end of a turn can be found only in `input_ids`."

@@ -27,7 +27,7 @@ class Cpus:
 
     @property
     def threads(self) -> int:
-        """Return the number of threads that can each have a CPU to themselves, at least 1."""
+        """Return the number of threads that can each have a CPU to themselves, but at least 1."""
         return max(1, math.floor(self.free + _NOISE if self.is_shared else self.quota))
 
 

@@ -206,7 +206,7 @@ def _attend_flex(query, key, value, table: Table, sliding_window, scaling, softc
 @lru_cache(maxsize=4)
 def make_block_mask(table: Table, sliding_window: int | None, device: torch.device) -> BlockMask:
     """
-    Build FlexAttention's block mask from the table of a tree of segments, without building an `N x N` mask.
+    Build FlexAttention's block mask for the tree of segments in `table`, without building an `N x N` mask.
 
     Raises:
         `ValueError`: If a segment's descendants do not follow it directly.
@@ -242,7 +242,7 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
 def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """
     Return two `(N,)` arrays: for each token, the end of the range of tokens that may see it, and its position in its sequence. The range
-    consists of the later tokens in the segment and all tokens in the segment's descendants.
+    consists of the later tokens of the token's segment and all tokens of that segment's descendants.
     """
     lengths = np.array([length for length, _ in table])
     stops = np.cumsum(lengths)

@@ -106,7 +106,8 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     Find the safetensors files of a checkpoint, and download them from the Hub.
 
     Raises:
-        `ValueError`: If there are no weights, if a file listed in the index is missing or outside the folder, or if weights are pickled.
+        `ValueError`: If there are no weights or only pickled ones, if there is both a single file and an index, or if the index is
+            invalid or a file is missing or outside the folder.
     """
 
     def find(file: str) -> str | None:
@@ -184,8 +185,8 @@ def published_key(key: str) -> str:
 
 def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
     """
-    Raise a `ValueError` that names the wrong weights, unless a checkpoint's shapes (by native name) match those that its architecture
-    expects. Weights in `tied` may be missing.
+    Raise `ValueError`, naming the weights that do not fit, unless a checkpoint's shapes (by native name) match those that its
+    architecture expects. Weights in `tied` may be missing.
     """
     missing = sorted(set(expected) - set(shapes) - tied)
     if head := [key for key in missing if key.startswith("reward_head.")]:

@@ -52,8 +52,8 @@ class RewardFinder:
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """
-        Return two lists: the position of each sequence's first token (not counting an extra BOS), and of its reward. `input_ids` and
-        `attention_mask` have the shape `(B, T)`; without a mask, no token is padding.
+        Return two lists: the position of each sequence's first token (not counting an extra BOS), and the position of its reward.
+        `input_ids` and `attention_mask` have the shape `(B, T)`; without a mask, no token is padding.
 
         Raises:
             `ValueError`: If a sequence's reward would differ from the one that a [`Scorer`] gives; the message names the row.

@@ -171,7 +171,7 @@ class ScoringRequest:
     def with_rewards(
         self, samples: list[list[Sample]], rewards: Sequence[float], inner: Sequence[tuple[float, ...]] | None = None
     ) -> list[Score]:
-        """Return the scores of samples; their final and partial (`inner`) rewards were read separately, in the order of the samples."""
+        """Return the scores of samples whose final and partial (`inner`) rewards were read separately and are in the same order."""
         remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
 
         def read(sample: Sample) -> Sample:

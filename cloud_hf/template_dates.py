@@ -28,6 +28,6 @@ def pin_date(
 
 
 def with_clock(variables: dict[str, Any]) -> dict[str, Any]:
-    """Replace the day that a config stores as `strftime_now` with the function that templates call by this name; it formats that day."""
+    """Turn the day that a config stores as `strftime_now` into the function that templates call by that name: it formats the day."""
     day = variables.get("strftime_now")
     return {**variables, "strftime_now": date.fromisoformat(day).strftime} if isinstance(day, str) else variables

@@ -71,8 +71,8 @@ class Skeleton:
 
     def roles(self) -> list[tuple[str, list[int]]]:
         """
-        Return the roles to check (all but user and assistant), each with the indices of the messages to check together. Messages with a
-        role in `USUAL_ROLES` are checked together; of those with any other role, only the first and the last are checked, one at a time.
+        Return the roles to check (all but user and assistant), each with the indices of the messages to check together: all messages
+        with that role if it is in `USUAL_ROLES`. Of any other role, only the first and the last message are checked, one at a time.
         """
         found: dict[str, list[int]] = {}
         for index, message in enumerate(self.conversation.messages):

@@ -67,7 +67,7 @@ def describe_machine() -> dict[str, str | int | None]:
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None` if each stage's number depended on the machine's load
+        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None`: chosen for each stage, depending on the machine's load
         **{name: version(name) for name in ("torch", "transformers", "trl")},
     }
 

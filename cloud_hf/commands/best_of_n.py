@@ -178,7 +178,7 @@ def ensemble_scores(
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
-    """Score all datasets with one model. Returns the rows that fit in its context, by dataset, their scores, and the model's format."""
+    """Score all datasets with one model. Returns the rows that fit in its context and their scores (both by dataset), and its format."""
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),

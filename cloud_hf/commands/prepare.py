@@ -148,7 +148,7 @@ class Preparation:
             yield list(group)
 
     def _pairs(self, group: Group) -> Iterator[dict[str, Any] | Reject]:
-        """Yield the pairs of one prompt, with our column names, and its rejects."""
+        """Yield the pairs of one prompt (with our column names) and its rejects."""
         index, row = group[0]
         name = str(row["id"]) if self.has_ids else str(index)
         rated = self.layout.read([row for _, row in group] if self.layout.group_by else row)

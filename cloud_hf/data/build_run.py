@@ -155,7 +155,7 @@ class JournaledClient:
 
 
 def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
-    """Return why an answer from [`JournaledClient.chat_until_complete`] is incomplete (for `rejects.jsonl`), or `None` if it is not."""
+    """Return why an answer from [`JournaledClient.chat_until_complete`] is incomplete, for `rejects.jsonl`, or `None` if it is complete."""
     if answer.finish_reason == "stop":
         return None
     if answer.finish_reason == "content_filter":
@@ -281,9 +281,9 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
     Check all rows before anything expensive starts. With `bad_rows="drop"`, return the positions of the bad rows, which are to be left
     out. `check` may return the number of tokens that a row needs.
 
-    A row is bad if `check` raises `ValueError` for it or if its text is not valid Unicode. If any rows are bad, raises a `ValueError` with
-    the number of rows for each kind of problem, unless `bad_rows` is `"drop"` and at least one row is good. If `check` raises
-    [`Overlong`], raises a `ValueError` that recommends token limits.
+    A row is bad if `check` raises `ValueError` for it or if its text is not valid Unicode. If any rows are bad, raises a `ValueError`
+    that lists them by kind of problem, unless `bad_rows` is `"drop"` and at least one row is good. If `check` raises [`Overlong`], raises
+    a `ValueError` that recommends token limits.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
     for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):
@@ -341,9 +341,9 @@ async def build_dataset(
         make_work (`Callable`):
             Receives a [`JournaledClient`] for each role, as keyword arguments, and returns the `work` for [`Run`].
         statistics ([`Statistics`], *optional*):
-            Collects statistics about the rows and rejects, which are added to the counts.
+            Collects statistics about the rows and rejects. The counts then include these statistics.
         chats (`bool`, *optional*, defaults to `True`):
-            Whether requests are chats. Their sampling may depend on the server's defaults, so the settings then record these defaults.
+            Whether requests are chats. If so, the settings also record the servers' sampling defaults, which chats may depend on.
 
     Returns:
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
@@ -366,7 +366,7 @@ async def build_dataset(
             rows,
             work,
             list(clients.values()),
-            # The highest limit is enough, rather than the sum: each row sends several requests concurrently, which keeps all clients busy
+            # The highest limit is enough: each row sends several requests concurrently, so the sum is not needed to keep all clients busy
             max(client.max_concurrency for client in clients.values()),
             journal=journal,
         )

@@ -2,8 +2,8 @@
 Read values of a dataset column as text or as chat messages, depending on their form.
 
 A value can be text (or, for a response, a list with a single string), chat messages with `role` and `content`, ShareGPT turns with `from`
-and `value`, messages or turns encoded as JSON, or an Anthropic transcript (`"\\n\\nHuman: …"`). A single message need not be in a list, and
-its content may be a list of text parts. Null and empty fields, as in dumps of OpenAI's objects, are ignored.
+and `value`, messages or turns encoded as JSON, or an Anthropic transcript (`"\\n\\nHuman: …"`). A single message need not be in a list. The
+content of a message may be a list of text parts. Null and empty fields, as in dumps of OpenAI's objects, are ignored.
 """
 
 import json

@@ -114,7 +114,7 @@ class Ask(Protocol):
 @dataclass
 class CritiqueBuilder:
     """
-    Adds critiques to rows. `context` is the model's context length in tokens, which must have room for the critique as well. With
+    Adds critiques to rows. `context` is the model's context length in tokens; a row must fit in it together with its critique. With
     `bad_rows="drop"`, rows that the critique format rejects are left out.
     """
 
@@ -180,9 +180,11 @@ class CritiqueBuilder:
 
     async def build(self, row: dict[str, Any], ask: Ask) -> list[dict[str, Any]]:
         """
-        Return a list with one row, which is `row` plus `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` for both sides.
+        Return a list with one row: `row`, with a shortened prompt if necessary, plus `{side}_feedback`, `{side}_feedback_ids` and
+        `{side}_finish_reason` for both sides.
 
-        Raises [`Dropped`] if the row is too long, or if all critiques of a response are still truncated after all tries.
+        Raises [`Dropped`] if all critiques of a response are still truncated after all tries and are not kept. Also raises the exceptions
+        of [`CritiqueBuilder.fit`].
         """
         task = self.fit(row)
         counts = _Counts(

@@ -164,7 +164,7 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
-                await asyncio.sleep(0)  # lets Ctrl-C cancel the task, because reading from a journal never suspends it
+                await asyncio.sleep(0)  # lets Ctrl-C cancel the task; reading from a journal never suspends it
                 if statistics is not None:
                     statistics.add(result)
                 if isinstance(result, Reject):

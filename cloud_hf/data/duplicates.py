@@ -143,8 +143,8 @@ def find_near_duplicates(
 
     The threshold, above 0 and at most 1, is a Jaccard similarity of word 5-grams. MinHash LSH proposes candidates, and those with the
     highest estimated similarity are compared exactly, so every reported pair reaches the threshold. Some pairs are missed, but nearly all
-    of these are close to the threshold. The result is deterministic. In addition to the texts themselves, about 4 kB of memory are needed
-    per text.
+    of these are close to the threshold. The result is deterministic. Besides the texts themselves, the function needs about 4 kB of
+    memory per text.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity must be above 0 and at most 1.")

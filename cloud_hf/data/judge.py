@@ -242,8 +242,8 @@ class Comparison:
 
 class PreferenceStatistics:
     """
-    Length bias and position bias of a judge. They are computed from the keys of [`Comparison.record`] in rows and rejects, so they can be
-    recomputed from a dataset.
+    Length bias and position bias of a judge. They are computed from what [`Comparison.record`] stores in rows and rejects, so they can be
+    recomputed from a finished dataset.
 
     For the pairs with a verdict in both orders:
     - `pairs_judged`, `ties` and `tie_share`;

@@ -88,7 +88,7 @@ def read_preferences(
 ) -> Dataset:
     """
     Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if any response is
-    more than a single turn of plain text). Other columns are kept.
+    more than a single turn of plain text). Other columns are kept. Rows whose form already suits the other modules are not converted.
 
     Args:
         rows (`Dataset`):
@@ -188,7 +188,7 @@ class _Scan:
             )
 
     def settle(self, rows: Dataset) -> tuple[Dataset, Any]:
-        """Return the usable rows and their common form. Raises `ValueError` if bad rows are an error, or if the usable rows mix forms."""
+        """Return the usable rows and their form. Raises `ValueError` as [`BadRows.settle`] does, or if the usable rows differ in form."""
         if len(self.forms) > 1:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()

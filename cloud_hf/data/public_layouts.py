@@ -50,7 +50,7 @@ class Layout:
     margin: str = ""  # meaning of the margins; empty if there are no ratings
     direct: bool = False  # whether training can read the rows unchanged
     group_by: str | None = None
-    shape: Callable[[Row], bool] | None = None  # checks the first row, if the columns are ambiguous
+    shape: Callable[[Row], bool] | None = None  # check of the first row, if other datasets have the same columns
     auto: bool = True  # whether the layout is selected automatically
 
 

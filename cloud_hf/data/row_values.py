@@ -27,8 +27,8 @@ def prompt_of(row: dict[str, Any]):
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
     """
-    Convert a prompt returned by [`prompt_of`], which may have been shortened since, back to the type of the row's `prompt` column. Tools
-    are dropped.
+    Convert a prompt that [`prompt_of`] returned, and that may have been shortened since, back to the type of the row's column `prompt`.
+    The tools are left out, because they are in the column `tools`.
     """
     if not isinstance(prompt, dict):
         return prompt

@@ -122,8 +122,8 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     Load one split of a dataset. `name` can be a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, possibly compressed), a
     pattern such as `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
 
-    Files, patterns and `save_to_disk` folders of a single `Dataset` have no splits. A folder of files has splits only if its file names
-    contain split names. Without splits, `split` is ignored or, if `needs_split` is true, causes a `ValueError`.
+    Files, patterns and `save_to_disk` folders of a single `Dataset` have no splits. A folder of files has splits only if the names of
+    its files or subfolders contain split names. Without splits, `split` is ignored or, if `needs_split` is true, causes a `ValueError`.
 
     Raises `ValueError` if the path does not exist or cannot be read, or if it has no such split.
     """

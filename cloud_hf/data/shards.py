@@ -160,7 +160,7 @@ class MergeArguments:
 
     def __post_init__(self):
         if os.path.realpath(self.output_dir) in map(os.path.realpath, self.shards):
-            raise ValueError(f"`output_dir` is one of the shards ({self.output_dir}); name another folder.")
+            raise ValueError(f"`output_dir` is one of the shards ({self.output_dir}); choose another folder.")
 
 
 ARGUMENTS = (MergeArguments,)

@@ -1,7 +1,8 @@
 """The shell game: a procedurally generated preference task whose critiques reason step by step.
 
-A ball lies under one of four cups, and then k pairs of cups are swapped in turn. A response names the cup under which the ball ends up.
-Following k swaps in a single forward pass is hard for a small transformer, but writing them out one by one is easy, so a critique helps.
+A ball lies under one of four cups. Two cups at a time are swapped, k times in total, and a response names the cup under which the ball ends
+up. Following k swaps in a single forward pass is hard for a small transformer, but writing them out one by one is easy, so a critique
+helps.
 
 This module generates rows for the base language model, preference pairs with oracle critiques, best-of-n rows, a tokenizer with one token
 per word of the task, and the configuration of a tiny Llama. All rows are determined by a seed.

@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 MARGIN, SPREAD = "margin", "spread"
 
-# To add a metric of reward margins, write a module with a `Statistic`, and map the metric's key in report.json to its title and the
-# `Statistic` here. The calibration table and report.json then show the metric with its interval.
+# To add a metric of reward margins, write a module with a `Statistic`, and add an entry here: the metric's key in report.json, its title
+# and the `Statistic`. The calibration table and report.json then show the metric with its interval.
 METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 
 
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Uncertainty of a model on a set. Selective accuracy rejects pairs with small margins. If responses have several critiques, it is also
-    computed by rejecting pairs with a large spread instead (the standard deviation of the margin over critiques).
+    Uncertainty of a model on a set. Selective accuracy rejects the pairs with the smallest margins first. If responses have several
+    critiques, a second curve rejects the pairs with the largest spread (standard deviation of the margin over critiques) first.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -85,7 +85,8 @@ class Robustness:
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
     probes: list[ProbeResult] = field(default_factory=list)
-    anytime: dict[str, Anytime] = field(default_factory=dict)  # if `read_every` is set and the model writes critiques
+    # Empty unless `read_every` is set and the model writes critiques
+    anytime: dict[str, Anytime] = field(default_factory=dict)
 
     def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
         """Return the results in JSON form."""

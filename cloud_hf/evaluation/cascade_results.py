@@ -221,7 +221,7 @@ def read_cascades(
         if any(count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)) for count in counts):
             raise ValueError(
                 f"`cascade` {text!r}: the number after {SAMPLED} must be between 2 and `self_consistency` "
-                f"({sampled or 'not set'}). Change the number, or set `self_consistency`."
+                f"({sampled or 'not set'}). Change the number or `self_consistency`."
             )
         stages = tuple((name, int(count) if count else None) for name, count in zip(names, counts, strict=True))
         if len(set(stages)) < max(2, len(stages)):

@@ -49,7 +49,7 @@ class Ensemble:
         first = found[0][0]
         rows = [row for row in first.rows if all(row.index in scored for scored in by_index)]
         if not rows:
-            raise ValueError(f"{self.name}: no row fits in the context of all models.")
+            raise ValueError(f"{self.name}: no row fits in every model's context.")
         dropped = first.dropped + len(first.rows) - len(rows)
         shortened = max(fitted.shortened for fitted, _ in found)
         rewards = [_standardised([score.reward for row in rows for score in scored[row.index]]) for scored in by_index]

@@ -39,7 +39,7 @@ def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> d
 
 
 def rename(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace strings in a JSON value, including keys; `names` maps old strings to new ones."""
+    """Replace strings in a JSON value, keys included; `names` maps old strings to new ones."""
     if isinstance(value, Mapping):
         return {names.get(key, key): rename(part, names) for key, part in value.items()}
     if isinstance(value, list):

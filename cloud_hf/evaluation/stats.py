@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 # In a subset with fewer rows, resamples vary too little
 FEW_ROWS = 10
-# Fewer for statistics of weighted rows: these are slow, because many sort or bin the rows in every resample
+# Fewer resamples for statistics of weighted rows, which are slow: many sort or bin the rows in every resample
 RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # resamples per call, to bound memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
-_ROUNDING = 1e-12  # statistics of identical resamples may differ by up to this relative error
+_ROUNDING = 1e-12  # statistics that should be equal may differ by up to this relative rounding error
 
 
 class Summarised:

@@ -13,8 +13,8 @@ Environment variables:
     CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
     CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
                               or changes text, such as the text before a `</think>`
-    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones, which otherwise raise an error. They
-                              also raise an error until the first response has been judged, because wrong settings are then the likely cause
+    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones, which otherwise raise an error. Until the
+                              first response has been judged, they raise an error anyway, because wrong settings are then the likely cause
 
 OpenRLHF loads this file by its path, and calls `reward_func` from several threads with one response each. OpenRLHF swallows
 errors, so they are logged here.

@@ -152,8 +152,8 @@ class _Batch:
 
     def refuse(self, rows: range, error: ValueError):
         """
-        Queue both halves of `rows` to be tried again, so that in the end each bad row is isolated. This is cheap, because scorers check all
-        rows before they compute anything.
+        Queue both halves of `rows` to be tried again, until each bad row is isolated and its error is recorded. This is cheap, because
+        scorers check all rows before they compute anything.
         """
         if len(rows) == 1:
             self.errors.append(error)
@@ -223,7 +223,7 @@ class _Settings:
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
-        """If the scorer rejects `rows`, raise its error (`on_unjudgeable="error"`), or else queue both halves to be tried again."""
+        """If the scorer rejects `rows`, raise `ValueError` if `on_unjudgeable` is "error"; otherwise, pass them to [`_Batch.refuse`]."""
         try:
             yield
         except ValueError as error:

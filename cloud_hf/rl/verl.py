@@ -10,9 +10,9 @@ With `reward.reward_model.enable=True`, verl starts vLLM servers for the reward 
 returns the rewards, so cloud_hf must be installed where the servers run. If a server rejects a request, the router
 responds with status 500, and vLLM's log contains the reason.
 
-Otherwise, requests go to the reward server at CLOUD_REWARD_URL (or to its replicas, if this lists several addresses,
-separated by commas), with the key in CLOUD_REWARD_API_KEY. If CLOUD_REWARD_CASCADE names the file of a cascade's fit,
-CLOUD_REWARD_URL lists a server for each stage, separated by spaces.
+Otherwise, requests go to the reward server at CLOUD_REWARD_URL (or to its replicas, if the variable lists several
+addresses, separated by commas), with the key in CLOUD_REWARD_API_KEY. If CLOUD_REWARD_CASCADE names the file of a
+cascade's fit, CLOUD_REWARD_URL lists a server for each stage, separated by spaces.
 
 verl passes the decoded response to a reward function, but not the prompt, so every row of the data must contain the
 prompt in `extra_info`.
@@ -132,8 +132,8 @@ def _client(router_address: str | None) -> Any:
     url, fit = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_CASCADE")
     if router_address and fit:
         raise ValueError(
-            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False and name a server for each "
-            "stage in CLOUD_REWARD_URL."
+            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False, and name a server "
+            "for each stage in CLOUD_REWARD_URL."
         )
     if router_address:
         return _shared(CLoudChatClient, f"http://{router_address}")

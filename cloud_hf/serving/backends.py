@@ -112,7 +112,7 @@ class AnyModelArguments(BackendArguments):
         parse_label_weights(self.label_weights)
 
     def check_models(self, names: Sequence[str]):
-        """Raise `ValueError` if the backend cannot score with all of these models, or if `label_weights` apply to none of them."""
+        """Raise `ValueError` if the backend does not support one of the models, or if `label_weights` apply to none of them."""
         configs = {name: self.read_config(name) for name in names}
         if self.label_weights is not None and all(config.num_labels == 1 for config in configs.values()):
             raise ValueError(
@@ -144,7 +144,7 @@ class AnyModelArguments(BackendArguments):
                 )
 
     def read_config(self, name: str):
-        """Read a model's config. Raises `ValueError` unless the backend can score with models of its kind."""
+        """Read a model's config. Raises `ValueError` unless the backend can score with models of this kind."""
         remote_code: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
         config = read_model_config(name, **remote_code)
         if is_scalar_model(config) and self.backend == "transformers":

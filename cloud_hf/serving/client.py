@@ -18,7 +18,7 @@ from .http_answers import AnswerTooLarge, describe_redirect, read_body, read_jso
 from .replicas import Replica, Replicas
 
 
-# Seconds before the first retry; the pause then doubles up to the maximum
+# Seconds before the first retry; the pause then doubles, up to the maximum
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0

@@ -19,7 +19,8 @@ _LONGEST_PAUSE = 30.0
 class Replica:
     """
     A server, with counts of its running requests, its answered requests, and its failures since it last reported its model. The server
-    gets no requests until it has reported its model (`is_up`) and, unless no other replica is available, until the time `back_at`.
+    gets no requests until it has reported its model (`is_up`). Before the time `back_at`, it gets requests only if no other replica is
+    available.
     """
 
     url: str
@@ -56,8 +57,9 @@ class Replicas:
 
     def choose(self) -> Replica | None:
         """
-        Return the replica with the fewest running requests or, among several such replicas, the one that has answered the fewest requests;
-        `None` if no replica is up. A replica that is not up is returned to only one caller, which must ask it for its model.
+        Return the replica with the fewest running requests or, among several such replicas, the one that has answered the fewest requests.
+        A replica that is not up but whose pause is over takes precedence; only one caller gets it, and must ask it for its model. Return
+        `None` if there is no replica of either kind.
         """
         now = time.monotonic()
         with self._lock:
@@ -97,14 +99,14 @@ class Replicas:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
             # Start level with the others: among equally busy replicas, `choose` prefers the one that has answered the fewest requests, and
-            # would send this one extra requests until it had caught up
+            # would send extra requests to this one until it had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
         """
-        After a failure, stop using a replica until it is back, unless it is the only one. `is_asked` says whether the request that failed
-        was the one for the replica's model.
+        After a failure, stop using a replica until it is back, unless it is the only one. `is_asked` says whether the failed request
+        asked the replica for its model.
         """
         if not self.several:
             return

@@ -91,7 +91,10 @@ class StopsWhenNotFinite(MixedTrainer):
 
 
 class _Check(TrainerCallback):
-    """Callback that checks the losses after an epoch or when they are about to be read anyway: before a log, evaluation or save."""
+    """
+    Callback that checks losses and gradient norms before each log, evaluation or save, when the host waits for the device anyway, and at
+    the end of each epoch.
+    """
 
     def __init__(self, trainer: StopsWhenNotFinite):
         self._trainer = trainer

@@ -281,8 +281,8 @@ def _lay_out(
 
 class _OneKernel(torch.autograd.Function):
     """
-    Stand-in that allocates what a GPU's attention kernel for flattened batches does: in the forward pass, the output and
-    one softmax sum per head and query.
+    Stand-in that allocates the same memory as a GPU's attention kernel for flattened batches: in the forward pass, the
+    output and one softmax sum per head and query.
     """
 
     @staticmethod

@@ -33,7 +33,7 @@ class PairMetrics(ExactResume):
         """Add columns with one value per pair to the sums, and update the lowest and highest reward."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        # Use float64, because sums over an epoch would lose precision in fp32. Apple's GPUs lack float64
+        # Sums over an epoch would lose precision in fp32, so use float64, except on Apple's GPUs, which lack it
         exact = torch.float32 if chosen.device.type == "mps" else torch.float64
         table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
         for name, value in zip(columns, table.sum(-1), strict=True):
@@ -138,7 +138,7 @@ def _floats(totals: dict[str, Any]) -> dict[str, float]:
 
 
 def _chosen_first(rows: Any, pairs: int) -> Any:
-    """Reorder rows from pair by pair to all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
+    """Reorder rows that come pair by pair, so that all chosen ones precede all rejected ones. Return arrays of other lengths unchanged."""
     if isinstance(rows, list | tuple):
         return type(rows)(_chosen_first(part, pairs) for part in rows)
     if rows is None or len(rows) != 2 * pairs:

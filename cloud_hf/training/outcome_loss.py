@@ -85,8 +85,8 @@ def _log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
     return values.logsumexp(dim) - torch.tensor(values.shape[dim], dtype=values.dtype).log()
 
 
-# For each objective, the function that averages log σ(Δ). Averaging over one side and then over the other gives the same
-# result as averaging over all combinations
+# For each objective, the function that averages over critiques: given log σ(Δ), it returns the log of the mean of σ(Δ), or the
+# mean of log σ(Δ). Averaging over one side and then over the other gives the same result as averaging over all combinations
 OBJECTIVES: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "likelihood": _log_mean_exp,
     "mean_log": torch.mean,

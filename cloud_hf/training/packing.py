@@ -78,8 +78,8 @@ class Packing:
         """Return N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
-    # Recursive, because within a group of sequences that share a prefix, smaller groups may share a longer one; for example, the critiques
-    # of one response
+    # Recursive, because within a group of sequences that share a prefix, smaller groups (such as the critiques of one response) may share a
+    # longer one
     def _add(self, members: list[int], start: int, parent: int):
         """Add the segments below `parent` for sequences that share their first `start` tokens."""
         for group in self._groups(members, start):

@@ -29,7 +29,7 @@ of GPUs. Bytes per GPU:
   only three run, and the others are extrapolated.) With gradient checkpointing, activations take about layers x tokens
   x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
   prompt of a pair (`prompt_share` of a sequence) counts once. For attention over a flattened batch, the plan counts what a
-  single kernel keeps: queries, keys, values, output, and a sum per query.
+  single kernel keeps: queries, keys, values, output, and a sum per head and query.
 - LM loss: the fp32 logits of one chunk of the labelled tokens, with their log-softmax and its gradient, about 3 x 4 x
   vocabulary x labelled tokens / chunks. These are part of the activations, but are shown separately. Under ZeRO-3,
   which gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next
@@ -128,8 +128,8 @@ class PlanArguments:
             Share of a sequence's tokens that the chosen and the rejected sequence have in common, and that `shared_prompt`
             computes only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value. If the recipe does not
-            set one, it has the same default as in training (except for the last two).
+            Micro-batches per optimizer step. This option and those below default to the recipe's value. Those that the recipe
+            does not set have the same defaults as in training, except for the last two.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -422,7 +422,7 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
     layers = config.text_config.num_hidden_layers
     gathered = 0.0
     if args.zero in ("3", "fsdp"):
-        # FSDP2 gathers one layer at a time while it prefetches the next one
+        # FSDP2 prefetches the next layer while one layer computes, so two are gathered at a time
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:

@@ -54,7 +54,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
             A CLoud model or its name; the name of a plain language model, which becomes a CLoud model with the critique options in `args`;
-            or the name of a LoRA adapter for either, to continue training it.
+            or the name of a LoRA adapter for either, to continue training that adapter.
         args ([`CLoudTrainingConfig`] or [`~trl.RewardConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration for this trainer. With the latter two, a CLoud model keeps its kind (`critique`), and the other options of
             [`CLoudTrainingConfig`] have their default values.

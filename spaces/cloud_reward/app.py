@@ -29,7 +29,8 @@ from cloud_hf.serving.backends import BackendArguments, open_backend
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 
 
-# Load the module from its file: given a folder, `evaluate` looks for a module with the folder's name, but a Space's folder may be renamed
+# Load the module from its file: given a folder, `evaluate` looks for a module with the folder's name, but a Space's folder may have
+# another name
 MODULE = str(Path(__file__).with_name("cloud_reward.py"))
 TITLE = "CLoud reward"
 INTRODUCTION = """
@@ -108,7 +109,7 @@ class Judge:
         """
         Compute rewards with the module cloud_reward. prompts: strings, or chats (lists of messages with role and content);
         predictions: one response to each prompt; num_critiques: critiques per response (more than 1 requires a temperature
-        above 0); max_new_tokens: maximum critique length; seed (optional): makes sampling repeatable.
+        above 0); max_new_tokens: maximum critique length in tokens; seed (optional): makes sampling repeatable.
         """
         with ui.user_errors(RuntimeError):
             check_columns(prompts, predictions, self.max_rows)
@@ -141,7 +142,7 @@ def check_columns(prompts: list, predictions: list, max_rows: int):
 
 
 def check_server(url: str):
-    """Raise `ValueError` immediately if the server is down; the client would retry for a while first."""
+    """Raise `ValueError` immediately if the server is down. The client alone would first retry for a while."""
     try:
         CLoudClient(url).served_model()
     except RewardServerError as error:

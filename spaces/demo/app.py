@@ -42,10 +42,10 @@ def prepare_imports(analytics: bool):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(analytics)
     if not analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        # `datasets` would otherwise report each dataset that it loads, even local JSON files, to the Hub's download statistics
+        # Otherwise, `datasets` counts each load in the Hub's download statistics, even that of a local JSON file (as `json`)
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
     if "SPACE_ID" in os.environ:
-        # A Space's visitors arrive through proxies in its network; uvicorn then uses the last address that is not a proxy's
+        # Visitors reach a Space through proxies in its network. With this list, uvicorn uses the last address that is not a proxy's
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,127.0.0.1,::1")
     if on_zero_gpu():
         importlib.import_module("spaces")  # patches torch, so import it first

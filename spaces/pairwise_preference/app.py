@@ -21,7 +21,8 @@ from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
 
 
-# Load the module from its file: given a folder, `evaluate` looks for a module with the folder's name, but a Space's folder may be renamed
+# Load the module from its file: given a folder, `evaluate` looks for a module with the folder's name, but a Space's folder may have
+# another name
 MODULE = str(Path(__file__).with_name("pairwise_preference.py"))
 MOST_SUBSETS_SHOWN = 100
 LARGEST_REWARD = 1e100

@@ -498,7 +498,7 @@ def test_other_settings_are_refused(prompts, tmp_path):
         (["--gen_temperature", 0], "`gen_temperature` must be above 0"),
         (["--judge_tries", 0], "must be at least 1"),
         (["--pairs", "first"], "use 'all' or 'best_worst'"),
-        (["--keep_columns", "source", "chosen"], "`keep_columns` names chosen, which the output already contains"),
+        (["--keep_columns", "source", "chosen"], "`keep_columns` names chosen, but the builder's own column names"),
         (["--keep_columns", "sources"], "rename 'source' to 'sources'?"),
     ],
 )

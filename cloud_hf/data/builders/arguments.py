@@ -126,9 +126,9 @@ class BuilderArguments(SourceArguments):
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: their origin, their number, and a hash of `id`,
-        `tools` and the columns named in `columns`. With several shards, the description also contains a hash of all columns in all
-        shards, because the output keeps all columns.
+        Describe loaded rows for the settings of a journal: their origin, their number, and a hash of `id`, `tools` and the columns named
+        in `columns`. With several shards, the description also contains a hash of all columns in all shards, because the output keeps
+        all columns.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)

@@ -1,4 +1,4 @@
-"""Generate the stage 1 critiques with a strong model on OpenAI-compatible servers: one or more for each response in a preference pair."""
+"""Generate critiques for stage 1 with a strong model on OpenAI-compatible servers: one or more for each response in a preference pair."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -132,7 +132,9 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         if self.pairs not in ("all", "best_worst"):
             raise ValueError(f"`pairs` is {self.pairs!r}; use 'all' or 'best_worst'.")
         if clash := sorted({"id", "prompt", *NEW_COLUMNS} & set(self.keep_columns)):
-            raise ValueError(f"`keep_columns` names {', '.join(clash)}, which the output already contains.")
+            raise ValueError(
+                f"`keep_columns` names {', '.join(clash)}, but the builder's own column names are reserved. Omit or rename such columns."
+            )
 
     @property
     def several_rows(self) -> bool:

@@ -50,7 +50,7 @@ class PromptArguments:
         output_dir (`str`):
             Folder for the dataset, its card, `rejects.jsonl` and `build.json`.
         sources (`list[str]`, *optional*):
-            `ultrafeedback`, `ultrainteract` or both. Only UltraInteract's single-turn trajectories become prompts. With both sources,
+            `ultrafeedback`, `ultrainteract` or both. From UltraInteract, only single-turn trajectories are used. With both sources,
             UltraInteract is sampled down to the number of UltraFeedback prompts that remain after all filters.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.

@@ -280,8 +280,8 @@ def main(args: RayCritiqueArguments):
     check_name(args.model_name_or_path)
     if is_adapter(args.model_name_or_path):
         raise ValueError(
-            f"{args.model_name_or_path} is a LoRA adapter. Use `examples/merge_adapter.py` to merge it into a folder that every node can "
-            "read."
+            f"{args.model_name_or_path} is a LoRA adapter. Merge it with `examples/merge_adapter.py`, and save the result in a folder that "
+            "every node can read."
         )
     config = args.read_critic()
     rows = args.load_pairs()

@@ -39,8 +39,8 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
 
     Parameters:
         base_url (`list[str]`, *optional*):
-            Addresses of vLLM servers that serve the language model, such as `http://127.0.0.1:8000/v1`. Give either these or a `backend`.
-            The tokenizer and the config are still loaded from `model_name_or_path`.
+            Alternative to `backend`: addresses of vLLM servers that serve the language model, such as `http://127.0.0.1:8000/v1`. The
+            tokenizer and the config are still loaded from `model_name_or_path`.
         model (`str`, *optional*):
             Name of the model on the servers. Optional if they serve only one model.
         context_length (`int`, *optional*):

@@ -113,8 +113,8 @@ def read_texts(
     package; if `system_role` is `False`, the default is a single prompt for all categories.
 
     `system_files` contains paths, or `CATEGORY=FILE` for a single category. If it is empty, a `prompt_file` must contain the complete
-    prompt. Raises `ValueError` or `OSError` if a prompt lacks a verdict or a placeholder, if a category has no file or more than one, or if
-    a file is unreadable.
+    prompt. Raises `ValueError` or `OSError` if a prompt lacks a verdict or a placeholder, if a system file is empty or contains a
+    placeholder, if a category has no file or more than one, or if a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}
@@ -201,7 +201,7 @@ def write_candidates(
     questions: Sequence[Question], client: CompletionClient, generation: Generation, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Sample several answers to each question, and store them with their journal in a folder. A later call may request more.
+    Sample several answers to each question, and store them with their journal in a folder. A later call may request more answers.
 
     Returns the questions that have all their candidates, and two counts: `failed` (questions) and `candidates_cut` (candidates truncated at
     `max_tokens`). Raises `SystemExit` if the server is unusable; the candidates received so far are kept.
@@ -243,7 +243,7 @@ class Judged:
     """The judge's votes on all judged responses."""
 
     votes: dict[tuple[str, str], Votes]  # by question and response
-    # Numbers of responses: `judged`, including `like_the_baseline` (ties that needed no judge) and `without_verdict`; and `failed`
+    # Numbers of responses. `judged` includes `like_the_baseline` (ties that needed no judge) and `without_verdict`, but not `failed`
     counts: dict[str, int]
 
 

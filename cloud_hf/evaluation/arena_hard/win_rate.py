@@ -38,8 +38,8 @@ def load_questions(name: str) -> list[Question]:
     """
     Load the questions from a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    The id is the column `id`, `question_id` or `uid`; the prompt is the column `prompt`, or the single entry of `turns`. Raises a
-    `ValueError` that names the first row without a prompt, or the first row that repeats an id.
+    The id is the column `id`, `question_id` or `uid`; the prompt is the column `prompt`, or the single entry of `turns`. Raises
+    `ValueError` if there are no questions, or if a row has no id, has no prompt or repeats an id; the message names the first such row.
     """
     questions: dict[str, Question] = {}
     for _, index, row in read_sources([name], "train"):
@@ -63,9 +63,9 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
     Load one recorded answer to each question, keyed by question id. Answers to other questions are ignored.
 
     A row's answer is its `answer`, its `response`, the content of the last message in `messages`, the last turn of the only entry in
-    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`: `answers[model]`, or without `model`, the one named by
-    the row's `baseline`. With `model`, rows with a different `model` or `model_id` are skipped. Raises `ValueError` if a question has no
-    answer or more than one, or if an answer is not text.
+    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`: `answers[model]` or, without `model`, the one named
+    by the row's `baseline`. With `model`, rows with a different `model` or `model_id` are skipped. Raises `ValueError` if a question has no
+    answer or more than one, or if an answer is empty or not text.
     """
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, "train"):

@@ -30,7 +30,7 @@ class Benchmark:
             URL of the paper.
         load (`Callable`):
             `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises a `ValueError`
-            that names a bad value's file, row and field, the repeated id, or the row with too many responses.
+            that names the file, row and field of a bad value, a repeated id, or a row with the wrong number of responses.
         score (`Callable`):
             `score(rows, rewards)` returns the scores; `rewards` contains, for each row, one reward per response: chosen first, then
             rejected. Raises a `ValueError` that names the row whose rewards are missing, infinite or not numbers.

@@ -75,7 +75,7 @@ class TiesScore:
     # Share of pairs in which the tied row's gap between right and wrong responses exceeds the spread of its right responses
     wider: float
     wider_hard: float  # the same, with the smaller of the tied row's gap and its sibling's gap
-    margin: float  # mean of tanh(smaller gap / spread of the right responses - 1); 0 if both are 0
+    margin: float  # mean of tanh(smaller gap / spread of the right responses - 1), which counts as 0 for 0 / 0
     pairs: int  # number of prompts with both kinds of rows
     unpaired: int  # number of rows without their sibling, which count only towards the accuracies
 

@@ -1,4 +1,4 @@
-"""Accuracy against tokens read: accuracy of a model if its critiques are read only up to some length."""
+"""Accuracy against tokens read: accuracy of a model when its critiques are read only up to some length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,8 +57,8 @@ RowReadings = Sequence[Sequence[Reading]]
 
 def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int) -> Anytime:
     """
-    Compute pair accuracy if at most 1, 2, 4, … times `read_every` tokens of each critique are read (up to the longest critique), and if all
-    are read.
+    Compute pair accuracy when at most 1, 2, 4, … times `read_every` tokens of each critique are read (up to the longest critique), and
+    when complete critiques are read.
 
     `rows` contains the critiques of each row's responses; a row's first `num_chosen` responses are the right ones. A response's reward is
     the mean over its critiques.

@@ -255,7 +255,7 @@ class Curve:
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
-        """Return the curve in JSON form; unknown standard errors are `None`."""
+        """Return the curve in JSON form; standard errors that are NaN become `None`."""
         curve = json_safe(self)
         value, error = curve.pop("of_all")
         return {"rates": curve.pop("values"), **curve, "rate_of_all": value, "standard_error_of_all": error}
@@ -269,7 +269,7 @@ def best_of_n_curve(
     choose: Chooser = choice_probabilities,
 ) -> Curve:
     """
-    Compute the best-of-N curve: the mean value of the candidate chosen from N. By default, the mean is over all ways to draw N
+    Compute the best-of-N curve: the mean value of the candidate chosen among N. By default, the mean is over all ways to draw N
     candidates; `choose` can replace this rule.
 
     `rewards` is indexed by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a value) by problem and

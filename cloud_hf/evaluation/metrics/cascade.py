@@ -198,15 +198,15 @@ class Goal:
 
     Args:
         accuracy (`float`, *optional*):
-            Minimum accuracy on the dev rows. The threshold is lowered from 1 as long as this accuracy is reached; of these thresholds, the
+            Minimum accuracy on the dev rows. Thresholds are tried from 1 downwards for as long as they reach this accuracy; of these, the
             one that uses the fewest tokens is chosen.
         loss (`float`, *optional*):
             Largest acceptable loss of accuracy; 0.01 is one percentage point. The reference is the last stage alone or a run in which every
             stage scores every response, whichever is less accurate. The threshold is chosen as for `accuracy`.
         tokens (`float`, *optional*):
-            Maximum mean number of tokens per row. Of the thresholds within it, the one with the highest accuracy is chosen.
+            Maximum mean number of tokens per row. Of the thresholds within this budget, the one with the highest accuracy is chosen.
         threshold (`float`, *optional*):
-            The threshold itself, which at least one dev row must reach.
+            The threshold itself. Unless it is 1, at least one dev row must reach it.
 
     Raises:
         `ValueError`: If not exactly one field is set, or if its value is out of range.
@@ -248,8 +248,8 @@ def fit_cascade(
         optimistic, because the weights were fitted on the same rows.
 
     Raises:
-        `ValueError`: If the dev rows do not support the goal: there are too few pairs, no threshold reaches the accuracy, the first stage
-            exceeds the budget, or no dev row reaches the threshold.
+        `ValueError`: If there are fewer than two stages, or if the dev rows do not support the goal: there are too few pairs, no threshold
+            reaches the accuracy or stays within the token budget, or no dev row reaches the threshold.
     """
     if len(stages) < 2:
         raise ValueError("A cascade needs at least two stages, the cheapest first.")

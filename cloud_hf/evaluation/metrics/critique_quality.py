@@ -100,7 +100,7 @@ def reference_losses(
 
     If a row is longer than the model's context, `overlong_policy="error"` raises `ValueError`; with any other policy, the row's loss covers
     zero tokens. With `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Also raises
-    `ValueError` if the model is classic. All errors are raised before any computation.
+    `ValueError` if the model is classic. All errors are raised before any loss is computed.
     """
     if not model.config.critique:
         raise ValueError("This is a classic reward model: it writes no critiques, so it has no critique loss.")

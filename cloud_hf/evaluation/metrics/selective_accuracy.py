@@ -82,7 +82,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     value = float(area(np.ones((1, num_rows)))[0])
     # If all pairs are right (or wrong), all resamples are the same
     interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
-    # Within a step, the number of right pairs, averaged over random orders of its pairs, grows linearly with the number of pairs
+    # Within a step, the number of right pairs kept, averaged over random orders of its pairs, grows linearly with the number of pairs kept
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept

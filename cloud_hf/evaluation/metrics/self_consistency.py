@@ -40,7 +40,7 @@ class CombinedAccuracy:
 
     combination: str  # one of `COMBINATIONS`
     accuracy: Estimate
-    minus_mean: Estimate  # difference from the accuracy of "mean" on the same rows, with a paired bootstrap interval
+    minus_mean: Estimate  # difference from the accuracy of the combination "mean" on the same rows, with a paired bootstrap interval
 
 
 @dataclass(frozen=True)

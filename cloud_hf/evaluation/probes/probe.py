@@ -85,7 +85,7 @@ class Variant:
         label (`str`):
             Name of the alteration in reports.
         place (`int`):
-            Index, in the row, of the response that was altered or that follows the altered prompt; -1 if the response is new.
+            Index within the row of the response that was altered, or whose prompt was altered; -1 if the response is new.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
@@ -222,7 +222,7 @@ def lost_pairs(row: ProbedRow, label: str) -> list[float]:
 
 
 def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
-    """Return the margins that [`ProbeRow.ordered_pairs`] have once their wrong responses are altered."""
+    """Return the margins, after the alteration, of the [`ProbeRow.ordered_pairs`] whose wrong response was altered."""
     altered, rewards = row.places(label), row.row.rewards
     return [
         rewards[right] - row.variants[label, wrong].reward
@@ -266,9 +266,9 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return the measures of a probe with `controls`. First comes, for each alteration, the share of right pairs that it loses minus the
-    share that its control loses; then the shares of pairs lost, tied and won, for each alteration and for its control. `note` is added to
-    the labels.
+    Return the measures of a probe with `controls`. The first measures are, for each alteration, the share of right pairs that it loses
+    minus the share that its control loses. They are followed by the shares of right pairs lost, right pairs tied and wrong pairs won, for
+    each alteration and for its control. `note` is added to the labels.
     """
     counted = {
         "right pairs lost": lost_pairs,

@@ -26,7 +26,7 @@ _CODE = re.compile(r"^(?: {4}|\t)|[;{}]\s*$|```", re.MULTILINE)
 
 
 def looks_like_code(text: str) -> bool:
-    """Check whether text has fenced or indented lines, or lines that end like code. In code, characters such as `*` are not markdown."""
+    """Check whether text has code fences, indented lines, or lines that end like code. In code, characters such as `*` are not markdown."""
     return _CODE.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Report section and plot on accuracy against tokens read."""
+"""Section and plot of a report that show accuracy against tokens read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -83,7 +83,7 @@ def read_results(folder: str, name: str) -> Results:
 
 
 def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
-    """Load the value of the candidate chosen for each problem from best_of_n.json, by set and model."""
+    """Load, from best_of_n.json, the value of the candidate chosen for each problem, by set and model."""
     models, outcomes = short_names(page["arguments"]["models"]), {}
     for result in page["results"]:
         if "win_rate" in result:  # a judge's votes, which depend on the candidates that other models chose
@@ -99,7 +99,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:
-    """Index values by the hash of their row. Rows with identical contents have the same hash and are numbered in order."""
+    """Key each value by its row's hash and a number. Rows with identical contents have the same hash and are numbered in order."""
     seen: Counter = Counter()
     found = {}
     for row_hash, value in rows:

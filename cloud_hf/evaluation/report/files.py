@@ -233,7 +233,7 @@ class _Report:
         return [*sections, Section("Settings", settings)]
 
     def _write_compute(self):
-        """Plot accuracy against compute. Write `compute.json`, which includes the seconds, and a file for each fitted cascade."""
+        """Plot accuracy against compute, write `compute.json` (including the seconds), and write each cascade's fit to a file."""
         plots.plot_compute(self.points, self.output_dir / PICTURE, self.models)
         measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in self.points]
         write_json({"version": VERSION, "points": measured}, self.output_dir / "compute.json")

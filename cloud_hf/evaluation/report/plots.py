@@ -118,7 +118,7 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
         everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
         # Outliers are few and go into the outermost bins
         reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
-        bins = np.linspace(-reach, reach, 52).tolist()  # odd number of bins: equal rewards fall in the middle of one
+        bins = np.linspace(-reach, reach, 52).tolist()  # odd number of bins: equal rewards fall in the middle bin
         styles = styles_of(margins, models)
         for model, values in margins.items():
             shares = np.full(len(values), 100 / len(values))

@@ -85,7 +85,7 @@ def make_app(
 
 
 def _answer_invalid(request: Request, error) -> Response:
-    """Report the first error in a request body and the number of other errors, without quoting any of the body's text."""
+    """Report the first error in a request body and the number of other errors, without quoting any of the body's values."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return _refuse(request, 400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
@@ -121,7 +121,7 @@ _HEAD_TIMEOUT = 20.0
 _MOST_EXTRA_BYTES = 2**13
 _PIECE = 2**13  # number of bytes to parse at a time
 
-# A stopping server exits after this many ticks (tenths of a second) without a request
+# A stopping server exits after this many ticks (tenths of a second) without a running request
 _IDLE_TICKS = 3
 
 

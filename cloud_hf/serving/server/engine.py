@@ -253,7 +253,7 @@ class TransformersEngine(EncodingEngine):
             self._running = []
 
     def _take_batch(self) -> list[_Job]:
-        """Dequeue the longest-waiting job, and all jobs that one call can score together with it."""
+        """Dequeue the longest-waiting job, and the others that fit in one batch with it."""
         batch, others, sequences = [], deque(), 0
         while self._waiting:
             job = self._waiting.popleft()

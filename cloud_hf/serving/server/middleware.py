@@ -338,7 +338,7 @@ class RequestMiddleware:
 
 
 def _network(address: str) -> str:
-    """Return an IPv4 address unchanged, and the /64 network of an IPv6 address, because one client may have many IPv6 addresses."""
+    """Return an IPv4 address unchanged, but the /64 network of an IPv6 address, because one client may have many IPv6 addresses."""
     with suppress(ValueError):
         ip = ipaddress.ip_address(address)
         if ip.version == 6:

@@ -45,7 +45,7 @@ class CloseCritique(LogitsProcessor):
     """
     Logits processor that forces the reward token when there is room only for it and for the end of turn that carries the reward. Before
     `min_tokens`, it bans the reward token. It also gives the reward token the repetition penalty that would apply to the end of turn that
-    the token replaces. A request for a single token gets the end of turn immediately, with a logprob below -1e8, which is not a reward.
+    the token replaces. A request for a single token gets the end of turn immediately; its logprob is below -1e8 and is not a reward.
     """
 
     @classmethod

@@ -149,8 +149,8 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
     """
-    Derive a request's seed from its text, so that samples do not depend on order or batching. Requests that are greedy or have no seed get
-    `None`. Raises `ValueError` if a seed would crash the engine.
+    Derive a request's seed from `sampling.seed` and the request's text, so that samples do not depend on order or batching. Return `None`
+    if the request is greedy or has no seed. Raises `ValueError` if a seed would crash the engine.
     """
     if sampling.seed is None or sampling.temperature == 0:
         return None

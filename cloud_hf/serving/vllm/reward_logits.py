@@ -1,7 +1,7 @@
 """Carry the reward at each critique token in a logit that vLLM never samples from.
 
 While a critique continues, the logit of its end of turn is unused. A huge negative number there changes neither samples nor ranks nor top
-logprobs. The number encodes the reward. To get it in the same pass, a client requests the logprob of the end of turn by its id
+logprobs. The number encodes the reward. To get it in the same pass, a client requests the logprob of the end of turn's id
 (`SamplingParams.logprob_token_ids`).
 """
 

@@ -62,10 +62,10 @@ class DemoArguments:
         rows_split (`str`, *optional*, defaults to `"test"`):
             Split of `rows`, unless it is a benchmark or has no splits.
         results (`str`, *optional*):
-            Output folder of `examples/evaluate_rewards.py` with the scores of a CLoud and of a classic model on `rows`. The demo
+            Output folder of `examples/evaluate_rewards.py` with the scores of a CLoud model and a classic model on `rows`. The demo
             shows these scores instead of judging the rows.
         reference_rows (`int`, *optional*, defaults to `200`):
-            Number of rows to judge while no request waits, for the comparison of both models and the reward distribution.
+            Number of rows to judge while the demo is idle, for the comparison of both models and the reward distribution.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Maximum critique length in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):

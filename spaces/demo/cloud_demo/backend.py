@@ -1,4 +1,4 @@
-"""State of the page: models that load in the background, the queue, and rows that are judged while no request is waiting."""
+"""State of the page: models that load in the background, the queue, and rows that are judged while the demo is idle."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds between heartbeats. Gradio notices that a visitor has left only when it sends an update.
 HEARTBEAT = 0.5
-# Maximum number of visitors' requests that the policy server handles concurrently
+# Maximum number of visitors' requests for candidates that are served concurrently, each with several requests to the policy server
 _MOST_POLICY_REQUESTS = 4
 
 
@@ -117,7 +117,7 @@ class Backend:
     # ---------------------------------------------------------------------------------- rows judged in the background
 
     async def _judge_rows(self):
-        """Judge the first rows while no request is waiting, unless an evaluation has already judged them."""
+        """Judge the first rows while the demo is idle, unless an evaluation has already judged them."""
         rows, judged = self.models.rows[: self.args.reference_rows], self.judged
         if self.models.results is not None:
             judged.evaluation, judgements = self.models.results

@@ -40,11 +40,11 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    The loaded models, and either the rows or, in `rows_problem`, the reason why the rows could not be loaded. `cloud` and `classic` (the
-    comparison model) may each be of any kind.
+    The loaded models and rows. `cloud` and `classic` (the comparison model) may each be of any kind. If the rows, or their scores from an
+    evaluation, could not be loaded, `rows_problem` says why.
 
-    `made` describes the computation, such as "float32 on cpu", and `warnings` lists what readers must know about the rewards. `results` are
-    the model names and scores from an evaluation on the rows.
+    `made` describes the computation, such as "float32 with transformers on cpu", and `warnings` lists what readers must know about the
+    rewards. `results` contains a label for an evaluation (its models and folder) and its scores of the rows.
     """
 
     cloud: RewardEngine
@@ -120,7 +120,7 @@ def _describe(opened: Models, loaded: list, args: DemoArguments):
     opened.at_once = 1 if device == "cpu" else 4
     for model in loaded:
         dense = model.reward_head.dense
-        # An all-zero bias means an untrained head: the bias is initialized to zero, and the first training step changes it
+        # An all-zero bias means an untrained head: the bias is initialised to zero, and the first training step changes it
         if dense is not None and not dense.bias.any():
             opened.warnings.append(
                 f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."

@@ -10,7 +10,7 @@ from .judging import Effects
 from .rows import JudgedRows, preference, rank_of
 
 
-# Maximum number of responses for a preference matrix; larger ones are hard to read
+# Maximum number of responses for a preference matrix; a larger matrix is hard to read
 _MOST_PREFERENCES = 8
 _BINS = 30
 _HEADER = "The reward if the critique ended here"

@@ -100,9 +100,9 @@ _EXAMPLES = {
 @dataclass(frozen=True)
 class TabParts:
     """
-    What the page needs from a tab. `texts` are the boxes whose contents go into a link; `examples` is the list of examples, named by
-    `example_names`. `show` returns updates, keyed by component, that display a link's result; `outputs` lists the components that these
-    updates may change. `on_select` attaches the handler that runs when the tab is opened.
+    What the page needs from a tab. `texts` are the boxes whose contents go into a link. `examples` is the drop-down list of examples, if
+    the tab has one, and `example_names` returns their names. `show` returns updates, keyed by component, that display a link's result;
+    `outputs` lists the components that these updates may change. `on_select` attaches the handler that runs when the tab is opened.
     """
 
     texts: dict[str, gr.Textbox]
@@ -185,7 +185,7 @@ class Controls:
         self, triggers: Sequence, handler: Callable[..., AsyncGenerator], inputs: list, outputs: list | None = None
     ):
         """
-        Run an event handler on any of `triggers`. The Stop button ends the handler, and its errors are shown as sentences.
+        Run an event handler on any of `triggers`. The Stop button ends the handler, and the handler's errors are shown as sentences.
 
         The handler is an async generator whose first argument is the `gr.Request`. `outputs` defaults to the status line and the result.
         """
