@@ -28,9 +28,9 @@ def prompt_of(row: dict[str, Any]):
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
     """
     Convert a prompt that [`prompt_of`] returned, and that may have been shortened since, back to the type of the row's column `prompt`.
-    The tools are left out, because they are in the column `tools`.
+    The tools are left out if they are in the column `tools`.
     """
-    if not isinstance(prompt, dict):
+    if not isinstance(prompt, dict) or isinstance(row["prompt"], dict):
         return prompt
     messages = prompt["messages"]
     return messages[0]["content"] if isinstance(row["prompt"], str) else messages
