@@ -61,7 +61,7 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return what affects the last digits of the results, apart from the seed."""
+    """Return the hardware and the library versions, which, like the seed, affect the last digits of the results."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

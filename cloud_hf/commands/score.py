@@ -54,7 +54,8 @@ class ScoreArguments(AnyModelArguments):
         read_every (`int`, *optional*):
             Also read the reward at every `read_every`-th token of a critique; the output then has `partial_rewards`.
         stop_when_stable (`float`, *optional*):
-            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
+            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not
+            supported with vLLM.
     """
 
     model: str

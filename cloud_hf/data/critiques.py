@@ -325,7 +325,7 @@ class ScorerCritic:
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
         All rows are checked before anything is computed. If rows are unusable and the builder does not drop them, raises a `ValueError`
-        with their number. After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised.
+        that lists them by kind of problem. After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -469,7 +469,7 @@ class ServedCritic:
 
     def _critique(self, answer: Answer, max_new_tokens: int) -> Critique:
         if answer.finish_reason not in ("stop", "length"):
-            raise Dropped(f"the server ended the critique with {answer.finish_reason!r}")
+            raise Dropped(f"the server ended the critique with the finish reason {answer.finish_reason!r}")
         ids = answer.token_ids or ()
         if any(token_id >= self.vocab_size for token_id in ids):
             raise RowRefused(

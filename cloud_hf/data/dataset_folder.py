@@ -89,7 +89,7 @@ class DatasetFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """
-        Keep the journal open, which locks out a second writer and rejects different settings. Journal and file errors end the command with
+        Hold the journal open, to lock out a second writer and to reject different settings. Journal and file errors end the command with
         their message.
         """
         try:

@@ -66,7 +66,7 @@ def read_sources(
     config: str | None = None,
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
-    """Load files or Hub datasets in turn, converted by `read`. Yields the source, the row's index in the source, and the row."""
+    """Load files or Hub datasets one after another, each converted by `read`. Yields the source, the row's index in the source, and the row."""
     if not names:
         raise ValueError("Name at least one file or dataset to load.")
     for name in names:

@@ -104,7 +104,7 @@ def read_score(result: Any) -> Score:
         raise ValueError(
             f"the numbers of rewards, critiques, ids and finish reasons differ: {', '.join(str(len(column)) for column in columns)}"
         )
-    # Servers before version 0.2 do not report whether the response was changed
+    # Servers older than version 0.2 do not report whether the response was changed
     changed = result.get("response_changed", False)
     if not isinstance(changed, bool):
         raise ValueError(f"`response_changed` is {changed!r:.60}")

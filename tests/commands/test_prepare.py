@@ -142,7 +142,7 @@ def test_a_bad_response_drops_its_prompt(tmp_path):
 def test_ratings_that_contradict_the_pair_are_bad(tmp_path):
     rows = rows_of("UltraFeedback binarized")
     rows[2]["score_chosen"] = 1.0
-    with pytest.raises(ValueError, match="row 2: `score_chosen` 1 is below `score_rejected` 6"):
+    with pytest.raises(ValueError, match=r"row 2: `score_chosen` \(1\) is below `score_rejected` \(6\)"):
         convert_rows(tmp_path, rows)
 
 

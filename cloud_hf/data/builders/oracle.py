@@ -53,9 +53,9 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         longer_tries (`int`, *optional*, defaults to `2`):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with critiques that remain truncated: drop the row, keep the critiques, or keep retrying with twice the tokens for as
-            long as they fit in the context, regardless of `longer_tries`, and then drop the row. The card counts what was dropped or kept.
-            Dropping favours short responses.
+            What to do with critiques that remain truncated. `"drop"` drops the row, and `"keep"` keeps the critiques. `"retry"` ignores
+            `longer_tries`: it doubles the token limit for as long as it fits in the context, and then drops the row. The card counts what
+            was dropped or kept. Dropping favours short responses.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """

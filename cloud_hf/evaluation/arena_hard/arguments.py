@@ -37,7 +37,7 @@ class ArenaHardArguments(JudgeServerArguments):
             Token limit of a candidate; longer ones are truncated.
         baseline_answers (`list[str]`, *optional*):
             Files or Hub ids with the baseline's answers; `CATEGORY=FILE` applies to the questions of one category, because
-            version 2.0 has a baseline for each.
+            version 2.0 has one baseline per category.
         baseline_model (`str`, *optional*):
             Name of the baseline model, for files that contain answers from several models.
         judge_all (`bool`, *optional*, defaults to `False`):
@@ -92,7 +92,7 @@ class ArenaHardArguments(JudgeServerArguments):
             )
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
             raise ValueError(
-                "`gen_temperature` must be above 0, otherwise all candidates of a question are identical."
+                "`gen_temperature` must be above 0; otherwise, all candidates for a question are identical."
             )
 
     def _check_for_judge(self, name: str, is_given: bool):

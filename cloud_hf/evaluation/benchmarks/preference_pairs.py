@@ -33,7 +33,7 @@ class PreferenceScores:
     accuracy: Estimate  # pairs whose chosen response has the strictly higher reward
     accuracy_ties_half: float
     ties: int  # pairs with equal rewards
-    margin: float  # mean of the chosen minus the rejected reward
+    margin: float  # mean of the chosen reward minus the rejected one
     margin_median: float
     margin_std: float  # population standard deviation
     calibration: Calibration

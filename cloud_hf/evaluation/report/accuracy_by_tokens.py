@@ -1,4 +1,4 @@
-"""Section and plot of a report that show accuracy against tokens read."""
+"""Report section and plot of accuracy against tokens read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

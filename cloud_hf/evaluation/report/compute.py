@@ -46,7 +46,7 @@ class ComputePoint:
     accuracy: Estimate
     tokens: float  # per row
     seconds: float = math.nan  # per row
-    is_chosen: bool = True  # false for the thresholds of a cascade that were not chosen
+    is_chosen: bool = True  # false for a cascade's points at thresholds other than the chosen one
     series: str = ""  # in plots, points of the same model and series form a curve
 
     @property

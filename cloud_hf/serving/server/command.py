@@ -4,8 +4,9 @@ The reward server: critiques and rewards over HTTP.
 python -m cloud_hf.serving.server runs/quickstart/cloud --port 8000
 python -m cloud_hf.serving.server org/my-cloud-rm --backend vllm --vllm_options '{"max_model_len": 4096}'
 
-By default, the server listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
-routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and `/metrics`.
+By default, the server listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). The page `/docs`
+describes the server's routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and
+`/metrics`.
 """
 
 import argparse
