@@ -3,8 +3,8 @@ A cascade of scorers: a cheap reward first, and critiques only where that reward
 
 Rewards of different models are on different scales. Each stage's rewards are therefore converted to the log-odds that one
 response to a prompt is better than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]).
-A prompt is decided once, for every other response, the probability that the leader is better reaches the threshold.
-Otherwise the next stage scores the contenders, the responses that may still be the best. A preference pair is the special
+A prompt is decided as soon as the probability that the leader is better reaches the threshold for each of the other
+responses. Otherwise the next stage scores the contenders, the responses that may still be the best. A preference pair is the special
 case of two candidates.
 """
 
@@ -235,7 +235,7 @@ class CascadeStage:
             See [`Scorer`].
         one_at_a_time (`bool`, *optional*, defaults to `False`):
             Whether to score one contender of a prompt at a time and to stop as soon as the threshold is reached. A single favourable
-            critique can decide a pair. The stage may need as many calls as a prompt has contenders.
+            critique can then decide a pair, but the stage may need as many calls as a prompt has contenders.
     """
 
     scorer: Scorer

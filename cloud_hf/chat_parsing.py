@@ -38,7 +38,8 @@ _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 class RenderedChats:
     """
     Parser for conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if the
-    tokenizer has no chat template, or if the template's turns cannot be told apart.
+    tokenizer has no chat template, or if the template does not mark where user and assistant turns
+    begin and end.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -149,7 +150,7 @@ class RenderedChats:
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
-        """Return the text after the prompt. Because decoding may have changed the prompt, also accept it as encoded and then decoded."""
+        """Return the text after the prompt. Decoding may have changed the prompt in `text`, so also try the prompt encoded and decoded."""
         start = self._outer_length(text)
         for form in (prompt, self._decoded(prompt)):
             form = form[self._outer_length(form) :]

@@ -327,8 +327,9 @@ class CritiqueFormat:
         roles, constants = skeleton.roles(), skeleton.constants_to_check(text)
         if (len(roles) + len(constants)) * (len(text) + 1000) > _MOST_CHECKING:
             raise ValueError(
-                f"The messages have {len(roles)} different roles, and {len(constants)} fields that are true, false, null or empty. That "
-                "is too many to check in a conversation of this length. Leave them out, or put them into `content`."
+                f"Checking these messages takes {len(roles)} renderings for their roles, and {len(constants)} for their fields that are "
+                "true, false, null or empty, which is too many for a conversation of this length. Use fewer roles, and leave such fields "
+                "out or put them into `content`."
             )
         for role, indices in roles:
             self._check_role(role, indices[0], skeleton.without_role(indices), text)
@@ -418,8 +419,9 @@ class CritiqueFormat:
         see these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
         This needs at most four renderings, regardless of the number of turns. The first has a mark in place of each such text. If marks
-        are missing from it, the second confirms that the template drops the texts that they stand for. The last two each leave every
-        other shown text unchanged, so that an unchanged text always lies between the marks of its neighbours.
+        are missing from it, the second checks that the template drops the texts that these marks stand for. The last two leave the shown
+        texts unchanged: one those at even positions, the other those at odd positions. An unchanged text therefore always lies between
+        the marks of its neighbours.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {

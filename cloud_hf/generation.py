@@ -224,7 +224,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end in this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
+        """Keep the hidden states of rows that end at this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids positionally
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the first call feeds the prefix
@@ -287,7 +287,7 @@ class _Likelihood(LogitsProcessor):
             self.sum_B = torch.zeros(len(scores), device=scores.device)
             self.count_B = torch.zeros_like(self.sum_B)
             self.open_B = torch.ones_like(self.sum_B, dtype=torch.bool)
-        else:  # the token chosen in the previous step
+        else:  # the token chosen at the previous step
             chosen_B = input_ids[:, -1]
             found_B = self.scores_BV.gather(1, chosen_B[:, None])[:, 0] - self.scores_BV.logsumexp(-1)
             # The end token is followed by one more token, then padding

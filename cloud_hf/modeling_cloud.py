@@ -484,7 +484,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         # Scoring and training check this themselves; other tools do not
         if is_foreign and not reward_B1.isfinite().all():
             raise NotFinite(
-                f"The batch has rewards that are NaN or infinite (its rewards: {reward_B1[:, 0].tolist()})."
+                f"The batch has rewards that are NaN or infinite; its rewards are {reward_B1[:, 0].tolist()}."
             )
         output = CLoudOutput(logits=reward_B1)
         if inner_positions is not None:
@@ -511,10 +511,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _find_rewards(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        For sequences that another tool has encoded, return an attention mask that also hides duplicate BOS tokens, and the reward
-        positions.
-        """
+        """Return an attention mask that also hides a second BOS, and the reward positions, for sequences that another tool encoded."""
         if input_ids is None:
             raise ValueError(
                 "`inputs_embeds` requires `reward_positions`, because the end of a turn can be found only in `input_ids`."

@@ -85,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """For each of this process's control groups and their ancestors, if it has a quota, yield the quota (in CPUs) and the usage file."""
+    """For this process's control groups and their ancestors, yield the quota (in CPUs) and the usage file; skip groups without a quota."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

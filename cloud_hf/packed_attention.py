@@ -133,7 +133,7 @@ def _attend_on_gpu(
     if dropout:
         raise ValueError("Flattened batches do not support attention dropout on GPUs; train with `disable_dropout`.")
     if torch.is_autocast_enabled(kind := query.device.type):
-        # Autocast does not cast the inputs of the variable-length kernel, so with fp32 weights, queries and keys would stay in fp32
+        # Autocast does not cast the inputs of the variable-length kernel, so with fp32 weights, queries and keys would be in fp32
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
     is_half = query.dtype in (torch.bfloat16, torch.float16)

@@ -23,9 +23,9 @@ def check_spared(name: str, files: list[Path]):
 
 def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
     """
-    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. The config's `ignore` lists excluded
-    modules only if their own class was quantised, such as `nn.Linear`. When the checkpoint is loaded, however, a module also matches by its
-    base classes, and the reward head's layers are instances of a subclass of `nn.Linear`.
+    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. The config's `ignore` lists an excluded
+    module only if its own class (such as `nn.Linear`) was quantised elsewhere in the model. When the checkpoint is loaded, however, a
+    module is also matched by its base classes, and the reward head's layers are instances of a subclass of `nn.Linear`.
     """
     if quantization.get("quant_method") != "compressed-tensors":
         return quantization

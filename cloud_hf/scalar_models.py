@@ -241,7 +241,8 @@ def parse_label_weights(text: str | None) -> dict[str, float] | None:
     )
     if not is_number or not any(weights.values()):
         raise ValueError(
-            f'`label_weights` are {text:.80}; pass a JSON object that maps labels to numbers, such as {{"helpful": 1}}.'
+            f"`label_weights` are {text:.80}; pass a JSON object that maps labels to finite numbers, not all of them 0, such as "
+            '{"helpful": 1}.'
         )
     return weights
 

@@ -171,7 +171,7 @@ class ScoringRequest:
     def with_rewards(
         self, samples: list[list[Sample]], rewards: Sequence[float], inner: Sequence[tuple[float, ...]] | None = None
     ) -> list[Score]:
-        """Set the samples' final and partial (`inner`) rewards, which are in the same order, and return the scores."""
+        """Return the scores of samples with these final and partial (`inner`) rewards, which are in the order of the samples."""
         remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
 
         def read(sample: Sample) -> Sample:
@@ -294,7 +294,8 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
         raise ValueError(f"`critiques` is {critiques!r:.60}; give a list with one entry per response.")
     if sampling.num_critiques > 1:
         raise ValueError(
-            "Given `critiques` are scored unchanged; omit `num_critiques`. To score several per response, give a list for each."
+            "`num_critiques` cannot be combined with `critiques`; omit `num_critiques`. To score several critiques per response, give "
+            "a list of them for each response."
         )
     if len(critiques) != len(responses):
         raise ValueError(f"{len(critiques)} critiques but {len(responses)} responses; give one entry per response.")
@@ -319,7 +320,7 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
 
 
 _SWITCHES = (
-    " The model's position embeddings (longrope) switch at that length, for all sequences of a batch together, so longer rows "
+    " The model's position embeddings (longrope) switch at that length, for all sequences in a batch at once, so longer rows "
     "would change the rewards of other rows."
 )
 

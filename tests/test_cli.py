@@ -262,8 +262,8 @@ MISTAKES = [
     ("train_critique_sft", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` is on, but Liger's kernels are not installed"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` would have no effect"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN[:2]), "`bf16` is on (the default), but no GPU supports bfloat16"),
-    ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flash_attention_2"), "'flash_attention_2', which supports training only on GPUs"),
-    ("train_classic", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flex_attention"), "'flex_attention', which supports training only on GPUs"),
+    ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flash_attention_2"), "'flash_attention_2', which supports training"),
+    ("train_classic", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flex_attention"), "'flex_attention', which supports training"),
     ("evaluate_rewards", (*CLASSIC, *PAIRS, "--dtype", "float8_e4m3fn"), "`dtype` is 'float8_e4m3fn'; use auto"),
     ("merge_adapter", (*BASE, *OUT, "--dtype", "int8"), "`dtype` is 'int8'; use auto, float32"),
     ("evaluate_rewards", CLASSIC, "There is nothing to score"),
@@ -328,7 +328,7 @@ def test_mistakes_cover_every_script():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["score", "--model", "{base}", "--prompt", "x"], "Give `prompt` and `response`, or `input`."),
+        (["score", "--model", "{base}", "--prompt", "x"], "Set `prompt` and `response`, or `input`."),
         (["score", "--model", "{base}", "--prompt", "x", "--response", "y"], "not a CLoud model"),
         (["score", "--model", "{base}", "--input", "{files}/absent.jsonl"], "absent.jsonl: No such file"),
         (["score", "--model", "{base}", "--input", "{files}/responses.jsonl"], "responses.jsonl: Row 1 has no `response`."),

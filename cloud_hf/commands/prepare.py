@@ -174,7 +174,7 @@ class Preparation:
         kept = {name: row[name] for name in self.kept} | ({"source_id": row["id"]} if self.repeated_ids else {})
         _, prompt, chosen, rejected = read_preference({**kept, **rated.given, **sides})
         if chosen == rejected or (isinstance(chosen, str) and chosen.strip() == str(rejected).strip()):
-            return "equal responses"
+            return "identical responses"
         pair = {**kept, "prompt": prompt, "chosen": chosen, "rejected": rejected}
         given = rated.given.get("prompt")
         if isinstance(given, dict) and given.get("tools"):

@@ -73,8 +73,8 @@ class JournaledClient:
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """
-        Return the answer of [`CompletionClient.chat`], or the journaled one. `key` (such as row id and sample number) distinguishes
-        requests that are otherwise equal.
+        Return the answer of [`CompletionClient.chat`], or the journaled one. `key` (such as the row id and the sample number)
+        distinguishes requests that are otherwise identical.
         """
         # The journal key contains everything that defines the request, so a changed prompt or option causes a new request
         asked = self._key(key, messages, sampling)
@@ -178,7 +178,7 @@ def check_truncated(value: str):
 
 def seed_of(seed: int, *parts: Any) -> int:
     """
-    Return a seed in [0, 2^31) for one request. Each request needs its own seed, because identical prompts with identical seeds get the
+    Return a seed in [0, 2^31) for one request. Each request needs its own seed, because identical prompts with the same seed get the
     same text.
     """
     return int(key_of(seed, *parts)[:8], 16) >> 1
@@ -311,7 +311,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
-    """Wait for all results and return them in order. If any raise exceptions, raise one of these, preferably not a [`Dropped`]."""
+    """Wait for all results and return them in order. If any fail, raise one of their exceptions, preferably one other than [`Dropped`]."""
     # Without `return_exceptions`, the first failure would discard answers that have already been paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]

@@ -76,7 +76,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
 
 
 def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the kind and the messages if the text is JSON-encoded messages (even if encoded twice), otherwise `None`."""
+    """Return the kind and the messages if the text encodes messages as JSON (once or twice), otherwise `None`."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:

@@ -60,10 +60,11 @@ class CritiqueOptions:
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a truncated critique, each with twice the tokens.
+            Maximum number of retries of a truncated critique. Each retry doubles the token limit, as long as the model's context has room.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with critiques that remain truncated: drop them (and the row, if it has no other critiques), keep them, or keep
-            retrying with twice the tokens for as long as they fit in the context, regardless of `longer_tries`, and then drop them.
+            What to do with critiques that remain truncated. `"drop"` drops them, and also the row if one of its responses has no other
+            critiques; `"keep"` keeps them. `"retry"` ignores `longer_tries`: it keeps doubling the token limit as long as the model's
+            context has room, and then does the same as `"drop"`.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Handling of rows that do not fit in the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):

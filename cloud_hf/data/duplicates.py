@@ -57,8 +57,8 @@ def words(text: str) -> list[str]:
 
 def words_and_marks(text: str) -> list[str]:
     """
-    Split text into words and symbols, ignoring case and any punctuation that follows a word. "3 + 4" and "3 - 4" therefore differ, but
-    "why?" and "Why" do not.
+    Split text into words and symbols, ignoring case. Of the marks `.,;:!?`, only those directly before a letter or digit count. "3 + 4" and
+    "3 - 4" therefore differ, but "why?" and "Why" do not.
 
     Examples:
 
@@ -72,7 +72,7 @@ def words_and_marks(text: str) -> list[str]:
 
 def quantities(text: str) -> tuple[str, ...]:
     """
-    Return the numbers and mathematical signs in a text, in order. If two texts differ in these, they are different problems, however
+    Return the numbers and mathematical signs in a text, in order. If two texts differ in these, they pose different problems, however
     similar their wording is.
 
     Examples:
@@ -123,8 +123,8 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Find texts that exactly repeat an earlier text, and map their positions to its first occurrence. Only a digest of each text is kept in
-    memory.
+    Find texts that exactly repeat an earlier text, and map the position of each to that of the first occurrence. Only a digest of each text
+    is kept in memory.
     """
     first: dict[bytes, int] = {}
     duplicates = {}

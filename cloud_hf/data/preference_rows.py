@@ -306,7 +306,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     if _is_response(chosen):
         if prompt_kind == ABSENT:
             raise ValueError(
-                "`chosen` and `rejected` contain only the response, and there is no `prompt`; add the column."
+                "`chosen` and `rejected` contain only responses, and there is no `prompt`; add the column `prompt`."
             )
         form = Form(prompt_kind, kind)
     else:
@@ -372,7 +372,7 @@ def _split(
             )
     elif kind == WITH_TOOLS:
         raise ValueError(
-            "`prompt` contains messages and tools; with complete chats, give the tools in the column `tools`."
+            "`prompt` contains messages and tools; with complete chats, put the tools in the column `tools`."
         )
     elif kind != ABSENT and prompt != common[: len(prompt)]:
         raise ValueError("`chosen` and `rejected` are complete chats that do not begin with the turns of `prompt`.")
@@ -380,7 +380,7 @@ def _split(
 
 
 def check_response(turns: list[dict[str, Any]], column: str, allow_empty: bool = False) -> Response:
-    """Check the turns of a response. Return the text if there is only one turn and it contains nothing else, otherwise the turns."""
+    """Check the turns of a response. Return its text if it is a single turn of plain text, otherwise the turns."""
     last = turns[-1]
     if last["role"] != "assistant":
         raise ValueError(f"`{column}` ends with a {last['role']!r} turn; its last message must be the assistant's.")

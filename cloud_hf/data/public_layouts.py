@@ -26,7 +26,7 @@ _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 @dataclass(frozen=True)
 class Rated:
     """
-    Responses to one prompt with their ratings. A higher rating is better, and `None` means not rated. `given` contains the prompt, under the
+    Responses to one prompt with their ratings. A higher rating is better, and `None` means not rated. `given` contains the prompt under the
     key `prompt`, or is empty if the responses are complete chats. `tie` is the reason to report when equally rated responses are left out.
     """
 
@@ -50,7 +50,7 @@ class Layout:
     margin: str = ""  # meaning of the margins; empty if there are no ratings
     direct: bool = False  # whether training can read the rows unchanged
     group_by: str | None = None
-    shape: Callable[[Row], bool] | None = None  # predicate on the first row, if other datasets have the same columns
+    shape: Callable[[Row], bool] | None = None  # test of the first row, if other datasets have the same columns
     auto: bool = True  # whether the layout is selected automatically
 
 
@@ -216,7 +216,7 @@ def _sharegpt(row: Row) -> Rated:
 def _alpaca(row: Row) -> Rated:
     if row.get("history"):
         raise ValueError(
-            "`history` contains earlier turns, which this layout does not read; move all turns to `conversations`."
+            "`history` contains earlier turns, which this layout does not read; move all turns to a column `conversations`."
         )
     parts = [part for part in (row["instruction"], row.get("input")) if part]
     if not all(isinstance(part, str) for part in parts):

@@ -27,8 +27,8 @@ def prompt_of(row: dict[str, Any]):
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
     """
-    Convert a prompt from [`prompt_of`], which may have been shortened since, back to the type of the row's column `prompt`.
-    The tools are left out if they are in the column `tools`.
+    Convert a prompt from [`prompt_of`], which may have been shortened since, back to the type of the row's column `prompt`. The tools are
+    left out if they are in the column `tools`.
     """
     if not isinstance(prompt, dict) or isinstance(row["prompt"], dict):
         return prompt

@@ -113,7 +113,7 @@ _CSV_OPTIONS = {
     "converters": dict.fromkeys(_TEXT_COLUMNS, str),
     "index_col": False,
 }
-# Words in file names that `datasets` recognises as split names
+# Words in file and folder names that `datasets` recognises as split names
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
 

@@ -20,7 +20,8 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
 
     With the `rule` `"last"`, return the last verdict, in any form that ArenaHard 2.0 accepts (`[[b>a]]`, `[[A<B]]`, `[B>A]`). If the last
     label has an unknown form, there is no verdict. With `"agreed"`, follow the reference implementation: if all labels in the text are the
-    same, return that label, even if its form is unknown (`[[A<B]]`). If the text contains different labels, there is no verdict.
+    same, return that label, even if its form is unknown (`[[A<B]]`). If the text contains no label or different labels, there is no
+    verdict.
 
     Examples:
 

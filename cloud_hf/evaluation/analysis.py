@@ -80,7 +80,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 class Robustness:
     """Analysis of a model; dictionaries are keyed by set."""
 
-    # One entry for the rewards as scored, then one for each mean over sampled critiques; no entries for a set whose subsets are all unknown
+    # One entry for the ordinary rewards, then one for each mean over sampled critiques; no entries for a set whose subsets are all unknown
     uncertainty: dict[str, list[Uncertainty]]
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def mean_label(num_critiques: int, temperature: float) -> str:
 def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
-    """Compute each set's uncertainty for the rewards as scored and for the means over sampled critiques. Unknown subsets are excluded."""
+    """Compute each set's uncertainty for the ordinary rewards and for the means over sampled critiques. Unknown subsets are excluded."""
     labelled = [("as scored", evaluation) for evaluation in evaluations]
     labelled += [
         (mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation)

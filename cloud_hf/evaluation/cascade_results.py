@@ -30,7 +30,7 @@ SAMPLED = "@"  # `cloud@4`: the mean reward over the first four critiques that s
 class StagePart:
     """
     A stage's rows, scores and cost on a set. `num_critiques` is the number of sampled critiques to average over, or `None` to use the
-    model's ordinary rewards (“as scored” in reports).
+    model's ordinary rewards ("as scored" in reports).
     """
 
     fitted: FittedRows
@@ -160,7 +160,7 @@ class Cascade:
 def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
     """
     Merge a point for the even rows and a point for the odd rows into a point for all rows. If the two thresholds differ, the result
-    has that of the even rows.
+    has the threshold of the even rows.
     """
 
     def join(name: str) -> tuple:

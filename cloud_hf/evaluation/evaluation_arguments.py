@@ -62,7 +62,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             the first four critiques that `self_consistency` samples. The threshold and the weights are fitted on each half of a set's rows
             and evaluated on the other half.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal for choosing the threshold: `accuracy=` (minimum accuracy), `loss=` (maximum loss of accuracy compared with the last stage
+            Goal for choosing the threshold: `accuracy=` (minimum accuracy), `loss=` (maximum loss in accuracy compared with the last stage
             alone or with all stages on all responses, whichever is less accurate), `tokens=` (maximum mean number of tokens per row),
             or `threshold=` (the threshold itself).
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
@@ -115,7 +115,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         self.check_judge()
         if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
             raise ValueError(
-                "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
+                "There is nothing to score: set `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
             )
         if self.reference_critiques and not self._any_critic():
             raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
@@ -139,7 +139,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     def _check_compare(self):
         check_named_once("compare", self.compare)
         if len(self.compare) != 2:
-            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give two, one for each run to compare.")
+            raise ValueError(f"`compare` has {len(self.compare)} folder(s); pass two, one for each run to compare.")
         for option in fields(self):
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
@@ -158,7 +158,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             len(self.judge_price) != 2 or not all(0 <= one < math.inf for one in self.judge_price)
         ):
             raise ValueError(
-                f"`judge_price` is {self.judge_price}; give two prices of at least 0: per million prompt tokens and per million "
+                f"`judge_price` is {self.judge_price}; pass two prices of at least 0: per million prompt tokens and per million "
                 "completion tokens."
             )
         is_pairwise = self.judge_base_url and self.judge_mode == "pairwise"
@@ -182,7 +182,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     def _check_probes(self):
         if (self.self_consistency or self.probes) and not (self.dataset_name or self.benchmarks):
             raise ValueError(
-                "`self_consistency` and `probes` need rows with right and wrong responses: give `dataset_name` or "
+                "`self_consistency` and `probes` need rows with right and wrong responses: set `dataset_name` or "
                 "`benchmarks`."
             )
         for name in ("length_column", "self_consistency_temperatures"):

@@ -29,7 +29,7 @@ def open_score_journal(
     Raises [`JournalError`] if the journal was started with other settings or for another model, or if another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
-    # These are left out if unset, so that journals from earlier releases can be resumed
+    # Leave these out if they are unset, so that journals from earlier releases can be resumed
     later = ("label_weights", "read_every", "stop_when_stable")
     values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
@@ -88,7 +88,7 @@ class JournaledScorer:
         to indices.
 
         Raises `ValueError` if a reward is NaN or infinite. By then, the journal contains all other scores, unless the run ended early
-        because a chunk had no finite rewards at all.
+        because all responses in a chunk had such rewards.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}
@@ -160,7 +160,7 @@ def _read_score(value: dict) -> Score:
     partial, count = value.get("partial_rewards"), len(value["rewards"])
     inner = [None] * count if partial is None else [tuple(rewards[:-1]) for rewards in partial]
     columns = (value["rewards"], value["critiques"], [()] * count, value["finish_reasons"], inner)
-    # Always drop the ids, so that a score is the same whether or not it was resumed from the journal
+    # Always drop the token ids, so that a score is the same whether or not it was resumed from the journal
     parts = zip(*columns, value.get("log_likelihoods") or [None] * count, strict=True)
     samples = [Sample(*part) for part in parts]
     return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=())

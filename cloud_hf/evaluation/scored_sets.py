@@ -247,7 +247,7 @@ def summarize(
 
 
 def _summarize_combined(*parts) -> ModelResults:
-    """Apply [`summarize`] and assess the uncertainty of a judge, an ensemble or a cascade, which has no sampled critiques or probes."""
+    """Compute the results of a judge, an ensemble or a cascade: [`summarize`] plus uncertainty, without sampled critiques or probes."""
     results = summarize(*parts)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 

@@ -93,7 +93,7 @@ class ScoringArguments(AnyModelArguments):
         if self.server_url is not None and len(self.server_url) != len(self.models):
             raise ValueError(
                 f"`server_url` has {len(self.server_url)} addresses, but `models` has {len(self.models)} models, and a server serves "
-                "only one. Give one address per model, in the same order."
+                "only one. Pass one address per model, in the same order."
             )
         # Ensembles are recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]

@@ -132,7 +132,7 @@ def _client(router_address: str | None) -> Any:
     url, fit = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_CASCADE")
     if router_address and fit:
         raise ValueError(
-            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False, and name a server "
+            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False, and list a server "
             "for each stage in CLOUD_REWARD_URL."
         )
     if router_address:

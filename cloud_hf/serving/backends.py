@@ -128,7 +128,8 @@ class AnyModelArguments(BackendArguments):
             return
         if stop_when_stable is not None and self.backend == "vllm":
             raise ValueError(
-                "`stop_when_stable` does not work with `backend` 'vllm': vLLM cannot end a critique based on its reward."
+                "`stop_when_stable` does not work with `backend` 'vllm', because vLLM cannot end a critique based on its reward. Use "
+                "'transformers'."
             )
         configs = {name: self.read_config(name) for name in names}
         formats = {name: config.format for name, config in configs.items() if getattr(config, "critique", False)}

@@ -57,8 +57,8 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            # The first is the sampled token's logprob. If vLLM ended the critique at the token limit, the second shows whether the model
-            # itself would have ended it there
+            # The first of the two is the sampled token's logprob. If vLLM ended the critique at the token limit, the second shows
+            # whether the model itself would have ended it there
             "top_logprobs": 2,
             "return_token_ids": True,
         }

@@ -49,9 +49,7 @@ def describe_redirect(response: httpx2.Response) -> str:
     Describe where a redirect leads. Clients do not follow it, because prompts and keys are meant only for the server
     that the user named.
     """
-    return (
-        f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; give that address"
-    )
+    return f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; use that address instead"
 
 
 def is_unicode(text: str) -> bool:

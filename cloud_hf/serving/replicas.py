@@ -99,7 +99,7 @@ class Replicas:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
             # Set the count to the highest of all replicas: among equally busy replicas, `choose` prefers the one that has answered the
-            # fewest requests, so it would send extra requests to this replica until the count had caught up
+            # fewest requests, so it would otherwise send extra requests to this replica until its count had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 

@@ -128,7 +128,7 @@ def _encoded_features(columns: list[str]) -> Features:
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
     """
     Encode rows. A row that cannot be used becomes an empty pair whose `problem` says why. The column `length` contains the length of the
-    row's longest sequence. `margin` and `cut` are left out if the dataset has no margins or no finish reasons.
+    row's longest sequence. `margin` is left out if the dataset has no margins, and `cut` if it has no finish reasons.
     """
     columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
     nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
@@ -147,8 +147,8 @@ def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[
 
 def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str) -> tuple[Dataset, int]:
     """
-    Apply `bad_rows` to rows that could not be encoded, and raise `ValueError` if any row is over-long. Return the pairs of the other rows,
-    and the number of bad rows.
+    Apply `bad_rows` to rows that could not be encoded. Raise `ValueError` if a row is over-long and `overlong_policy` is `"error"`. Return
+    the pairs of the other rows, and the number of bad rows.
     """
     problems, places, lengths = encoded["problem"], encoded["row"], encoded["length"]
     if not any(problems):

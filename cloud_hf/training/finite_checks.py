@@ -1,4 +1,4 @@
-"""Trainer mixin that stops training before it saves a checkpoint if a loss, gradient norm or weight is not finite."""
+"""Trainer mixin that stops training if a loss, gradient norm or weight is not finite, before the next checkpoint is saved."""
 
 import math
 from typing import Any
@@ -92,7 +92,7 @@ class StopsWhenNotFinite(MixedTrainer):
 
 class _Check(TrainerCallback):
     """
-    Callback that checks losses and gradient norms at the end of each epoch, and before each log, evaluation or save, where the host waits
+    Callback that checks losses and gradient norms at the end of each epoch, and before each log, evaluation or save, when the host waits
     for the device anyway.
     """
 

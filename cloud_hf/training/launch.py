@@ -136,8 +136,8 @@ def check_deepspeed(args: TrainingArguments):
     gathers = "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and zero.get(gathers) is not True:
         raise ValueError(
-            f"{name} has stage 3 without `{gathers}`: each process would have only a part of the weights, and no model would "
-            "be saved. Set it to true in `zero_optimization`, as ds_configs/zero3.json does."
+            f"{name} has stage 3 without `{gathers}`: each process would have only its part of the weights, and no complete "
+            "model would be saved. Set it to true in `zero_optimization`, as ds_configs/zero3.json does."
         )
     batch = rows_per_step(args)
     expected = {

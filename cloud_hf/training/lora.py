@@ -30,7 +30,7 @@ _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
     """
-    Complete a LoRA config, so that the reward head is trained and saved in full, and choose target layers with
+    Complete a LoRA config so that the reward head is trained and saved in full, and choose its target layers with
     [`choose_targets`]. Raises `ValueError` if `modules_to_save` leaves the head out.
     """
     saved = peft_config.modules_to_save

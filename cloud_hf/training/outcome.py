@@ -136,8 +136,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             pair = self.train_dataset[f"{side}_prefix_length"].index(longest)
             raise ValueError(
                 f"The train dataset: pair {pair} (counted from 0) has {longest} tokens before the critique of its {side} response, or "
-                f"{needed} with a critique of `max_completion_length` ({self.args.max_completion_length}) tokens; at most {limit} fit. "
-                "Lower `max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
+                f"{needed} with a critique of `max_completion_length` ({self.args.max_completion_length}) tokens and its end token; at "
+                f"most {limit} fit. Lower `max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
             )
 
     def _count_equal_responses(self):
@@ -233,7 +233,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 self._vllm_writer = None
 
     def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
-        """Collate a micro-batch of the written critiques, pair by pair, followed by the dataset's critiques, which serve as an anchor."""
+        """Collate a micro-batch of the written critiques, pair by pair, followed by the dataset's critiques if they serve as an anchor."""
         end = self.critique_format.end_token_id
         written = [
             with_critiques(row, chosen, rejected, end)
@@ -304,7 +304,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         if not args.num_generations:
             return {}
         return {
-            "Written critiques": f"{args.num_generations} per response in each step, of up to {args.max_completion_length} tokens",
+            "Written critiques": f"{args.num_generations} per response at each step, of up to {args.max_completion_length} tokens",
             "Objective": args.outcome_objective,
             "Weight of the policy gradient": args.policy_weight,
             "Weight of the KL divergence": f"{args.beta}, from {'another model' if args.ref_model else 'the model it was trained from'}",

@@ -24,7 +24,7 @@ class TokenSequence:
     Token ids of shape `(T,)`, with the critique starting at index `prefix_length`.
 
     All tokens of the prefix except the last can be shared. Each sequence keeps its own last prefix token, because this token
-    predicts the critique's first token, and because a classic model's reward is read at it.
+    predicts the critique's first token, and because a classic model's reward is read there.
     """
 
     ids: np.ndarray
@@ -121,7 +121,7 @@ class Packing:
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
-        # `reward_positions` come first, because the Trainer uses the length of the first tensor as the batch size
+        # `reward_positions` comes first, because the Trainer uses the length of the first tensor as the batch size
         batch: dict[str, Any] = {
             "reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])
         }

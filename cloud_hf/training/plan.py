@@ -25,8 +25,8 @@ number of GPUs. Bytes per GPU:
   and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU allocates them only for its share of the parameters, and under ZeRO-3, for at
   most 1e9 parameters at a time.
 - Activations: the tensors that the forward pass keeps, and those that the backward pass adds. Instead of using a
-  formula, the plan runs a step of the actual model on fake tensors and counts its allocations. (If layers are identical,
-  it runs only three and extrapolates the others.) With gradient checkpointing, activations take about layers x tokens
+  formula, the plan runs a step of the actual model on fake tensors and counts its allocations. (If all layers are identical,
+  it runs only three of them and extrapolates the rest.) With gradient checkpointing, activations take about layers x tokens
   x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
   prompt of a pair (`prompt_share` of a sequence) counts once. For attention over a flattened batch, the plan counts what a
   single kernel keeps: queries, keys, values, output, and one softmax sum per head and query.
@@ -129,7 +129,7 @@ class PlanArguments:
             computes only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
             Micro-batches per optimizer step. This option and those below default to the recipe's values. If the recipe does not
-            set them, their defaults are the same as in training, except for those of the last two.
+            set them, their defaults are the same as in training, except those of the last two.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -194,7 +194,7 @@ class PlanArguments:
         recipe = _read_recipe(self.config) if self.config else {}
         self.model = self.model or recipe.get("model_name_or_path")
         if self.model is None:
-            raise ValueError("Set `model`, or a `config` that names a model.")
+            raise ValueError("Set `model`, or set `config` to a recipe that names a model.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
         stage_4 = ("num_generations", "beta") if stage == "outcome" else ()

@@ -46,7 +46,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
 
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
-        + partial_reward_weight * the mean over pairs again, with rewards read inside the critiques
+        + partial_reward_weight * the same mean over pairs, but with rewards read inside the critiques
 
     The means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
     parallelism do not change the loss. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
@@ -56,8 +56,8 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             A CLoud model or its name; the name of a plain language model, which becomes a CLoud model with the critique options in `args`;
             or the name of a LoRA adapter for either, to continue training that adapter.
         args ([`CLoudTrainingConfig`] or [`~trl.RewardConfig`] or [`~transformers.TrainingArguments`], *optional*):
-            Configuration for this trainer. If it is not a [`CLoudTrainingConfig`], a CLoud model keeps its kind (`critique`), and the
-            other options of [`CLoudTrainingConfig`] have their default values.
+            Configuration for this trainer. With one of the other two classes, a CLoud model keeps its kind (`critique`), and the other
+            options of [`CLoudTrainingConfig`] have their default values.
         data_collator (`DataCollator`, *optional*):
             Defaults to [`DataCollatorForCLoud`].
         train_dataset (`Dataset`):

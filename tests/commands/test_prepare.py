@@ -109,7 +109,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path, capsys):
     rows.append({**rows[0], "conversation_a": rows[0]["conversation_b"]})
     assert len(convert_rows(tmp_path, rows)) == 3
     printed = capsys.readouterr().out
-    assert "Left out: 2 x tie, 1 x tie (bothbad), 1 x equal responses." in printed
+    assert "Left out: 2 x tie, 1 x tie (bothbad), 1 x identical responses." in printed
     rejects = [json.loads(line) for line in (tmp_path / "pairs/rejects.jsonl").read_text().splitlines()]
     assert [reject["id"] for reject in rejects] == ["3", "4", "5", "6"]
 

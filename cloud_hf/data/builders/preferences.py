@@ -71,12 +71,12 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a response.
         longer_tries (`int`, *optional*, defaults to `1`):
-            Maximum number of times to retry a truncated response. Each retry doubles the token limit, as long as it still fits in the
-            generator's context.
+            Maximum number of retries of a truncated response. Each retry doubles the token limit, as long as the generator's context has
+            room.
         truncated (`str`, *optional*, defaults to `"drop"`):
             What to do with responses that remain truncated. `"drop"` drops their pairs, and `"keep"` keeps the responses. `"retry"`
-            ignores `longer_tries`: it doubles the token limit for as long as it fits in the context, and then drops the pairs. The card
-            counts what was dropped or kept. Dropping favours short responses.
+            ignores `longer_tries`: it keeps doubling the token limit as long as the generator's context has room, and then drops the
+            pairs. The card counts what was dropped or kept. Dropping favours short responses.
         pairs (`str`, *optional*, defaults to `"all"`):
             Rows to write if there are more than two responses; the judge compares all pairs in any case. `"all"` writes one row for each
             pair with a winner. Its id, such as `prompt7/0-2`, ends with the numbers of the two responses, and the column `prompt_id`
@@ -94,7 +94,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `2048`):
-            Token limit of a judgement. If a judgement is truncated, its retries have twice this limit.
+            Token limit of a judgement. If a judgement is truncated, its retries get twice this limit.
         judge_tries (`int`, *optional*, defaults to `3`):
             Maximum number of tries to get a readable verdict. All tries except the first sample at a temperature of at least 0.5.
         seed (`int`, *optional*):

@@ -141,7 +141,7 @@ def user_text(messages: list[dict[str, Any]]) -> str:
 
 
 def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Raise a single `ValueError` if a column is missing or contains neither text nor chats, so that not every row is rejected."""
+    """Raise one `ValueError` if a column is missing or contains neither text nor chats, instead of rejecting each of its rows."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):

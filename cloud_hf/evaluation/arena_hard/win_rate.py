@@ -65,7 +65,7 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
     A row's answer is taken from the first of these columns that the row has:
     - `answers`: the entry for `model` or, without `model`, for the row's `baseline`;
     - `choices`: the last turn of the only entry (the layout of ArenaHard's answer files);
-    - `messages`: the content of the last message;
+    - `messages`: the content of the last message, or its `answer` if the content is an object;
     - `answer` or `response`: the text itself.
 
     With `model`, rows with a different `model` or `model_id` are skipped. Raises `ValueError` if a question has no answer or more than one,
@@ -82,7 +82,7 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
             raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give text.")
         if id_ in answers:
             raise ValueError(
-                f"{name}, row {index}: question {id_!r} has a second answer. Give only one model's file, or set `baseline_model`."
+                f"{name}, row {index}: question {id_!r} has a second answer. Pass only one model's file, or set `baseline_model`."
             )
         answers[id_] = answer
     if missing := [question.id for question in questions if question.id not in answers]:

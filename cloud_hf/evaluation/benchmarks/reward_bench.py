@@ -59,7 +59,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
     """
-    Score RewardBench. The chosen response must have the strictly higher reward.
+    Score RewardBench. A row counts as correct if the chosen response has a strictly higher reward.
 
     There are estimates for the four sections and for `"Average"`, their plain mean. If there are rows from prior sets, there are also
     estimates for `"Prior Sets"`, the mean over the prior sets present, and for `"Score"`, in which the prior sets together count as half a
@@ -105,7 +105,7 @@ class RewardBenchScores:
 
     # Sections of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, their plain mean
     official: dict[str, float]
-    # The sections of the reference implementation, in which all rows of a section weigh the same
+    # The sections of the reference implementation, in which all rows of a section carry the same weight
     pooled: dict[str, float]
     subsets: dict[str, float]
     counts: dict[str, int]  # rows in each section
@@ -164,7 +164,7 @@ def _percent(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]
 
 
 def _figure_weights(outcomes: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Return the subset weights of each estimate, which are empty if the estimate cannot be computed because rows are missing."""
+    """Return the subset weights of each estimate; no weights if the estimate cannot be computed because rows are missing."""
     weights = {
         section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
         for section, members in SECTIONS.items()

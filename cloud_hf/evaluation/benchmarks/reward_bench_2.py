@@ -142,7 +142,7 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """Score RewardBench 2: one estimate per subset, and `"Average"`, the unweighted mean of the six subsets, as on the leaderboard."""
+    """Score RewardBench 2: one estimate per subset, and `"Average"`, the plain mean of the six subsets, as on the leaderboard."""
     split = split_rewards(rows, rewards)
     gathered = by_subset(rows, list(zip(rows, split, strict=True)))
     ties = gathered.pop(TIES, [])
@@ -176,7 +176,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:
     """
-    Compute the bootstrap interval of an unweighted average over subsets: the mean of each of the `samples`, and the Ties score. Ties is
+    Compute the bootstrap interval of a plain mean over subsets: the mean of each of the `samples`, and the Ties score. Ties is
     resampled by prompt, so that both rows of a prompt stay together. Returns `None` if a row of Ties has no sibling.
     """
     if unpaired:

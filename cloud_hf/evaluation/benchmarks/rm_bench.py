@@ -52,8 +52,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score RM-Bench like the official code and leaderboard. A tie counts as wrong.
 
     `"chat"`, `"math"`, `"code"` and `"safety"` are each the mean of the domain's hard, normal and easy accuracies; `"hard"`,
-    `"normal"` and `"easy"` are means over the four domains, and `"total"` is the mean of all. Each domain and each half of safety
-    also has an estimate for each level (`"chat hard"`, …), and a style matrix in `details`.
+    `"normal"` and `"easy"` are means over the four domains, and `"total"` is the mean of all. The halves of safety have
+    estimates of their own. Each domain and each half also has an estimate for each level (`"chat hard"`, …), and a style matrix in
+    `details`.
     """
     split = split_rewards(rows, rewards)
     matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in split])

@@ -93,8 +93,9 @@ def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
     Integrate accuracy over the kept fraction, for each resample. Rows are resamples and columns are steps, the most certain first.
 
-    Suppose that a of the first c pairs are right, and that the next step adds d pairs, b of which are right. Within the step, accuracy is
-    (a + t b) / (c + t d) for t from 0 to 1; the integral of this, times d, is b + (a d - b c) / d ln((c + d) / c).
+    Suppose that `a` of the first `c` pairs are right, and that the next step adds `d` pairs, `b` of which are right. Within the step,
+    accuracy is `(a + t * b) / (c + t * d)` for `t` from 0 to 1; the integral of this, times `d`, is
+    `b + (a * d - b * c) / d * ln((c + d) / c)`.
     """
     before = kept.cumsum(1) - kept
     right_before = kept_right.cumsum(1) - kept_right

@@ -123,8 +123,8 @@ def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
 
 def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict[str, dict[tuple[str, int], float]]:
     """
-    Load the outcomes of rows, by set. For each set, `unknown` lists the subsets in its rows that are not part of the benchmark; those rows
-    are left out.
+    Load the outcomes of rows, by set. For each set, `unknown` lists the subsets in its rows that are not part of the benchmark; rows of
+    these subsets are left out.
     """
     if not path.is_file() or "row_hash" not in parquet.read_schema(path).names:
         raise ValueError(

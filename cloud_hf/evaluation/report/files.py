@@ -241,7 +241,7 @@ class _Report:
             found.fit.save(self.output_dir / file_name(found.name, found.dataset, "json"))
 
     def _analysis(self) -> list[Section]:
-        """Return the sections on rows with right and wrong responses, or no sections if there are no such rows."""
+        """Return the sections about rows with right and wrong responses, or no sections if there are no such rows."""
         margins = margins_of(self.evaluations)
         if not margins:
             return []

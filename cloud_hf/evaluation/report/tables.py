@@ -370,7 +370,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
         return Section(first.title, nothing, level=3)
     rows = _measure_rows([part.measures for part in found], "**{}**")
     for name in dict.fromkeys(name for part in found for name in part.by_dataset):
-        # A probe's first measure summarises it
+        # A probe's first metric summarises it
         rows += _measure_rows([part.by_dataset.get(name, [])[:1] for part in found], f"– {name}: {{}}")
     notes = [
         f"{model}: altered chats left out because the model cannot read them: {part.left_out}."
@@ -382,7 +382,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
 
 
 def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list[str]]:
-    """Build a row for each measure that at least one model has."""
+    """Build a row for each metric that at least one model has."""
     found = [{(part.label, part.unit): part.estimate for part in measures} for measures in by_model]
     known = dict.fromkeys(key for part in found for key, estimate in part.items() if not math.isnan(estimate.value))
     return [

@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
-    parser.add_argument("--vllm_options", type=_json_object, default={}, help="Options of vLLM's engine, as JSON.")
+    parser.add_argument("--vllm_options", type=_json_object, default={}, help="Options for vLLM's engine, as JSON.")
     parser.add_argument(
         "--tensor_parallel_size", type=int, default=1, help="GPUs that share one copy of the model (vLLM)."
     )
@@ -82,7 +82,7 @@ def _check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace):
                 f"--{name} needs --backend vllm; with transformers, start several servers and give clients all addresses"
             )
         if size > 1 and name in args.vllm_options:
-            parser.error(f"--{name} is also in --vllm_options; give it once")
+            parser.error(f"--{name} is also in --vllm_options; set it only once")
 
 
 def _json_object(text: str) -> dict:

@@ -21,8 +21,8 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# Number of characters for which a text is queued as if it had arrived one second later. Short texts thus overtake long ones that
-# arrived shortly before them, but no text waits forever
+# A text is queued as if it had arrived later than it did, by one second per this many characters. Short texts thus overtake long ones
+# that arrived shortly before them, but no text waits forever
 _CHARS_PER_SECOND = 20_000
 
 

@@ -58,7 +58,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # End-of-sequence ids that also end a critique: those in the text config, as in `CritiqueFormat.stop_ids`, and those in the
         # generation config, because vLLM would stop there without a reward
         eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
-        # Kept on the device: indexing with a list would copy it to the device at every step and stall the host
+        # Kept on the device: indexing with a list would copy the list to the device at every step and make the host wait
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:

@@ -142,7 +142,7 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
     has_integers = any((group.get("weights") or {}).get("type") == "int" for group in groups.values())
     if has_integers and current_platform.is_cpu() and _dtype(config, options) == torch.float32:
         raise ValueError(
-            "On a CPU, vLLM supports integer-quantised weights only in bf16. Start it with `dtype='bfloat16'` (in commands "
+            "On a CPU, vLLM supports integer-quantised weights only in bf16. Start vLLM with `dtype='bfloat16'` (in commands "
             "`--dtype bfloat16`)."
         )
 
@@ -156,7 +156,7 @@ def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig)
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
         raise ValueError(
-            "On a CPU, vLLM 0.32 crashes when the prefill of a request with a `seed` is split into chunks. Start it "
+            "On a CPU, vLLM 0.32 crashes when the prefill of a request with a `seed` is split into chunks. Start vLLM "
             "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or "
             "omit `seed`."
         )
@@ -234,7 +234,7 @@ class VLLMRequests:
         )
 
     def context_length(self, max_model_len: int) -> int:
-        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
+        """Maximum sequence length in tokens, minus the tokens that the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:

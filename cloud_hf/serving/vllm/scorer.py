@@ -32,7 +32,7 @@ class CLoudVLLM:
             to half of the free memory if that is less.
 
     Raises:
-        `ValueError`: If `model` is not a CLoud or classic model, or a vLLM option is unknown or cannot be used.
+        `ValueError`: If `model` is not a CLoud or classic model, or if a vLLM option is unknown or cannot be used.
 
     Examples:
 

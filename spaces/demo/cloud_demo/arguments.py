@@ -24,7 +24,7 @@ def on_zero_gpu() -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise the error, which argparse would only print, so that a Space can show it on the page."""
+        """Raise an exception instead of printing the message and exiting, so that a Space can show the message on its page."""
         raise UsageError(message)
 
 
@@ -182,7 +182,8 @@ def parse_arguments(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, description: str | None = None
 ) -> DemoArguments:
     """
-    Parse the command line. Options that it omits are read from environment variables. (TRL's parser would take seconds to import.)
+    Parse the command line. Options that it omits are read from environment variables. Does not use TRL's parser, which takes seconds to
+    import.
 
     Raises [`UsageError`] if an option is unknown, missing or unusable. `description` comes first in the `--help` text.
     """

@@ -33,7 +33,7 @@ from .rows import Judgement, read_results
 
 
 _END = object()
-# By dtype, how much a response's reward may vary between batches. README.md explains "too close to rank"
+# How much a response's reward may vary between batches, by dtype. README.md explains "too close to rank"
 _NOISE = {"float32": 0.001, "unknown": 0.05}
 
 
@@ -231,7 +231,7 @@ class RemoteEngine:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """Query the server for its kind of model, if not yet known. The request itself is not checked here, because the server does that."""
+        """Query the server for its kind of model if it is not yet known. The server itself checks the request."""
         if self.critique is None:
             self.ask_kind()
 

@@ -183,7 +183,9 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
     pages = read_results(folder, "results").pages
     if "report.json" not in pages:
-        raise ValueError("The results come from best_of_n.py; give results from evaluate_rewards.py.")
+        raise ValueError(
+            "The results come from best_of_n.py; set `results` to an output folder of evaluate_rewards.py."
+        )
     names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:

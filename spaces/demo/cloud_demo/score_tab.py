@@ -75,7 +75,10 @@ class _Outcome:
     async def run(
         self, user: Visitor, asked: Any, given: dict[str, str], sampling: Sampling
     ) -> AsyncGenerator[dict, None]:
-        """Judge `given["response"]`; `given` has the text of every box. Yields updates as the critique is written, then its reward and effects."""
+        """
+        Judge `given["response"]`, where `given` maps the names of the boxes to their texts. Yields updates while the critique is
+        written, when the reward is known, and when the effects of the critique's sentences are known.
+        """
         result = None
         yield self.clear()
         async for step in judging.write(self.backend, user, asked, given["response"], sampling):

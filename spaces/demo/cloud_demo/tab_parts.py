@@ -65,7 +65,7 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
 
 
 def example_prompts(backend: Backend) -> dict[str, tuple[str, list[str]]]:
-    """Return example prompts with responses, by name: the first rows of the demo's dataset or, if there are none, built-in examples."""
+    """Return example prompts with responses, by name: the first rows with a text prompt or, if none are loaded, built-in examples."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
         return {
             row.id.removeprefix(f"{row.subset}/"): (row.prompt, list(row.responses)) for row in rows[:_EXAMPLE_ROWS]
