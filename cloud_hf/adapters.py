@@ -52,7 +52,7 @@ _PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
 
 
 def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) -> Any:
-    """Load an adapter and merge it into its base, an instance of `model_class`; see [`loading.load_merged`]."""
+    """Load an adapter and merge it into its base, which is loaded with `model_class`; see [`loading.load_merged`]."""
     hub_kwargs = hub_options(kwargs)
     model = load_adapter_base(model_class, name, read_model_config(name, **hub_kwargs), base, **kwargs)
     merged = attach_adapter(model, name, **hub_kwargs).merge_and_unload()
@@ -84,8 +84,8 @@ def attach_adapter(
 
     Args:
         peft_config (`LoraConfig`, *optional*):
-            Config to use instead of the adapter's own. A module that is in the `modules_to_save` of this config, but not of
-            the adapter's, keeps the base's weights.
+            Config to use instead of the adapter's own. A module that is listed in `modules_to_save` here, but not in
+            the adapter's config, keeps the base's weights.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether the adapter's weights are trainable, to continue training.
 
@@ -270,7 +270,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
         recorded = json.loads(Path(path).read_text("utf8"))
         version, model, weights = int(recorded["version"]), recorded["model"], recorded["weights"]
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is not the record of an adapter's base: {error!r:.200}.") from error
+        raise ValueError(f"{path} is not a valid record of an adapter's base: {error!r:.200}.") from error
     if hash_of_weights(base, by_tensor=version > 1) != weights:
         raise ValueError(
             f"{name} was trained on another base: the weights in {base} differ from those of {model} at training time."

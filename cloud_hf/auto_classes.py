@@ -59,14 +59,14 @@ def register_loaded():
     """Register each class whose registry is loaded. If a module is still being imported, a later call registers its class."""
     for registry, (ours, register) in _REGISTRIES.items():
         if registry in sys.modules and not _executing & {registry, ours} and registry not in _registered:
-            importlib.import_module(ours)  # may also register the class
+            importlib.import_module(ours)  # this import may already register the class
             if registry not in _registered:
                 _registered.add(registry)
                 register()
 
 
 class WatchedModules:
-    """Import finder that calls [`register_loaded`] after executing a watched module: one with a registry, or with a class to register."""
+    """Import finder that calls [`register_loaded`] after executing a module that contains a registry or defines a class to register."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:

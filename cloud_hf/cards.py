@@ -193,12 +193,12 @@ def model_card(
         name (`str`):
             Hub id, or name of the model's folder.
         about, training (`str`):
-            Markdown. `about` says where the model comes from and follows the sentence that names the model's kind; `training`
-            is the text of the Training section.
+            Markdown. `about` says where the model comes from, and is placed after the sentence that names the model's kind;
+            `training` is the text of the Training section.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
-            Whether only this package can load the model, as with adapters and the published layout.
+            Whether only this package can load the model, which is the case for adapters and for the published layout.
         critique_prompt (`str`, *optional*):
             The critic's prompt, if chat messages can express it.
         results, notes (*optional*):

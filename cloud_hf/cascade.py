@@ -3,8 +3,8 @@ A cascade of scorers: a cheap reward first, and critiques only where that reward
 
 Rewards of different models are on different scales. Each stage's rewards are therefore converted to the log-odds that one
 response to a prompt is better than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]).
-A prompt is decided once the probability that the leader is better reaches the threshold against every other response.
-Otherwise the next stage scores the contenders, the responses that may still be the best. A preference pair is the special
+A prompt is decided as soon as the probability that the leader is better reaches the threshold for each of the other
+responses. Otherwise the next stage scores the contenders, the responses that may still be the best. A preference pair is the special
 case of two candidates.
 """
 
@@ -74,7 +74,7 @@ class CascadeFit:
             scores nothing; at 1, it scores everything.
 
     Raises:
-        `ValueError`: If a threshold is out of range, or there is not exactly one for each stage but the first.
+        `ValueError`: If a threshold is out of range, or the number of thresholds is not one less than the number of stages.
     """
 
     stages: tuple[StageFit, ...]
@@ -111,7 +111,10 @@ class CascadeFit:
 
 @dataclass
 class Candidates:
-    """The state of a cascade for the responses to one prompt. A single response is compared with a typical one that is never scored."""
+    """
+    The state of a cascade for the responses to one prompt. If there is only one response, it is compared with a typical response, which
+    is never scored.
+    """
 
     count: int
     # For each stage so far, the indices of the responses that it scored, in the order of scoring
@@ -232,7 +235,7 @@ class CascadeStage:
             See [`Scorer`].
         one_at_a_time (`bool`, *optional*, defaults to `False`):
             Whether to score one contender of a prompt at a time and to stop as soon as the threshold is reached. A single favourable
-            critique can decide a pair. The stage may need as many calls as a prompt has contenders.
+            critique can then decide a pair, but the stage may need as many calls as a prompt has contenders.
     """
 
     scorer: Scorer
@@ -304,7 +307,7 @@ class CascadeScorer:
         return call.finish(run_cascade(self.fit, call.one_at_a_time, call.counts, ask))
 
     async def ascore(self, prompts: list, responses: list, **options) -> list[Score]:
-        """Judge responses with scorers that have an `ascore`, such as [`~serving.CLoudClient`]. See [`CascadeScorer.score`]."""
+        """Judge responses with scorers that have an `ascore` method, such as [`~serving.CLoudClient`]. See [`CascadeScorer.score`]."""
         call = _Call(self.stages, self.spent, prompts, responses, **options)
 
         async def ask(number: int, picks: list[tuple[int, int]]) -> list[float]:

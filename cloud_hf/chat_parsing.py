@@ -38,7 +38,8 @@ _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 class RenderedChats:
     """
     Parser for conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if the
-    tokenizer has no chat template, or if the template's turns cannot be told apart.
+    tokenizer has no chat template, or if the template does not mark where user and assistant turns
+    begin and end.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -132,8 +133,8 @@ class RenderedChats:
             raise ValueError(f"The text has no user turn in the format of the policy's chat template: {text[:80]!r}.")
         if self.is_guess and any(message["role"] == "system" for message in messages):
             raise ValueError(
-                "The text has a system turn, which may be the default one of the policy's chat template. To parse the text, name the "
-                "policy with `--policy_tokenizer` when you start the server, or the reward model if both have the same chat template."
+                "The text has a system turn, which may be the default one of the policy's chat template. To parse the text, start the "
+                "server with `--policy_tokenizer` set to the policy, or to the reward model if both have the same chat template."
             )
         return [*messages, {"role": role, "content": text[position:]}]
 
@@ -149,7 +150,7 @@ class RenderedChats:
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
-        """Return the text after the prompt. Decoding may have changed the prompt, so also look for its encoded and decoded form."""
+        """Return the text after the prompt. Decoding may have changed the prompt in `text`, so also try the prompt encoded and decoded."""
         start = self._outer_length(text)
         for form in (prompt, self._decoded(prompt)):
             form = form[self._outer_length(form) :]
@@ -238,7 +239,7 @@ class RenderedChats:
             delimiters.setdefault(role, set()).add((delimiter, following))
             closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
             if (role, following) == ("assistant", "user") and closes_alike:
-                # Some templates write a default system turn; a text without one starts like this
+                # Some templates write a default system turn; a text without that turn starts with the delimiter that opens a user turn
                 delimiters[_START].add((delimiter.removeprefix(tail), "user"))
         if generation and roles[-1] == "user" and tail.strip():
             # A thinking block that the generation prompt opens belongs to the response
@@ -246,8 +247,8 @@ class RenderedChats:
 
     def _dates(self) -> list[dict[str, Any]]:
         """
-        Return sets of template variables that make the template write the date placeholder: one that replaces the template's clock
-        (`strftime_now`) and, if the template has date variables, one that sets those too.
+        Return sets of template variables, each of which makes the template write the date placeholder. The first replaces the template's
+        clock (`strftime_now`). If the template has date variables, there is a second one, which also sets these.
         """
         clock = {"strftime_now": lambda _: _DATE}
         names = re.findall(r"\b\w*(?:date|today)\w*\b", str(self.tokenizer.chat_template))
@@ -264,7 +265,10 @@ class RenderedChats:
             return None
 
     def _check(self, delimiters: dict[str, set[tuple[str, str]]]):
-        """Refuse a template whose turns cannot be told apart. Do not parse system turns if texts start alike with and without one."""
+        """
+        Refuse a template that does not mark where user and assistant turns begin and end. If texts with and without a system turn start
+        alike, do not parse system turns.
+        """
         user_starts = {start for start, role in delimiters[_START] if role == "user"}
         if any(start in user_starts for start, role in delimiters[_START] if role == "system"):
             delimiters[_START] = {(start, role) for start, role in delimiters[_START] if role != "system"}

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy that keeps neither all logits nor one LM-head gradient per chunk in memory.
+"""Chunked cross-entropy that keeps neither the full logits nor a separate LM-head gradient for each chunk in memory.
 
 Shape suffixes: P positions, H hidden, V vocabulary.
 """

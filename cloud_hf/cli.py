@@ -253,8 +253,8 @@ def _explain_memory(message: str) -> str:
     )
     what = f": {found[1][0].lower()}{found[1][1:]}, {found[2]} was free" if found else ""
     return (
-        f"The GPU has too little memory{what}. In training, lower `--per_device_train_batch_size` or `--token_budget`, or add "
-        "`--gradient_checkpointing` (`python -m cloud_hf.training.plan` computes the largest batch that fits); in scoring, lower "
+        f"The GPU has too little memory{what}. For training, lower `--per_device_train_batch_size` or `--token_budget`, or add "
+        "`--gradient_checkpointing` (`python -m cloud_hf.training.plan` computes the largest batch that fits); for scoring, lower "
         "`--batch_size`."
     )
 
@@ -268,7 +268,7 @@ def _explain_engine(error: Any, package: str) -> str | None:
         return f"vLLM rejected the options. {given}{first['msg'].removeprefix('Value error, ').rstrip('.')}."
     if isinstance(error, RuntimeError) and str(error).startswith("Engine core initialization failed"):
         return (
-            "vLLM's engine did not start; its log above shows the reason. If memory is too small, lower `max_model_len` or "
+            "vLLM's engine did not start; its log above shows the reason. If there is too little memory, lower `max_model_len` or "
             "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default, 0.92 of the GPU's memory must "
             "be free)."
         )
@@ -288,5 +288,5 @@ def _explain_import(error: ImportError) -> str | None:
         needed = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == [\"'](\w+)", requirement)
         if needed and extra and needed[0].replace("-", "_") == package and extra[1] != "dev":
-            return f"The package `{package}` is not installed. It comes with an extra: pip install 'cloud-hf[{extra[1]}]'."
+            return f"The package `{package}` is not installed. Install it with: pip install 'cloud-hf[{extra[1]}]'."
     return None

@@ -64,7 +64,7 @@ def combine_rewards(
             `"mean"`, `"median"`, `"trimmed_mean"` (without the lowest and the highest quarter), `"vote"` or `"likelihood"`. A vote compares
             responses: a response's reward is its mean [`vote_share`] against the other responses, from 0 to 1, or 0.5 if there are none.
         log_likelihoods (`Sequence[Sequence[float]]`, *optional*):
-            Mean log-probability of each critique's tokens, in the shape of `row`. Required for `"likelihood"`.
+            Mean log-probability of each critique's tokens, with the same shape as `row`. Required for `"likelihood"`.
 
     Returns:
         `list[float]`: One reward per response.
@@ -90,8 +90,8 @@ def combine_rewards(
         len(known) != len(rewards) for known, rewards in zip(log_likelihoods, row, strict=True)
     ):
         raise ValueError(
-            "`combine` 'likelihood' needs the likelihoods of sampled critiques, which transformers and vLLM record with a "
-            "`temperature` above 0; choose another combination."
+            "`combine` 'likelihood' needs the likelihoods of sampled critiques, which only transformers and vLLM record, and "
+            "only if `temperature` is above 0; choose another combination."
         )  # fmt: skip
     return [likelihood_mean(*pair) for pair in zip(row, log_likelihoods, strict=True)]
 
@@ -102,7 +102,7 @@ def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
 
 
 def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
-    """Return new scores for the responses to one prompt: `reward` comes from [`combine_rewards`], and `rewards` stay the same."""
+    """Return new scores for the responses to one prompt: `reward` comes from [`combine_rewards`], and `rewards` is unchanged."""
     if how == "mean":  # the default reward of a score
         return list(row)
     combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])

@@ -51,8 +51,9 @@ _TRAINING = {
 
 def help_page(module: str, prog: str) -> str | None:
     """
-    Return what `--help` prints for a command that is called as `prog`, at most 80 lines of 120 columns. Return `None` if the command's
-    module is not in this package, or has no `ARGUMENTS` (the dataclasses of its options) and so parses the command line itself.
+    Return what `--help` prints for a command that is called as `prog`, at most 80 lines of 120 columns. Return `None` if the command
+    is neither a module of this package nor the running script, or if it parses the command line itself and so has no `ARGUMENTS` (the
+    dataclasses of its options).
     """
     path = _source_of(module)
     tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
@@ -72,7 +73,7 @@ def help_page(module: str, prog: str) -> str | None:
         inherited = inherited | _TRAINING
     for heading, options in {"Common options of training": inherited, "Other options": _OTHERS}.items():
         groups[heading] = {flag: text for flag, text in options.items() if flag.split()[0] not in seen}
-    # In a docstring, lines that are continued with a backslash become one line; break it again
+    # A backslash at the end of a docstring line joins that line to the next one; separate the two again
     description = re.sub(r"(?<=\S) {3,}", " \\\n    ", ast.get_docstring(tree) or "")
     parts = [f"usage: {prog} [--option value ...]", description]
     parts += [

@@ -63,8 +63,8 @@ class CLoudConfig(PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Config of the causal language model. A `dict` needs its `model_type`. Defaults to a Llama config.
         critique (`bool`, *optional*, defaults to `True`):
-            `True` for a model that writes a critique, at whose end the reward is read (arXiv 2408.11791, section 2).
-            `False` for a classic reward model, whose reward is read at the end of the response.
+            `True` for a model that writes a critique and whose reward is read at the end of the critique (arXiv 2408.11791,
+            section 2). `False` for a classic reward model, whose reward is read at the end of the response.
         critique_prompt (`str`, *optional*):
             Text that opens the critique turn. Trailing white space is removed, and one space separates the text from the
             critique. Defaults to the critique prompt of the published checkpoints. (With `format="reference"`, the text is
@@ -279,7 +279,7 @@ def check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = "",
         value = config[key]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
-            raise ValueError(f"{place} has the `{path}{key}` {value!r:.60}; its type must be {names}.")
+            raise ValueError(f"{place} is invalid: `{path}{key}` is {value!r:.60}; its type must be {names}.")
         if "dtype" in key and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
             raise ValueError(
                 f"In the config, `{path}{key}` is the data type {value!r:.60}, which torch does not support."
@@ -295,7 +295,7 @@ def position_switch(text_config) -> int | None:
     """
     Return the length in tokens beyond which a sequence's position embeddings depend on the longest sequence in its
     batch; `None` if they never do. Longrope (Phi 3 and 4 with long contexts) switches its factors at this length, for all
-    sequences of a batch together.
+    sequences in a batch at once.
     """
     parameters = getattr(text_config, "rope_parameters", None) or {}
     scopes = [parameters] if "rope_type" in parameters else [value for value in parameters.values() if value]

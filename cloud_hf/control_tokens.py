@@ -1,6 +1,6 @@
 """Keep untrusted text from being encoded as control tokens.
 
-Where text spells an added token, even if only after normalisation, it is cut into pieces that are encoded separately.
+Text that spells an added token, even if only after normalisation, is cut into pieces that are encoded separately.
 """
 
 import re
@@ -23,8 +23,8 @@ ESCAPED = str.maketrans(_ESCAPES)
 
 class ControlTokens:
     """
-    The added tokens of a tokenizer, and methods that cut text so that it is not encoded as any of them. Added tokens that are white space
-    or single characters count as ordinary text.
+    The added tokens of a tokenizer, and methods that cut text so that its encoding contains none of them. Added tokens that are white
+    space or single characters count as ordinary text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -33,8 +33,8 @@ class ControlTokens:
             Strings to treat like added tokens.
 
     Attributes:
-        token_ids (`frozenset[int]`): Ids of the tokens.
-        pattern (`re.Pattern`): Matches the strings of these tokens, and those in `further`.
+        token_ids (`frozenset[int]`): Ids of the added tokens, except the unknown token.
+        pattern (`re.Pattern`): Matches the strings of all added tokens, and those in `further`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, further: Sequence[str] = ()):
@@ -43,7 +43,7 @@ class ControlTokens:
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if len(token.content.replace("▁", " ").strip()) > 1
         }
-        # Without the unknown token, because ordinary characters may be encoded as it
+        # Exclude the unknown token, because ordinary characters may be encoded as it
         self.token_ids = frozenset(added) - {cast(int, tokenizer.unk_token_id)}
         strings = {*added.values(), *further}
         self.pattern = _any_of(strings)

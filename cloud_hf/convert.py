@@ -263,11 +263,11 @@ def _find_tokenizer(
 
 
 def _check_publishable(source: str, config: CLoudConfig):
-    """Refuse models that the published layout cannot describe: tools that load that layout score in the reference format."""
+    """Raise `ValueError` if the published layout cannot describe the model. Tools that load this layout score in the reference format."""
     if config.format != "reference":
         raise ValueError(
             f"{source} has `format` {config.format!r}, but only models with `format` 'reference' can be converted to the "
-            "published layout: when loaded from it, the model would be scored in a format that it was not trained with."
+            "published layout: when loaded from it, the model would be scored in a format that it was not trained on."
         )
     told = {
         "critique_prompt": spell_critique_prompt(None, "reference"), "chat_template_kwargs": None, "reward_mean": 0.0, "reward_std": 1.0,

@@ -1,7 +1,7 @@
 """Encode conversations and critiques as token ids, labels and the position of the reward, and decode critiques.
 
-Training, scoring and serving all get their ids from this module, so they cannot diverge (in the reference implementation
-they do, see [`ReferenceFormat`]). A sequence has one of these layouts, and the reward is read at its last token:
+Training, scoring and serving all get their ids from this module, so they cannot diverge. (In the reference implementation,
+they do; see [`ReferenceFormat`].) A sequence has one of these layouts, and the reward is read at its last token:
 
     [prompt messages][assistant: response][user: critique prompt + " " + critique]<end-of-turn>      CLoud
     [prompt messages][assistant: response]<end-of-turn>                                              classic
@@ -52,7 +52,7 @@ class EncodedPrefix:
     """A conversation encoded up to where the critique starts (for a classic model: up to and including the last end of turn)."""
 
     input_ids: tuple[int, ...]
-    # Whether the chat template changes more of the response than outer white space. Qwen 3 drops `<think>` blocks, so
+    # Whether the chat template changes anything in the response except leading and trailing white space. Qwen 3 drops `<think>` blocks, so
     # responses that differ only in such a block get the same ids
     response_changed: bool
     # The rendered context, with untrusted text cut where it spells an added token
@@ -244,7 +244,7 @@ class CritiqueFormat:
         return EncodedCritique((*context, *ids, self.end_token_id), len(context), prefix.response_changed)
 
     def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
-        """Append a critique for training: the same ids as [`CritiqueFormat.complete`] returns for scoring."""
+        """Append a critique for training. The ids are the same as those that [`CritiqueFormat.complete`] returns for scoring."""
         return self.complete(prefix, critique)
 
     def encode(self, prompt, response, critique: str | list[int] | None = None) -> EncodedCritique:
@@ -327,8 +327,9 @@ class CritiqueFormat:
         roles, constants = skeleton.roles(), skeleton.constants_to_check(text)
         if (len(roles) + len(constants)) * (len(text) + 1000) > _MOST_CHECKING:
             raise ValueError(
-                f"The messages have {len(roles)} roles and {len(constants)} true, false, null or empty fields to check, which is "
-                "too many for a conversation of this length. Leave them out, or put them into `content`."
+                f"Checking these messages takes {len(roles)} renderings for their roles, and {len(constants)} for their fields that are "
+                "true, false, null or empty, which is too many for a conversation of this length. Use fewer roles, and leave such fields "
+                "out or put them into `content`."
             )
         for role, indices in roles:
             self._check_role(role, indices[0], skeleton.without_role(indices), text)
@@ -414,12 +415,13 @@ class CritiqueFormat:
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """
-        Replace each assistant text that contains added-token strings with the part that the chat template keeps. The template must see
-        these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
+        Replace each assistant text that contains added-token strings with the part of it that the chat template keeps. The template must
+        see these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
-        However many turns there are, this needs at most four renderings: one with marks in place of all such texts, one
-        that confirms that the template drops the texts whose marks are missing, and two that leave alternate texts
-        unchanged, each between the marks that stand for its neighbours.
+        This needs at most four renderings, regardless of the number of turns. The first has a mark in place of each such text. If marks
+        are missing from it, the second checks that the template drops the texts that these marks stand for. The last two leave the shown
+        texts unchanged: one those at even positions, the other those at odd positions. An unchanged text therefore always lies between
+        the marks of its neighbours.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {
@@ -505,7 +507,7 @@ class CritiqueFormat:
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
         """Encode pieces that continue other text. Some tokenizers would prepend a space to text that is encoded on its own."""
-        # If the anchor's ids stay the same with a piece after it, the remaining ids are those that the piece has inside a text
+        # If the anchor's ids do not change when a piece follows it, the remaining ids are those of the piece in the middle of a text
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
@@ -628,8 +630,8 @@ class ReferenceFormat(CritiqueFormat):
         more_ids = self.encode_prefix(turns, "x").input_ids
         if more_ids.count(self.end_token_id) != prefix.input_ids.count(self.end_token_id) + 2:
             raise ValueError(
-                "The chat template does not end user and assistant turns with the same token, as `format` 'reference' "
-                "needs."
+                "`format` 'reference' needs a chat template that ends user and assistant turns with the same token; this one "
+                "does not."
             )
         # A template that trims turns also removes the critique prompt's trailing space, so training adds the space again
         turn = self._apply_template(Conversation([{"role": "user", "content": "x "}]))

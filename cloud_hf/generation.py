@@ -66,7 +66,7 @@ def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
     """
     Pad sequences on the left, and return them with an attention mask. A row is padded with its own first token, because a
-    repetition penalty looks only at ids and must not see an id that the row does not contain.
+    repetition penalty ignores the mask, and must not see an id that the row does not contain.
     """
     width = max(map(len, sequences))
     pads = [width - len(sequence) for sequence in sequences]
@@ -149,8 +149,8 @@ class CritiqueWriter:
             processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
-            # Call the inner language model, because its generation config is neutral; the outer model's contains the
-            # base's sampling defaults
+            # Call the inner language model, because its generation config is neutral; the outer model's generation
+            # config contains the base's sampling defaults
             output_ids = self.model.language_model.generate(
                 **inputs,
                 **({} if cache is None else {"past_key_values": cache}),
@@ -210,7 +210,7 @@ class _RewardReader(StoppingCriteria):
     Stopping criterion that keeps the hidden state at each row's end-of-turn token, and ends the row after that token has been fed. It also
     reads the reward at every `read_every`-th token, and detects rows whose last readings agree (`stop_when_stable`).
 
-    All tensors stay on the device: a copy to the host would make the host wait for the device in every step.
+    All tensors stay on the device: a copy to the host would make the host wait for the device at every step.
     """
 
     def __init__(self, end_token_id: int, reward_from_hidden: Callable, sampling: Sampling):
@@ -224,7 +224,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end in this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
+        """Keep the hidden states of rows that end at this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids positionally
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the first call feeds the prefix
@@ -262,7 +262,7 @@ class _Ends:
     def __init__(self, critique_format: CritiqueFormat, model: Any):
         self.end_token_id = critique_format.end_token_id
         stop_ids, banned_ids = critique_format.stop_ids(model.config), critique_format.banned_ids(model.config)
-        # Kept on the device: indexing with a list would copy the list there in every step
+        # Kept on the device: indexing with a list would copy the list to the device at every step
         self.end_ids = torch.tensor([self.end_token_id, *stop_ids], device=model.device)
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=model.device)
 
@@ -287,7 +287,7 @@ class _Likelihood(LogitsProcessor):
             self.sum_B = torch.zeros(len(scores), device=scores.device)
             self.count_B = torch.zeros_like(self.sum_B)
             self.open_B = torch.ones_like(self.sum_B, dtype=torch.bool)
-        else:  # the token chosen in the previous step
+        else:  # the token chosen at the previous step
             chosen_B = input_ids[:, -1]
             found_B = self.scores_BV.gather(1, chosen_B[:, None])[:, 0] - self.scores_BV.logsumexp(-1)
             # The end token is followed by one more token, then padding
@@ -334,7 +334,7 @@ class _GumbelSampler(LogitsProcessor):
 
 def exponential_noise(seeds_B: torch.Tensor, step: int, size: int) -> torch.Tensor:
     """
-    Sample exponential noise of shape `(B, size)` for all rows together, on the device of `seeds_B` (int64). Each value depends only on its
+    Sample exponential noise of shape `(B, size)` for all rows at once, on the device of `seeds_B` (int64). Each value depends only on its
     row's seed, the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any
     position of its sequence.
     """

@@ -63,7 +63,8 @@ def run_halving(
     for prompt, rewards in zip(prompts, cheap_rewards or (), strict=cheap_rewards is not None):
         prompt.rank(dict(enumerate(rewards)))
         prompt.halve()
-    # The critiques per contender double while the contenders halve, so each later round writes about half a critique per candidate
+    # The number of critiques per contender doubles as the number of contenders halves, so each later round writes about half a
+    # critique per candidate
     written, total = 0, 1
     while written < num_critiques and (
         undecided := {number: one for number, one in enumerate(prompts) if len(one.contenders) > 1}

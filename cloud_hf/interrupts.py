@@ -54,7 +54,7 @@ def processes_without_interrupts() -> Iterator[None]:
     Keep Ctrl-C from stopping processes started within the block, because these must finish their work. A terminal sends Ctrl-C to all of
     its foreground processes.
     """
-    # Started here, because Python 3.11 would start the tracker with the first process and unblock signals while doing so
+    # Start the resource tracker now: Python 3.11 would start it with the first process, and unblock signals while doing so
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

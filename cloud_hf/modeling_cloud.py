@@ -306,8 +306,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         r"""
-        Load a reward model: a native model, a checkpoint that the authors published (with `format="reference"`), or an adapter.
-        Unlike in transformers, missing weights are an error, because rewards from a random head look like any others.
+        Load a reward model: a native model, a checkpoint published by the paper's authors (which gets `format="reference"`), or an
+        adapter. Unlike in transformers, missing weights are an error, because rewards from a random head look like any others.
 
         Args:
             text_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -356,8 +356,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
         """
-        Load an adapter and merge it into its base. `name` is the name of the base, which the Auto classes pass in place of the adapter's,
-        except for a local adapter with a `config.json`, where `name` is the adapter's folder.
+        Load an adapter and merge it into its base. The Auto classes pass the base's name as `name`, except for a local adapter with a
+        `config.json`, for which they pass the adapter's folder.
         """
         # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor requires PEFT
         try:
@@ -484,7 +484,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         # Scoring and training check this themselves; other tools do not
         if is_foreign and not reward_B1.isfinite().all():
             raise NotFinite(
-                f"The batch has rewards that are NaN or infinite (its rewards: {reward_B1[:, 0].tolist()})."
+                f"The batch has rewards that are NaN or infinite; its rewards are {reward_B1[:, 0].tolist()}."
             )
         output = CLoudOutput(logits=reward_B1)
         if inner_positions is not None:
@@ -511,7 +511,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def _find_rewards(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For sequences that another tool has encoded, return a mask that hides second BOS tokens too, and the reward positions."""
+        """Return an attention mask that also hides a second BOS, and the reward positions, for sequences that another tool encoded."""
         if input_ids is None:
             raise ValueError(
                 "`inputs_embeds` requires `reward_positions`, because the end of a turn can be found only in `input_ids`."

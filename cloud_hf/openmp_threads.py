@@ -85,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Yield the quota, in CPUs, and the usage file of every control group with a quota: this process's groups and their ancestors."""
+    """For this process's control groups and their ancestors, yield the quota (in CPUs) and the usage file; skip groups without a quota."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -93,7 +93,7 @@ def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
         mount = root / "sys/fs/cgroup" / controllers  # version 2 has a single tree, without controller names
         accounts = mount if not controllers else root / "sys/fs/cgroup/cpuacct"
         parts = Path(path).parts[1:]
-        # In a container, the path can be the one on the host, while the container's own group is mounted at the root
+        # In a container, this path may be the group's path on the host, although the group itself is mounted at the root
         for depth in range(len(parts), -1, -1):
             group = mount.joinpath(*parts[:depth])
             usage = accounts.joinpath(*parts[:depth]) / ("cpuacct.usage" if controllers else "cpu.stat")

@@ -42,8 +42,8 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
     """
     Build the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, contains the length and the
     parent of each segment, in token order; a parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
-    segment, to the earlier tokens of its segment, and to itself. The lengths are read on the host, which must wait for them if they
-    are on another device.
+    segment, to the earlier tokens of its segment, and to itself. The host reads `segments`, so it has to wait if that tensor is on
+    another device.
 
     Raises:
         `ValueError`: If the attention implementation of `config` cannot keep segments apart.
@@ -61,8 +61,8 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
         }  # fmt: skip
     if config._attn_implementation != PACKED_SDPA:
         raise ValueError(
-            f"A flattened batch needs the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
-            f"not {config._attn_implementation!r}, which would let its sequences see each other."
+            f"Flattened batches need the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
+            f"not {config._attn_implementation!r}, with which their sequences would see each other."
         )
     # The table is passed as the attention mask, because every architecture passes a 4-d mask to its layers unchanged, even
     # under gradient checkpointing. The table stays on the CPU, where the lengths are read.
@@ -111,7 +111,7 @@ def packed_sdpa_attention_forward(
 def _lower_right_mask(
     num_queries: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Return a mask of the keys that the last `num_queries` positions see, or `None` if it would equal SDPA's own causal mask."""
+    """Return a mask of the keys that the last `num_queries` positions see, or `None` if SDPA's own causal mask is the same."""
     if sliding_window is None or num_keys <= sliding_window:  # the window covers all keys
         sliding_window = None
     if num_queries == num_keys and sliding_window is None:
@@ -133,7 +133,7 @@ def _attend_on_gpu(
     if dropout:
         raise ValueError("Flattened batches do not support attention dropout on GPUs; train with `disable_dropout`.")
     if torch.is_autocast_enabled(kind := query.device.type):
-        # Autocast does not cast the inputs of the variable-length kernel; with fp32 weights, queries and keys are also in fp32
+        # Autocast does not cast the inputs of the variable-length kernel, so with fp32 weights, queries and keys would be in fp32
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
     is_half = query.dtype in (torch.bfloat16, torch.float16)
@@ -250,7 +250,7 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     for index, (_, parent) in enumerate(table):
         if parent >= 0:
             first_position[index] = first_position[parent] + lengths[parent]
-    # Iterate backwards: a segment precedes its descendants, so their values are final by the time it is reached
+    # Iterate backwards: a segment's descendants come after it, so their values are final when the loop reaches the segment
     for index in range(len(table) - 1, -1, -1):
         parent = table[index][1]
         if parent >= 0:

@@ -1,4 +1,4 @@
-"""Check prompts and responses, and convert them to a single form: chat messages with text contents."""
+"""Check prompts and responses, and convert them to a single form: chat messages with plain-text content."""
 
 import json
 import re
@@ -19,7 +19,7 @@ REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Validated chat messages with text contents, and tools."""
+    """Validated chat messages with plain-text content, and the tools."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -27,8 +27,8 @@ class Conversation:
 
 def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     """
-    Convert a prompt (a user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`) to messages with text
-    contents. Raises `ValueError`, with the reason, if the prompt is invalid; `allow_empty` accepts empty user messages.
+    Convert a prompt (a user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`) to messages with
+    plain-text content. Raises `ValueError`, with the reason, if the prompt is invalid; `allow_empty` accepts empty user messages.
     """
     tools = None
     if isinstance(prompt, dict):
@@ -170,7 +170,7 @@ def part_text(part, name: str) -> str:
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """
-    Apply `change` to every text in messages and tools, including argument names. Roles, and the field names that templates look up, stay
+    Apply `change` to all strings in messages and tools, including argument names. Roles, and the field names that templates look up, stay
     unchanged.
     """
 

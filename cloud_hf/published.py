@@ -59,11 +59,11 @@ def native_config(
     method = config["feedback_method"]
     if not isinstance(method, str) or method not in FEEDBACK_METHODS:
         raise ValueError(
-            f"The checkpoint's config has `feedback_method` {method!r}; use {' or '.join(FEEDBACK_METHODS)}."
+            f"In the checkpoint's config, `feedback_method` is {method!r}; use {' or '.join(FEEDBACK_METHODS)}."
         )
     base = config.get("base_model_name_or_path") if base is None else str(base)
     if base is not None and not isinstance(base, str):
-        raise ValueError(f"The checkpoint's config has the `base_model_name_or_path` {base!r}, which is not a name.")
+        raise ValueError(f"In the checkpoint's config, `base_model_name_or_path` is {base!r}, which is not a name.")
     architecture = _read_architecture(base, hub_kwargs) if text_config is None else text_config
     if not isinstance(architecture, dict | PreTrainedConfig):
         raise ValueError(f"`text_config` is {text_config!r:.60}; give a config or a dictionary.")

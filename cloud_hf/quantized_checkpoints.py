@@ -16,16 +16,16 @@ def check_spared(name: str, files: list[Path]):
     packed = sorted(key for key in found if not key.endswith((".weight", ".bias")))
     if packed:
         raise ValueError(
-            f"{name} has quantised heads ({packed[0]}), which distort rewards. Quantise it again without the modules `reward_head` and "
-            "`language_model.lm_head` (in llm-compressor, `ignore=['re:reward_head.*', 're:.*lm_head']`)."
+            f"{name} has quantised heads ({packed[0]}), which distort rewards. Quantise it again, but exclude the modules `reward_head` "
+            "and `language_model.lm_head` (in llm-compressor, `ignore=['re:reward_head.*', 're:.*lm_head']`)."
         )
 
 
 def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
     """
-    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. The config's `ignore` lists only modules of
-    the classes that were quantised. When the checkpoint is loaded, however, a module also matches by its base classes, and the reward
-    head's layers are a subclass of `nn.Linear`.
+    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. The config's `ignore` lists an excluded
+    module only if its own class (such as `nn.Linear`) was quantised elsewhere in the model. When the checkpoint is loaded, however, a
+    module is also matched by its base classes, and the reward head's layers are instances of a subclass of `nn.Linear`.
     """
     if quantization.get("quant_method") != "compressed-tensors":
         return quantization

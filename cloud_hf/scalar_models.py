@@ -220,8 +220,8 @@ def read_label_weights(name: str, config: Any, label_weights: Mapping[str, float
     if not label_weights:
         example = json.dumps({labels[-1]: 1, labels[0]: -1} if len(labels) == 2 else {labels[0]: 1})
         raise ValueError(
-            f"{name} has {len(labels)} labels ({listed:.300}), and its config does not say which is the reward. Give `label_weights`, for "
-            f"instance {example}."
+            f"{name} has {len(labels)} labels ({listed:.300}), and its config does not say which is the reward. Set `label_weights`, for "
+            f"example {example}."
         )
     if unknown := [label for label in label_weights if label not in labels]:
         raise ValueError(f"`label_weights` names {unknown[0]!r}, but the labels of {name} are {listed:.300}.")
@@ -241,19 +241,20 @@ def parse_label_weights(text: str | None) -> dict[str, float] | None:
     )
     if not is_number or not any(weights.values()):
         raise ValueError(
-            f'`label_weights` are {text:.80}; give an object that maps labels to numbers, such as {{"helpful": 1}}.'
+            f"`label_weights` are {text:.80}; pass a JSON object that maps labels to finite numbers, not all of them 0, such as "
+            '{"helpful": 1}.'
         )
     return weights
 
 
 def scalar_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the maximum sequence length in tokens; `None` if neither the model nor the tokenizer sets a limit."""
-    # RoBERTa's config counts two positions that no token can have; tokenizers without a limit report a huge number
+    # RoBERTa's config counts two positions that no token can occupy; tokenizers without a limit report a huge number
     limits = [longest_sequence(config.get_text_config()), tokenizer.model_max_length]
     return min((limit for limit in limits if limit is not None and limit < 10**12), default=None)
 
 
 def stand_in_config(config: Any) -> CLoudConfig:
-    """Return the config of a classic model with the same architecture, against which requests are checked."""
+    """Return the config of a classic model with the same architecture; requests are checked against it."""
     # A copy, because a composite config sets the attention implementation of its parts
     return CLoudConfig(text_config=deepcopy(config.get_text_config()), critique=False)

@@ -94,8 +94,8 @@ class Score:
 def _check_finite(*rewards: float):
     if not all(map(math.isfinite, rewards)):
         raise NotFinite(
-            f"A response has rewards that are NaN or infinite (its rewards: {', '.join(map(str, rewards))}). Check the model's "
-            "weights, its `reward_std`, and its data type (fp16 overflows where bf16 does not)."
+            f"A response has rewards that are NaN or infinite; its rewards are {', '.join(map(str, rewards))}. Check the model's "
+            "weights, the `reward_std` in its config, and its data type (fp16 overflows where bf16 does not)."
         )
 
 

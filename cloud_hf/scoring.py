@@ -171,7 +171,7 @@ class ScoringRequest:
     def with_rewards(
         self, samples: list[list[Sample]], rewards: Sequence[float], inner: Sequence[tuple[float, ...]] | None = None
     ) -> list[Score]:
-        """Return the scores of samples whose final and partial (`inner`) rewards were read separately and are in the same order."""
+        """Return the scores of samples with these final and partial (`inner`) rewards, which are in the order of the samples."""
         remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
 
         def read(sample: Sample) -> Sample:
@@ -238,7 +238,7 @@ def read_request(
         needed = sampling.max_new_tokens + reserved_tokens
         _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes], config)
         return ScoringRequest(critique_format, prefixes)
-    # Check prefixes before critiques, because a caller can send any number of critiques
+    # Check the prefixes before encoding the critiques, because a caller can send any number of critiques
     shortest = int(config.critique) + reading_tokens
     _check_lengths(context, [len(prefix.input_ids) + shortest for prefix in prefixes], config)
     most = math.inf if context is None else context - reading_tokens
@@ -250,7 +250,7 @@ def read_request(
 def _encode_given(
     critique_format: CritiqueFormat, prefixes: list[EncodedPrefix], critiques: list | None, most: float
 ) -> tuple[list[list[str]], list[list[EncodedCritique]]]:
-    """Return the texts and sequences of the given critiques; for a classic model, each response has one empty text."""
+    """Return the texts and sequences of the given critiques. With a classic model, each response gets a single empty text."""
     if critiques is None:
         return [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
 
@@ -259,7 +259,7 @@ def _encode_given(
         for text in texts:
             encoded.append(critique_format.complete(prefix, text))
             if len(encoded[-1].input_ids) > most:
-                break  # the request will be rejected
+                break  # encode no more, because the request will be rejected
         return encoded
 
     texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
@@ -294,7 +294,8 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
         raise ValueError(f"`critiques` is {critiques!r:.60}; give a list with one entry per response.")
     if sampling.num_critiques > 1:
         raise ValueError(
-            "`critiques` are scored as given; omit `num_critiques`, and give lists to score several per response."
+            "`num_critiques` cannot be combined with `critiques`; omit `num_critiques`. To score several critiques per response, give "
+            "a list of them for each response."
         )
     if len(critiques) != len(responses):
         raise ValueError(f"{len(critiques)} critiques but {len(responses)} responses; give one entry per response.")
@@ -319,7 +320,7 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
 
 
 _SWITCHES = (
-    " The model's position embeddings (longrope) switch at that length, for all sequences of a batch together, so longer rows "
+    " The model's position embeddings (longrope) switch at that length, for all sequences in a batch at once, so longer rows "
     "would change the rewards of other rows."
 )
 

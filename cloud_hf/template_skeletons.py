@@ -30,10 +30,10 @@ _FIRST_NUMBER = 70000
 # Fields of a tool call that carry no information
 _DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "arguments"), {}))
 
-# Maximum number of failed searches for the arguments of tool calls
+# After this many failed searches, stop looking for the arguments of tool calls in a rendering
 _MOST_SEARCHES = 16
 
-# Matches the mark of a text, even if another mark follows directly, or the mark of a number
+# Matches text marks, even if another mark follows directly, and number marks
 _MARK = re.compile(r"(?=(x\d+x+))x\d+|\d+(?:\.5)?")
 
 
@@ -71,8 +71,8 @@ class Skeleton:
 
     def roles(self) -> list[tuple[str, list[int]]]:
         """
-        Return the roles to check (all but user and assistant), each with the indices of the messages to check together: all messages
-        with that role if it is in `USUAL_ROLES`. Of any other role, only the first and the last message are checked, one at a time.
+        Return the roles to check (all but user and assistant), each with the indices of the messages to check together. If a role is in
+        `USUAL_ROLES`, all its messages are checked together. Otherwise, only its first and last message are checked, one at a time.
         """
         found: dict[str, list[int]] = {}
         for index, message in enumerate(self.conversation.messages):
@@ -96,7 +96,7 @@ class Skeleton:
         position = 0
         for path in self.constants:
             root = path[: path.index("arguments") + 1] if "arguments" in path else ()
-            # Only objects contain marks; other JSON could match text that the template wrote for something else
+            # Search only for objects, because they contain marks; other JSON could match unrelated text that the template wrote
             is_object = root and isinstance(_at(messages, root), dict)
             if is_object and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
                 start = text.find(json.dumps(_at(messages, root), ensure_ascii=False), position)
@@ -173,8 +173,8 @@ def spell(path: tuple) -> str:
 
 def _implied_fields(messages: list[dict[str, Any]]) -> Iterator[tuple]:
     """
-    Yield the paths of redundant fields: the ids of tool calls whose results follow in the same order or not at all, and the function names
-    that these results repeat.
+    Yield the paths of redundant fields: the ids of tool calls whose results are missing or follow in the same order, and the function
+    names that these results repeat.
     """
     waiting: list[tuple[tuple, dict[str, Any]]] = []
     for index, message in enumerate(messages):

@@ -42,7 +42,7 @@ def quickstart(result: dict) -> str:
     notes = (
         f"Each seed is evaluated on {classic[0]['n']} distinct pairs whose swap sequences occur in no training set. The classic model stays near "
         f"chance ({', '.join(swaps)}; only a few distinct pairs have one swap), although it gets {ratio:.0%} more training FLOPs than all CLoud stages together. "
-        f"Recorded on {machine['processor']} with torch {machine['torch']}: a different processor or thread count can change an accuracy by several points."
+        f"Recorded on an {machine['processor']} with torch {machine['torch']}: a different processor or thread count can change these accuracies by several points."
     )
     return f"{table(['accuracy', *seeds], rows)}\n\n{notes}"
 

@@ -1,10 +1,10 @@
 """
 Stage 2: rewrite all critiques in a preference dataset with the stage 1 model, so that stage 3 trains on the model's own critiques.
 
-The dataset has the input columns, new critiques in chosen_feedback and rejected_feedback, their token ids (chosen_feedback_ids, …) and
-their finish reasons (chosen_finish_reason, …; "length" marks a truncated critique). Training uses the token ids, because decoded text does
-not always encode back to the same ids. The output folder's journal records the critiques: run the same command again to resume a killed
-run.
+The output dataset keeps the input columns. chosen_feedback and rejected_feedback contain the new critiques; chosen_feedback_ids and
+rejected_feedback_ids contain their token ids, and chosen_finish_reason and rejected_finish_reason their finish reasons ("length" marks a
+truncated critique). Training uses the token ids, because decoded text does not always encode back to the same ids. A journal in the output
+folder records the critiques as they are generated: to resume a killed run, run the same command again.
 
 In this process, with transformers or vLLM:
 

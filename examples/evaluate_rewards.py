@@ -1,5 +1,5 @@
 """
-Evaluate reward models on benchmarks, preference pairs and best-of-N, and analyse their failures, with 95 % intervals.
+Evaluate reward models on benchmarks, preference pairs and best-of-N, with 95 % intervals, and analyse their failures.
 
 Benchmarks are downloaded from the Hub; `NAME=FILES` reads local files instead:
 
@@ -11,7 +11,7 @@ Benchmarks: reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench
 llm_bar. Preference sets have the columns prompt, chosen, rejected; best-of-N sets have prompt, responses, correct. A pair counts as
 correct if the chosen response has a strictly higher reward; ties count as wrong, and their number is reported.
 
-To measure accuracy by the number of averaged critiques, and run probes on the same rows:
+To measure how accuracy depends on the number of averaged critiques, and to run probes on the same rows:
 
 python examples/evaluate_rewards.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 \
     --dataset_name pairs.jsonl --self_consistency 16 --self_consistency_temperatures 0.5 1.0 --probes all

@@ -58,7 +58,7 @@ class PolicyArguments:
             Numbers of swaps per problem, used in rotation. The largest must be at least 3: with fewer swaps,
             there are too few distinct problems to hold some out.
         num_examples (`int`, *optional*, defaults to `5120`):
-            Number of worked examples with random answers on which the policy is fine-tuned first.
+            Number of worked examples, with random answers, for the policy's initial fine-tuning.
         num_test (`int`, *optional*, defaults to `400`):
             Number of held-out problems, all with the largest number of swaps.
         max_critique_tokens (`int`, *optional*, defaults to `100`):
@@ -187,7 +187,7 @@ def start_policy(args: PolicyArguments, training_args: GRPOConfig, folder: Path)
 
 
 def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
-    """Generate prompts for training, with new ones in every step."""
+    """Generate prompts for training, with new problems at every step."""
     per_step = training_args.generation_batch_size // training_args.num_generations
     rows = shell_game.direct_answer_rows(
         training_args.max_steps * per_step, "train", args.swaps, training_args.seed + 1

@@ -40,7 +40,7 @@ class ShellGameArguments:
         num_best_of_n (`int`):
             Number of held-out problems for best-of-N.
         answer_swaps (`list[int]`, *optional*, defaults to `[1, 2, 3, 4]`):
-            Numbers of swaps in the problems with direct answers, used in rotation.
+            Numbers of swaps per problem with a direct answer, used in rotation.
         blank_prompts (`bool`, *optional*, defaults to `False`):
             Control experiment: remove the questions from the pairs, so that no reward model can beat chance.
     """

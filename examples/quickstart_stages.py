@@ -67,8 +67,8 @@ def run_stages(
 ) -> dict[str, dict[str, float]]:
     """
     Run the unfinished stages, in order. `held` is the file descriptor of the folder's lock, from [`lock`]; `heading` prints a heading for
-    each stage. Returns, for each stage, `wall_s`, `cpu_s` and `peak_gb` (the highest memory use of any stage up to then), as measured
-    when the stage ran.
+    each stage. Returns `wall_s`, `cpu_s` and `peak_gb` for each stage, as measured when it ran; `peak_gb` is the peak memory use of any
+    stage up to and including this one.
     """
     # Unlike the signal alone, SystemExit also makes `subprocess` stop the running stage
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -110,13 +110,13 @@ def claim(run: Path, stages: list[Stage], seed: int):
         written = json.loads(mark.read_text())["seed"]
         if written != seed:
             raise ValueError(
-                f"{run} contains a run with seed {written}, not {seed}: give another --output_dir, or delete the folder."
+                f"{run} contains a run with seed {written}, not {seed}: choose another --output_dir, or delete the folder."
             )
         return
     found = [name for stage in stages for name in stage.folders if (run / name).exists()]
     if found:
         raise ValueError(
-            f"{run} contains {found[0]}, but not {mark.relative_to(run)}, which records how it was created: give another "
+            f"{run} contains {found[0]}, but not {mark.relative_to(run)}, which records how it was created: choose another "
             "--output_dir, or delete the folder."
         )
     write_json(mark, {"version": 1, "seed": seed})

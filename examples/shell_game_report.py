@@ -61,7 +61,7 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return what affects the last digits of the results, apart from the seed."""
+    """Return what affects the last digits of the results besides the seed: processor, core and thread counts, and library versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -152,7 +152,7 @@ and for a reference model.
 ² CPU seconds of the commands that ran these stages, including imports, loading and encoding."""
 
 STAGE_4 = """ The arm "outcome" is the CLoud model after
-stage 4, which rewards critiques that lead to the right preference; it has more training FLOPs."""
+stage 4, which rewards critiques after which the reward head prefers the chosen response; it has more training FLOPs."""
 
 PAGE = """# The shell game: classic and CLoud reward models
 

@@ -1,5 +1,5 @@
 """
-Stage 4: improve a CLoud model's critiques by rewarding those that lead its reward head to the right preference.
+Stage 4: improve a CLoud model's critiques by rewarding those after which its reward head prefers the chosen response.
 
 The rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback), and the model comes from stage 3.
 Each step writes `num_generations` new critiques of each response in a pair.
@@ -7,7 +7,7 @@ Each step writes `num_generations` new critiques of each response in a pair.
 torchrun --nproc_per_node 8 examples/train_cloud_outcome.py --config examples/configs/llama3-8b/outcome.yaml \
     --dataset_name self-critiques --deepspeed ds_configs/zero2.json
 
-`--policy_weight 0` trains the reward on critiques that are rewritten in each step, without a policy gradient; `--num_generations 0` is
+`--policy_weight 0` trains the reward on critiques that are rewritten at each step, without a policy gradient; `--num_generations 0` is
 equivalent to train_cloud.py. `--resume_from_checkpoint true` resumes an interrupted run.
 
 On a CPU, with a small model:

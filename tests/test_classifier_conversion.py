@@ -132,7 +132,7 @@ def test_other_classifiers_that_a_classic_model_cannot_be_are_refused(base_folde
     for name in (base_folder, tmp_path / "two"):
         with pytest.raises(ValueError, match="not a transformers sequence classifier with one label"):
             check_import(str(name))
-    with pytest.raises(ValueError, match="`revision` is for the published layout"):
+    with pytest.raises(ValueError, match="`revision` applies only to the published layout"):
         convert(["a", str(tmp_path / "new"), "--to", "cloud", "--revision", "main"])
 
 

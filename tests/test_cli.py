@@ -101,7 +101,7 @@ def test_a_command_gets_its_arguments(command, monkeypatch):
         (
             "import torch\nraise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity "
             "of 79.1 GiB of which 1.20 GiB is free. Of the')",
-            "The GPU has too little memory: tried to allocate 2.50 GiB, 1.20 GiB was free. In training, lower",
+            "The GPU has too little memory: tried to allocate 2.50 GiB, 1.20 GiB was free. For training, lower",
         ),
         (
             "exec('import pydantic; pydantic.TypeAdapter(dict[str, int]).validate_python({\"block_size\": \"x\"})', {'__name__': 'vllm.config'})",
@@ -113,11 +113,11 @@ def test_a_command_gets_its_arguments(command, monkeypatch):
         ),
         (
             "exec('raise RuntimeError(\"Engine core initialization failed. See above.\")', {'__name__': 'vllm.v1'})",
-            "vLLM's engine did not start; its log above shows the reason. If memory is too small, lower `max_model_len`",
+            "vLLM's engine did not start; its log above shows the reason. If there is too little memory, lower `max_model_len`",
         ),
         (
             "raise ModuleNotFoundError(name='datasketch')",
-            "`datasketch` is not installed. It comes with an extra: pip install 'cloud-hf[data]'",
+            "`datasketch` is not installed. Install it with: pip install 'cloud-hf[data]'",
         ),
     ],
 )
@@ -262,8 +262,8 @@ MISTAKES = [
     ("train_critique_sft", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` is on, but Liger's kernels are not installed"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` would have no effect"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN[:2]), "`bf16` is on (the default), but no GPU supports bfloat16"),
-    ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flash_attention_2"), "'flash_attention_2', which trains only on GPUs"),
-    ("train_classic", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flex_attention"), "'flex_attention', which trains only on GPUs"),
+    ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flash_attention_2"), "'flash_attention_2', which supports training"),
+    ("train_classic", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flex_attention"), "'flex_attention', which supports training"),
     ("evaluate_rewards", (*CLASSIC, *PAIRS, "--dtype", "float8_e4m3fn"), "`dtype` is 'float8_e4m3fn'; use auto"),
     ("merge_adapter", (*BASE, *OUT, "--dtype", "int8"), "`dtype` is 'int8'; use auto, float32"),
     ("evaluate_rewards", CLASSIC, "There is nothing to score"),
@@ -328,7 +328,7 @@ def test_mistakes_cover_every_script():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["score", "--model", "{base}", "--prompt", "x"], "Give `prompt` and `response`, or `input`."),
+        (["score", "--model", "{base}", "--prompt", "x"], "Set `prompt` and `response`, or `input`."),
         (["score", "--model", "{base}", "--prompt", "x", "--response", "y"], "not a CLoud model"),
         (["score", "--model", "{base}", "--input", "{files}/absent.jsonl"], "absent.jsonl: No such file"),
         (["score", "--model", "{base}", "--input", "{files}/responses.jsonl"], "responses.jsonl: Row 1 has no `response`."),

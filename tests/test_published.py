@@ -222,10 +222,10 @@ def test_pickled_weights_of_a_native_folder_are_refused(published, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"feedback_method": "oracle"}, "`feedback_method` 'oracle'; use teacher or vanilla"),
+        ({"feedback_method": "oracle"}, "`feedback_method` is 'oracle'; use teacher or vanilla"),
         ({"feedback_method": ["teacher"]}, "`feedback_method` .*use teacher or vanilla"),
         ({"torch_dtype": "floaty"}, "data type 'floaty', which torch does not support"),
-        ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is not a name"),
+        ({"base_model_name_or_path": 5}, "`base_model_name_or_path` is 5, which is not a name"),
         ({"feedback_method": None}, "neither that of a CLoud model.* nor that of a published checkpoint"),
         ({"feedback_method": None, "model_type": "cloud"}, "neither that of a CLoud model"),
         ({"base_model_name_or_path": None}, "has no `base_model_name_or_path`"),

@@ -121,7 +121,7 @@ def test_several_labels_need_weights(tmp_path):
         tmp_path / "rm", id2label=labels, label2id={label: index for index, label in labels.items()}, num_labels=3
     )
     model, tokenizer = load_scalar_model(name)
-    with pytest.raises(ValueError, match=r"has 3 labels \('helpful', 'correct', 'verbose'\).*Give `label_weights`"):
+    with pytest.raises(ValueError, match=r"has 3 labels \('helpful', 'correct', 'verbose'\).*Set `label_weights`"):
         ScalarScorer(model, tokenizer)
     with pytest.raises(ValueError, match=r"names 'short', but the labels of .* are 'helpful'"):
         read_label_weights(name, model.config, {"short": 1})

@@ -29,7 +29,7 @@ from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open
 from ..evaluation.stats import json_safe
 
 
-# Arguments that scores depend on, besides the model; the journal's keys cover the chat and the sampling options
+# Arguments, other than the model, that affect scores; the journal's keys cover the chat and the sampling options
 SETTINGS = ("backend", "dtype", "vllm_options")
 ARENA_HARD = "ArenaHard"
 
@@ -62,7 +62,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
     def __post_init__(self):
         super().__post_init__()
         if not (self.dataset_name or self.arena_hard):
-            raise ValueError("There are no candidates to choose from: give `dataset_name` or `arena_hard`.")
+            raise ValueError("There are no candidates to choose from: set `dataset_name` or `arena_hard`.")
         check_bounds(self, largest_n=1, num_seeds=1)
         if self.num_seeds > 1 and not self.temperature > 0:
             raise ValueError(
@@ -75,7 +75,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             if not (isinstance(config, CLoudConfig) and config.critique):
                 raise ValueError(f"`halving` needs critiques, but {one.model} writes none: name a CLoud model last.")
         if self.halving and not self.dataset_name:
-            raise ValueError("`halving` is measured on candidates of known quality: give `dataset_name`.")
+            raise ValueError("`halving` is measured on candidates of known quality: set `dataset_name`.")
 
 
 ARGUMENTS = (BestOfNArguments,)
@@ -178,7 +178,10 @@ def ensemble_scores(
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
-    """Score all datasets with one model. Returns the rows that fit in its context and their scores (both by dataset), and its format."""
+    """
+    Score all datasets with one model. Returns the rows that fit in the model's context and their scores, both by dataset, and the model's
+    format.
+    """
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),

@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None):
         _convert_layout(source, destination, dry_run, args)
         return
     if given := [name for name, value in args.items() if value]:
-        raise ValueError(f"`{given[0]}` is for the published layout; omit it with `--to {to}`.")
+        raise ValueError(
+            f"`{given[0]}` applies only to the published layout, so it cannot be combined with `--to {to}`."
+        )
     _convert_classifier(source, destination, to, dry_run)
 
 

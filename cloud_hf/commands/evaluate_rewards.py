@@ -108,7 +108,8 @@ def check_file_names(shown: dict[str, str], args: EvaluationArguments):
         file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")
         if (other := pairs.setdefault(file, (name, dataset))) != (name, dataset):
             raise ValueError(
-                f"The scores of {name} on {dataset} and of {other[0]} on {other[1]} would both be written to {file}. Rename one."
+                f"The scores of {name} on {dataset} and of {other[0]} on {other[1]} would both be written to {file}. Rename a "
+                "model or a dataset."
             )
 
 

@@ -148,7 +148,7 @@ class Preparation:
             yield list(group)
 
     def _pairs(self, group: Group) -> Iterator[dict[str, Any] | Reject]:
-        """Yield the pairs of one prompt (with our column names) and its rejects."""
+        """Yield the pairs and the rejects of one prompt. The pairs have our column names."""
         index, row = group[0]
         name = str(row["id"]) if self.has_ids else str(index)
         rated = self.layout.read([row for _, row in group] if self.layout.group_by else row)
@@ -174,7 +174,7 @@ class Preparation:
         kept = {name: row[name] for name in self.kept} | ({"source_id": row["id"]} if self.repeated_ids else {})
         _, prompt, chosen, rejected = read_preference({**kept, **rated.given, **sides})
         if chosen == rejected or (isinstance(chosen, str) and chosen.strip() == str(rejected).strip()):
-            return "equal responses"
+            return "identical responses"
         pair = {**kept, "prompt": prompt, "chosen": chosen, "rejected": rejected}
         given = rated.given.get("prompt")
         if isinstance(given, dict) and given.get("tools"):
@@ -186,7 +186,7 @@ class Preparation:
         return pair
 
     def features(self) -> Features:
-        """Return the columns of the pairs. A prompt or response column has strings, or messages if any value is not plain text."""
+        """Return the columns of the pairs. A prompt or response column contains strings, or messages if any value is not plain text."""
         text, messages, number = Value("string"), List(Json()), Value("float64")
         sides = dict.fromkeys(SIDES, text if self.text_responses else messages)
         ratings = {"chosen_rating": number, "rejected_rating": number} if self.layout.margin else {}

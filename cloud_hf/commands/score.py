@@ -54,7 +54,8 @@ class ScoreArguments(AnyModelArguments):
         read_every (`int`, *optional*):
             Also read the reward at every `read_every`-th token of a critique; the output then has `partial_rewards`.
         stop_when_stable (`float`, *optional*):
-            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
+            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not
+            available with vLLM.
     """
 
     model: str
@@ -73,7 +74,7 @@ class ScoreArguments(AnyModelArguments):
         super().__post_init__()
         check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, seed=0)
         if (self.prompt is None) != (self.response is None) or (self.prompt is None) == (self.input is None):
-            raise ValueError("Give `prompt` and `response`, or `input`.")
+            raise ValueError("Set `prompt` and `response`, or `input`.")
         self.check_temperature(self.temperature)
         self.check_partial_rewards([self.model], self.read_every, self.stop_when_stable)
 

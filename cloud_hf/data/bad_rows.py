@@ -61,8 +61,8 @@ class BadRows:
 
     def settle(self, total: int) -> list[int]:
         """
-        Apply the policy to the recorded rows of a dataset that has `total` rows, and return the positions of the recorded rows. Raises
-        `ValueError` if there are any and the policy is `"error"`, or if all rows are bad.
+        Apply the policy to the recorded rows, and return their positions. `total` is the number of rows in the dataset. Raises
+        `ValueError` if rows were recorded and the policy is `"error"`, or if all rows are bad.
         """
         if not self._indices:
             return []
@@ -97,8 +97,8 @@ def _named(names: list[str], problem: str) -> str:
 @dataclass
 class OverlongRows:
     """
-    Rows of one dataset that do not fit in the context, for the policy `"error"`. `lengths` also contains the lengths of the rows that fit,
-    so that the error message can recommend limits.
+    Rows of one dataset that do not fit in the context. Used with the policy `"error"`. `lengths` also contains the lengths of the rows that
+    fit, so that the error message can recommend limits.
     """
 
     name: str

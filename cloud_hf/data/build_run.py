@@ -22,7 +22,7 @@ from .journal import SAMPLING_DEFAULTS, SERVERS_OWN, Journal, JournalError, key_
 from .rows import Rows
 
 
-# The run stops after this many failed rows without a single answer
+# The run stops if this many rows fail while the journal is still empty
 _MOST_FAILURES_AT_FIRST = 100
 
 # Handling of truncated answers: drop or keep them after `longer_tries` retries, or retry for as long as the context has room
@@ -33,8 +33,8 @@ _MOST_LONGER_TRIES = 16
 
 class Dropped(Exception):
     """
-    A row that is skipped by design, such as a tie. Raise the exception to skip the input row, or return it in the list of output rows to
-    skip only one of them.
+    A row that is skipped by design, such as a tie. To skip an input row, raise this exception; to skip only one output row, return the
+    exception in the list of output rows.
 
     Args:
         reason (`str`):
@@ -73,8 +73,8 @@ class JournaledClient:
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """
-        Return the answer of [`CompletionClient.chat`], or the journaled one. `key` (such as row id and sample number) distinguishes
-        requests that are otherwise equal.
+        Return the answer of [`CompletionClient.chat`], or the journaled one. `key` (such as the row id and the sample number)
+        distinguishes requests that are otherwise identical.
         """
         # The journal key contains everything that defines the request, so a changed prompt or option causes a new request
         asked = self._key(key, messages, sampling)
@@ -177,7 +177,10 @@ def check_truncated(value: str):
 
 
 def seed_of(seed: int, *parts: Any) -> int:
-    """Return a seed in [0, 2^31) for one request. Each request needs its own, because equal prompts with equal seeds get the same text."""
+    """
+    Return a seed in [0, 2^31) for one request. Each request needs its own seed, because identical prompts with the same seed get the
+    same text.
+    """
     return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
@@ -197,7 +200,7 @@ class Run:
 
     rows: Rows
     work: Work
-    clients: Sequence[CompletionClient]  # stopped by Ctrl-C; the progress bar shows their counts
+    clients: Sequence[CompletionClient]  # Ctrl-C stops the clients, and the progress bar shows their counts
     max_concurrency: int  # maximum number of rows in progress
     failures: dict[int, str] = field(default_factory=dict)
     journal: Journal | None = None
@@ -308,7 +311,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
-    """Wait for all results and return them in order. If several raise exceptions, prefer to raise one that is not [`Dropped`]."""
+    """Wait for all results and return them in order. If any fail, raise one of their exceptions, preferably one other than [`Dropped`]."""
     # Without `return_exceptions`, the first failure would discard answers that have already been paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
@@ -327,7 +330,7 @@ async def build_dataset(
     chats: bool = True,
 ) -> dict[str, Any]:
     """
-    Build a dataset from the answers of servers, or resume an interrupted build.
+    Build a dataset from servers' answers, or resume an interrupted build.
 
     Args:
         folder ([`DatasetFolder`]):
@@ -343,7 +346,7 @@ async def build_dataset(
         statistics ([`Statistics`], *optional*):
             Collects statistics about the rows and rejects. The counts then include these statistics.
         chats (`bool`, *optional*, defaults to `True`):
-            Whether requests are chats. If so, the settings also record the servers' sampling defaults, which chats may depend on.
+            Whether the requests are chats. If so, the settings also record the servers' sampling defaults, which may affect the answers.
 
     Returns:
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
@@ -366,7 +369,7 @@ async def build_dataset(
             rows,
             work,
             list(clients.values()),
-            # The highest limit is enough: each row sends several requests concurrently, so the sum is not needed to keep all clients busy
+            # The highest of the clients' limits is enough to keep all clients busy, because each row sends several requests concurrently
             max(client.max_concurrency for client in clients.values()),
             journal=journal,
         )
@@ -384,7 +387,7 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """For each client's role, count the tokens, the truncated answers, and the answers from other models."""
+    """For each role, count the tokens, the truncated answers, and the answers from models other than the client's."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         answers = client.answers.values()

@@ -3,7 +3,7 @@ Read values of a dataset column as text or as chat messages, depending on their 
 
 A value can be text (or, for a response, a list with a single string), chat messages with `role` and `content`, ShareGPT turns with `from`
 and `value`, messages or turns encoded as JSON, or an Anthropic transcript (`"\\n\\nHuman: …"`). A single message need not be in a list. The
-content of a message may be a list of text parts. Null and empty fields, as in dumps of OpenAI's objects, are ignored.
+content of a message may be a list of text parts. Null and empty fields, such as those in dumps of OpenAI objects, are ignored.
 """
 
 import json
@@ -53,7 +53,7 @@ def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]
         return (ONE_MESSAGE if column == "prompt" and kind == MESSAGES and turns is not value else kind), messages
     if column in SIDES and isinstance(value, list) and all(isinstance(text, str) for text in value) and value:
         if len(value) > 1:
-            raise ValueError(f"`{column}` contains {len(value)} texts; put each pair into its own row.")
+            raise ValueError(f"`{column}` contains {len(value)} strings; put each pair in its own row.")
         kind, text = _read_text(value[0], column)
         return (ONE_TEXT if kind == TEXT else kind), text
     raise ValueError(f"`{column}` is {value!r:.60}; give a string or a list of chat messages.")
@@ -67,7 +67,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
         return TRANSCRIPT, _transcript(lines, column)
     if column == "prompt" and "\n\nHuman:" in lines and lines.rstrip().endswith("\n\nAssistant:"):
         raise ValueError(
-            "`prompt` could be one message, or a text followed by a transcript. Give chat messages, with the first text as "
+            "`prompt` could be one message, or a preamble followed by a transcript. Give chat messages, with the preamble as "
             "the system message."
         )
     if _MAY_BE_JSON.match(value) and (found := _read_json(value, column)) is not None:
@@ -76,7 +76,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
 
 
 def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the kind and the messages of JSON-encoded messages, even if they were encoded twice, or `None` for other texts."""
+    """Return the kind and the messages if the text encodes messages as JSON (once or twice), otherwise `None`."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
@@ -89,8 +89,8 @@ def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | No
         return _read_json(found, column)
     if isinstance(found, dict) and isinstance(found.get("messages"), list) and found.keys() <= {"messages", "tools"}:
         raise ValueError(
-            f"`{column}` could be text, or a chat as JSON with the key `messages`. Give the list of messages, and put the tools "
-            "in the column `tools`."
+            f"`{column}` could be text, or a JSON-encoded chat with the key `messages`. Give only the list of messages, and put the "
+            "tools in the column `tools`."
         )
     turns = found if isinstance(found, list) else [found]
     if not all(map(_is_turn, turns)):
@@ -145,14 +145,14 @@ def message(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
         if "tool_calls" not in kept:
             raise ValueError(f"`{column}` message {place} ({turn['role']}) has no text `content`.")
     elif not isinstance(kept["content"], str):
-        raise ValueError(f"`{column}` message {place} has the `content` {kept['content']!r:.60}; give text.")
+        raise ValueError(f"`{column}` message {place}: `content` is {kept['content']!r:.60}; give text.")
     return kept
 
 
 def _sharegpt(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
     speaker, value = turn.get("from"), turn.get("value")
     if speaker == "function_call":
-        raise ValueError(f"`{column}` turn {place} is a `function_call`; give it as a message with `tool_calls`.")
+        raise ValueError(f"`{column}` turn {place} is a `function_call`; write it as a message with `tool_calls`.")
     if not isinstance(speaker, str) or speaker not in _ROLES or not isinstance(value, str):
         known = ", ".join(_ROLES)
         raise ValueError(

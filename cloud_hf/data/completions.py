@@ -112,7 +112,7 @@ class CompletionClient:
 
     Args:
         base_urls (`Sequence[str]`):
-            Addresses of servers of the same model, for example `"http://127.0.0.1:8000/v1"`.
+            Addresses of servers that serve the same model, for example `"http://127.0.0.1:8000/v1"`.
         model (`str`, *optional*):
             Name of the model on the servers. Optional if they serve only one model.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):

@@ -60,10 +60,11 @@ class CritiqueOptions:
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a truncated critique, each with twice the tokens.
+            Maximum number of retries of a truncated critique. Each retry doubles the token limit, as long as the model's context has room.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with critiques that remain truncated: drop them (and the row, if it has no other critiques), keep them, or keep
-            retrying with twice the tokens for as long as they fit in the context, regardless of `longer_tries`, and then drop them.
+            What to do with critiques that remain truncated. `"drop"` drops them, and also the row if one of its responses has no other
+            critiques; `"keep"` keeps them. `"retry"` ignores `longer_tries`: it keeps doubling the token limit as long as the model's
+            context has room, and then does the same as `"drop"`.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Handling of rows that do not fit in the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
@@ -325,7 +326,7 @@ class ScorerCritic:
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
         All rows are checked before anything is computed. If rows are unusable and the builder does not drop them, raises a `ValueError`
-        with their number. After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised.
+        that lists them by kind of problem. After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -469,7 +470,7 @@ class ServedCritic:
 
     def _critique(self, answer: Answer, max_new_tokens: int) -> Critique:
         if answer.finish_reason not in ("stop", "length"):
-            raise Dropped(f"the server ended the critique with {answer.finish_reason!r}")
+            raise Dropped(f"the server ended the critique with the finish reason {answer.finish_reason!r}")
         ids = answer.token_ids or ()
         if any(token_id >= self.vocab_size for token_id in ids):
             raise RowRefused(

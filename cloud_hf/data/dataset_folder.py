@@ -89,8 +89,8 @@ class DatasetFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """
-        Keep the journal open, which locks out a second writer and rejects different settings. Journal and file errors end the command with
-        their message.
+        Hold the journal open, to lock out a second writer and to reject different settings. A journal or file error ends the command with
+        its message.
         """
         try:
             with self.open_journal():

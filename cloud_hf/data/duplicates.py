@@ -43,7 +43,7 @@ def _normalize(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """
-    Split a text into words, ignoring case.
+    Split text into words, ignoring case.
 
     Examples:
 
@@ -57,8 +57,8 @@ def words(text: str) -> list[str]:
 
 def words_and_marks(text: str) -> list[str]:
     """
-    Split a text into words and symbols, ignoring case and punctuation after a word. "3 + 4" and "3 - 4" therefore differ, but "why?"
-    and "Why" do not.
+    Split text into words and symbols, ignoring case. Of the marks `.,;:!?`, only those directly before a letter or digit count. "3 + 4" and
+    "3 - 4" therefore differ, but "why?" and "Why" do not.
 
     Examples:
 
@@ -72,7 +72,7 @@ def words_and_marks(text: str) -> list[str]:
 
 def quantities(text: str) -> tuple[str, ...]:
     """
-    Return the numbers and mathematical signs of a text, in order. Texts whose numbers or signs differ are different problems, however
+    Return the numbers and mathematical signs in a text, in order. If two texts differ in these, they pose different problems, however
     similar their wording is.
 
     Examples:
@@ -123,7 +123,8 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Map the position of each text that repeats an earlier one to the first occurrence. Only a digest of each text is kept in memory.
+    Find texts that exactly repeat an earlier text, and map the position of each to that of the first occurrence. Only a digest of each text
+    is kept in memory.
     """
     first: dict[bytes, int] = {}
     duplicates = {}
@@ -138,8 +139,8 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that nearly duplicate an earlier text in the same group, and map their positions to that text. A text is not compared with
-    earlier texts that are themselves duplicates, nor with texts whose numbers or signs differ.
+    Find texts that nearly duplicate an earlier text in the same group, and map the position of each to that of the earlier text. A text is
+    not compared with earlier texts that are themselves duplicates, or with texts that contain different numbers or signs.
 
     The threshold, above 0 and at most 1, is a Jaccard similarity of word 5-grams. MinHash LSH proposes candidates, and those with the
     highest estimated similarity are compared exactly, so every reported pair reaches the threshold. Some pairs are missed, but nearly all

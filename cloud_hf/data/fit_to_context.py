@@ -40,9 +40,9 @@ def fit_to_context(
     """
     Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if the row needs more than `limit` tokens.
 
-    `encode` encodes the row with the prompt that it receives, and `length` counts the tokens that an encoded row needs. Returns the prompt
-    (the same object unless it was shortened) and the encoded row, or `(None, None)` if the row is dropped. Raises [`Overlong`] if the row
-    is too long and the policy is `"error"`.
+    `encode` takes a prompt and encodes the row with it; `length` takes an encoded row and counts the tokens that the row needs. Returns
+    the prompt (the same object unless it was shortened) and the encoded row, or `(None, None)` if the row is dropped. Raises [`Overlong`]
+    if the row is too long and the policy is `"error"`.
     """
     encoded = encode(prompt)
     needed = length(encoded)

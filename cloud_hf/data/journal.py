@@ -14,7 +14,7 @@ from ..safe_paths import check_links
 
 FORMAT = "cloud_hf.journal"
 VERSION = 2
-# Settings that identify a model; if it is a folder, version 1 hashed less of its contents
+# Settings that identify a model. For a model in a folder, version 1 hashed less of the folder's contents
 _MODEL_SETTINGS = {"model", "model_version"}
 # Settings that do not exist in version 1
 _NEW_SETTINGS = {"contents_of_all_shards", "truncated"}
@@ -125,7 +125,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalError(
-                f"Another process is writing to {self.path}. Wait for it, or choose another output folder."
+                f"Another process is writing to {self.path}. Wait for it to finish, or choose another output folder."
             ) from error
 
     def _open(self, settings: dict[str, Any], may_restart: bool):

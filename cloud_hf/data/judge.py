@@ -97,8 +97,8 @@ def messages_for_judge(
 @dataclass(frozen=True)
 class Judgement:
     """
-    The judge's last answer about two responses in one order (or about a single response), and the verdict (or rating) in it. `verdict` is
-    `None` if no try produced one.
+    The judge's last answer about two responses in one order, or about a single response, with the verdict or rating that it contains.
+    `verdict` is `None` if no try produced one.
     """
 
     verdict: str | None
@@ -113,7 +113,7 @@ class Judge:
 
     The judge is asked again if an answer contains no verdict. It is also asked again if an answer was truncated or filtered, because the
     last verdict in such an answer may be one that the judge only considered. Retries sample at a temperature of 0.5 or at the given
-    temperature, whichever is higher. After a truncated answer, the token limit of retries is twice as high.
+    temperature, whichever is higher. After a truncated answer, retries get twice the token limit.
 
     Args:
         client ([`~cloud_hf.data.build_run.JournaledClient`]):

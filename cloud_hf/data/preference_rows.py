@@ -28,8 +28,8 @@ PAIR_COLUMNS = ("prompt", *SIDES)
 # because most code accepts only text
 Response = Any
 
-# Columns that contain the prompt in some datasets. They are reported if there is no `prompt`, because otherwise the two texts would be
-# split at the end of their common beginning
+# Columns that contain the prompt in some datasets. They are reported if there is no `prompt`, because otherwise the common beginning of
+# `chosen` and `rejected` would be taken as the prompt
 _LIKE_PROMPT = (
     "input", "query", "question", "instruction", "problem", "post", "context", "history", "messages", "conversation",
 )  # fmt: skip
@@ -88,7 +88,7 @@ def read_preferences(
 ) -> Dataset:
     """
     Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if any response is
-    more than a single turn of plain text). Other columns are kept. Rows whose form already suits the other modules are not converted.
+    more than a single turn of plain text). Other columns are kept. Rows already in a form that the other modules accept are not converted.
 
     Args:
         rows (`Dataset`):
@@ -188,7 +188,7 @@ class _Scan:
             )
 
     def settle(self, rows: Dataset) -> tuple[Dataset, Any]:
-        """Return the usable rows and their form. Raises `ValueError` as [`BadRows.settle`] does, or if the usable rows differ in form."""
+        """Return the usable rows and their form. Raises `ValueError` if they differ in form, or if [`BadRows.settle`] raises it."""
         if len(self.forms) > 1:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()
@@ -205,8 +205,8 @@ class _Scan:
 
 def iterate_rows(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     """
-    Yield positions and rows, which are read in batches for speed. A row with invalid text becomes a `_NotText`, which raises `ValueError`
-    when a column is accessed.
+    Yield `(position, row)` pairs, reading the rows in batches for speed. A row with invalid text becomes a `_NotText`, which raises
+    `ValueError` when a column is accessed.
     """
     columns = rows.with_format("arrow")
     plain = not any(map(_holds_json, rows.features.values()))
@@ -306,7 +306,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     if _is_response(chosen):
         if prompt_kind == ABSENT:
             raise ValueError(
-                "`chosen` and `rejected` start with the response and there is no `prompt`; add the column."
+                "`chosen` and `rejected` contain only responses, and there is no `prompt`; add the column `prompt`."
             )
         form = Form(prompt_kind, kind)
     else:
@@ -340,7 +340,7 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
             "`chosen` is ambiguous: it could be plain text, or a preamble followed by a transcript. Give chat messages, with "
             "the preamble as the system message."
         )
-    most = min(len(chosen), len(rejected)) - 1  # leaves a response even if one text is the beginning of the other
+    most = min(len(chosen), len(rejected)) - 1  # leave a response even if one text is the beginning of the other
     length = next((place for place in range(most) if chosen[place] != rejected[place]), most)
     while length and not chosen[length - 1].isspace():
         length -= 1
@@ -368,11 +368,11 @@ def _split(
     if kind == TEXT:
         if prompt.strip() not in {turn.get("content", "").strip() for turn in common if turn["role"] == "user"}:
             raise ValueError(
-                f"`prompt` is {prompt!r:.60}, but no user turn that `chosen` and `rejected` share has this text."
+                f"`prompt` is {prompt!r:.60}, but `chosen` and `rejected` have no common user turn with this text."
             )
     elif kind == WITH_TOOLS:
         raise ValueError(
-            "`prompt` contains messages and tools; with complete chats, give the tools in the column `tools`."
+            "`prompt` contains messages and tools; with complete chats, put the tools in the column `tools`."
         )
     elif kind != ABSENT and prompt != common[: len(prompt)]:
         raise ValueError("`chosen` and `rejected` are complete chats that do not begin with the turns of `prompt`.")
@@ -380,7 +380,7 @@ def _split(
 
 
 def check_response(turns: list[dict[str, Any]], column: str, allow_empty: bool = False) -> Response:
-    """Check the turns of a response. Return its text if it is a single turn with nothing but text, otherwise the turns."""
+    """Check the turns of a response. Return its text if it is a single turn of plain text, otherwise the turns."""
     last = turns[-1]
     if last["role"] != "assistant":
         raise ValueError(f"`{column}` ends with a {last['role']!r} turn; its last message must be the assistant's.")

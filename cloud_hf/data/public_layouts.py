@@ -26,8 +26,8 @@ _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 @dataclass(frozen=True)
 class Rated:
     """
-    Responses to one prompt with their ratings. A higher rating is better, and `None` means not rated. `given` contains the column `prompt`,
-    or is empty if the responses are complete chats. `tie` is the reason to report when equally rated responses are left out.
+    Responses to one prompt with their ratings. A higher rating is better, and `None` means not rated. `given` contains the prompt under the
+    key `prompt`, or is empty if the responses are complete chats. `tie` is the reason to report when equally rated responses are left out.
     """
 
     given: dict[str, Any]
@@ -50,7 +50,7 @@ class Layout:
     margin: str = ""  # meaning of the margins; empty if there are no ratings
     direct: bool = False  # whether training can read the rows unchanged
     group_by: str | None = None
-    shape: Callable[[Row], bool] | None = None  # check of the first row, if other datasets have the same columns
+    shape: Callable[[Row], bool] | None = None  # test of the first row, if other datasets have the same columns
     auto: bool = True  # whether the layout is selected automatically
 
 
@@ -106,7 +106,7 @@ def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of 
         ratings = [_number(row[column], column) for column in (chosen, rejected)]
         if None not in ratings and ratings[0] < ratings[1]:  # type: ignore[operator]
             raise ValueError(
-                f"`{chosen}` {ratings[0]:g} is below `{rejected}` {ratings[1]:g}; swap the responses or remove the row."
+                f"`{chosen}` ({ratings[0]:g}) is below `{rejected}` ({ratings[1]:g}); swap the responses or remove the row."
             )
         return replace(_pair(row), ratings=ratings)
 
@@ -215,7 +215,9 @@ def _sharegpt(row: Row) -> Rated:
 
 def _alpaca(row: Row) -> Rated:
     if row.get("history"):
-        raise ValueError("`history` contains earlier turns, which this layout does not read; give `conversations`.")
+        raise ValueError(
+            "`history` contains earlier turns, which this layout does not read; move all turns to a column `conversations`."
+        )
     parts = [part for part in (row["instruction"], row.get("input")) if part]
     if not all(isinstance(part, str) for part in parts):
         raise ValueError("`instruction` and `input` must be strings.")

@@ -93,7 +93,7 @@ def read_rubric(path: str | None) -> Rubric:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the YAML between the first two `---` lines, and the instructions after it."""
+    """Return the YAML between the first two `---` lines, and the instructions that follow."""
     parts = re.split(r"^---[ \t]*$", text, maxsplit=2, flags=re.MULTILINE)
     return (parts[1], parts[2].strip()) if len(parts) == 3 and not parts[0] else ("", text)
 
@@ -102,7 +102,7 @@ def _check(path: str, rubric: Rubric):
     ends = (rubric.lowest, rubric.highest)
     if not all(type(end) in (int, float) for end in ends) or not rubric.lowest < rubric.highest:
         raise ValueError(
-            f"{path}: `lowest` is {ends[0]!r} and `highest` {ends[1]!r}; give two numbers, the lower one first."
+            f"{path}: `lowest` is {ends[0]!r} and `highest` is {ends[1]!r}; both must be numbers, and `lowest` must be less than `highest`."
         )
     try:
         groups = re.compile(rubric.pattern).groups

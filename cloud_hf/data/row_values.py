@@ -27,8 +27,8 @@ def prompt_of(row: dict[str, Any]):
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
     """
-    Convert a prompt that [`prompt_of`] returned, and that may have been shortened since, back to the type of the row's column `prompt`.
-    The tools are left out if they are in the column `tools`.
+    Convert a prompt from [`prompt_of`], which may have been shortened since, back to the type of the row's column `prompt`. The tools are
+    left out if they are in the column `tools`.
     """
     if not isinstance(prompt, dict) or isinstance(row["prompt"], dict):
         return prompt
@@ -72,7 +72,7 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     """
     Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string counts as one critique.
 
-    Raises `ValueError` if a critique is missing, empty or not text, or if there are not as many ids as texts.
+    Raises `ValueError` if a critique is missing, empty or not text, or if the number of id lists differs from the number of texts.
     """
     value = listed(row[column])
     texts = [value] if isinstance(value, str) else value
@@ -94,7 +94,7 @@ def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Seque
     if len(chosen) != len(rejected):
         raise ValueError(
             f"`chosen_feedback` contains {len(chosen)} critique(s) but `rejected_feedback` contains {len(rejected)}; "
-            "give both the same number."
+            "these numbers must be equal."
         )
 
 

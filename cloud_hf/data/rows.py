@@ -21,7 +21,7 @@ from .public_layouts import conversion_hint, to_convert
 
 
 class Rows(Protocol):
-    """Rows by position: a `datasets.Dataset`, or a list of dictionaries."""
+    """Rows that can be indexed by position: a `datasets.Dataset`, or a list of dictionaries."""
 
     def __len__(self) -> int: ...
 
@@ -113,7 +113,7 @@ _CSV_OPTIONS = {
     "converters": dict.fromkeys(_TEXT_COLUMNS, str),
     "index_col": False,
 }
-# Words in file names by which `datasets` recognises splits
+# Words in file and folder names that `datasets` recognises as split names
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
 

@@ -94,7 +94,7 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     the summed counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
-    # Hashing all rows would require the input dataset, but the shards' hashes identify it just as well
+    # A hash of all rows would require the input dataset, but the shards' hashes identify the rows just as well
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(

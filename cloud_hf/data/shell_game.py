@@ -9,8 +9,9 @@ per word of the task, and the configuration of a tiny Llama. All rows are determ
 
 Problems are split by their sequence of swaps, where "A and B" and "B and A" count as the same swap. Each sequence belongs to exactly one
 of `train`, `validation` and `test`, regardless of the seed and the number of rows. A sequence is in the same split for all four starting
-cups, so every answer is equally likely in each split. Training rows may repeat, but held-out rows are distinct. There are only a few
-held-out problems with one swap (8) or two swaps (112 for `test`); once these are used up, problems with more swaps take their place.
+cups, so every answer is equally likely in each split. Training rows may repeat, but held-out rows are distinct. Held-out problems with few
+swaps are scarce: with one swap, `validation` and `test` have 8 problems each; with two swaps, they have 64 and 112. Once these are used up,
+problems with more swaps take their place.
 """
 
 import random

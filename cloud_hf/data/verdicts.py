@@ -1,4 +1,4 @@
-"""Extract a judge's verdicts, and determine the winner of two games; in the second, the responses are swapped."""
+"""Extract a judge's verdicts, and determine the winner of two games. In the second game, the responses are swapped."""
 
 import re
 
@@ -9,7 +9,7 @@ _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 # Matched against upper-cased text, as in ArenaHard 2.0. Labels in single brackets count only if there are none in double brackets
 _SPELLINGS = (re.compile(r"\[\[([AB][<>=]+[AB])\]\]"), re.compile(r"\[([AB][<>=]+[AB])\]"))
-# A label in another spelling after a verdict, such as `[[B]]`, `[[B > A]]` or `[[TIE]]`; not a citation or a link
+# Searched for after a verdict: a label in an unknown form, such as `[[B]]`, `[[B > A]]` or `[[TIE]]`, but not a citation or a link
 _OTHER_LABEL = re.compile(r"\[\[[^\[\]\d]{1,20}\]\](?!\()")
 _OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 
@@ -19,8 +19,9 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement. `None` means that there is no verdict and the judge should be asked again.
 
     With the `rule` `"last"`, return the last verdict, in any form that ArenaHard 2.0 accepts (`[[b>a]]`, `[[A<B]]`, `[B>A]`). If the last
-    label has an unknown form, there is no verdict. With `"agreed"`, follow the reference implementation: return the only label in the text,
-    even an unknown one (`[[A<B]]`). If the text contains two different labels, there is no verdict.
+    label has an unknown form, there is no verdict. With `"agreed"`, follow the reference implementation: if all labels in the text are the
+    same, return that label, even if its form is unknown (`[[A<B]]`). If the text contains no label or different labels, there is no
+    verdict.
 
     Examples:
 

@@ -55,7 +55,7 @@ class Uncertainty:
 
 
 def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
-    """Measure the uncertainty of scored rows over all right/wrong pairs. `critiques` labels the rewards."""
+    """Measure the uncertainty of scored rows over all right/wrong pairs. `critiques` is the label that describes the rewards."""
     margins, spreads, owners = [], [], []
     for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
         for right, wrong in row.pairs():
@@ -80,7 +80,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 class Robustness:
     """Analysis of a model; dictionaries are keyed by set."""
 
-    # One entry for the rewards as scored, then one for each mean over sampled critiques; no entries for a set without known rows
+    # One entry for the ordinary rewards, then one for each mean over sampled critiques; no entries for a set whose subsets are all unknown
     uncertainty: dict[str, list[Uncertainty]]
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def mean_label(num_critiques: int, temperature: float) -> str:
 def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
-    """Compute each set's uncertainty for the rewards as scored and for the means over sampled critiques. Unknown subsets are excluded."""
+    """Compute each set's uncertainty for the ordinary rewards and for the means over sampled critiques. Unknown subsets are excluded."""
     labelled = [("as scored", evaluation) for evaluation in evaluations]
     labelled += [
         (mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation)
@@ -200,8 +200,8 @@ def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
     """
-    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows whose responses are messages
-    are left out with a warning, because probes cannot alter messages.
+    Return the rows of all known subsets with their scores, the prompts that the model saw, and the user's paraphrases. Rows whose responses
+    are messages are left out with a warning, because probes cannot alter messages.
     """
     rows = [
         ProbeRow(

@@ -69,7 +69,7 @@ class ScoredSet:
         return [[[score.reward for score in row] for row in of_seed] for of_seed in self.scores[model]]
 
     def seeds(self) -> dict[str, int]:
-        """Return the number of times (seeds) each model scored the candidates."""
+        """Return the number of seeds with which each model scored the candidates."""
         return {model: len(found) for model, found in self.scores.items()}
 
     def counts(self) -> dict[str, int]:
@@ -161,8 +161,8 @@ class SetResult:
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
         """
-        For each pair of models, the difference in the value of their choices among all candidates (first model minus second), averaged
-        over problems.
+        For each pair of models, the mean difference over problems (first model minus second) between the values of their choices among all
+        candidates.
         """
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
@@ -228,8 +228,9 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:
     """
-    Select the candidates to judge for each question: all with `judge_all`, otherwise the best of the first N for each N up to
-    `largest_n` and the best of all, for every model and seed. The first candidate is always included.
+    Select the candidates to judge for each question. With `judge_all`, these are all candidates. Otherwise, they are each model's choices
+    with each seed: among the first N candidates, for every N up to `largest_n`, and among all candidates. The first candidate is always
+    included.
     """
     if judge_all:
         return [list(range(len(problem.responses))) for problem in found.problems]

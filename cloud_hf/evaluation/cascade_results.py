@@ -29,8 +29,8 @@ SAMPLED = "@"  # `cloud@4`: the mean reward over the first four critiques that s
 @dataclass(frozen=True)
 class StagePart:
     """
-    A stage's rows, scores and cost on a set. `num_critiques` is the number of sampled critiques to use, or `None` for the rewards as
-    scored.
+    A stage's rows, scores and cost on a set. `num_critiques` is the number of sampled critiques to average over, or `None` to use the
+    model's ordinary rewards ("as scored" in reports).
     """
 
     fitted: FittedRows
@@ -63,7 +63,7 @@ class CascadeResult:
     thresholds: tuple[float, float]
     chosen: CascadePoint  # over all rows, at the chosen thresholds
     curve: list[CascadePoint]  # over all rows, one point per threshold
-    seconds: list[float]  # per row at each point of the curve, then at the chosen one; NaN where unknown
+    seconds: list[float]  # per row, for each point of `curve` and then for `chosen`; NaN if unknown
     fit: CascadeFit  # on all rows, for use outside this run
     last: CascadePoint  # the last stage alone, which scores every response
 
@@ -95,10 +95,10 @@ class CascadeResult:
 class Cascade:
     """A cascade of models that are all scored in one run."""
 
-    # Short names, the cheapest first, each with the number of sampled critiques to use, or `None` for the rewards as scored
+    # Short names, the cheapest first, each with the number of sampled critiques to average over, or `None` for the model's ordinary rewards
     stages: tuple[tuple[str, int | None], ...]
     goal: Goal
-    one_at_a_time: bool = False  # whether the stages after the first score one contender of a row at a time
+    one_at_a_time: bool = False  # whether each later stage scores the contenders of a row one at a time
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -116,7 +116,8 @@ class Cascade:
         """
         Run the cascade on those rows of a set that all stages have scored; `kind` is the set's kind.
 
-        Returns the rows, the scores at the chosen thresholds, and the result. Raises `ValueError` if the rows do not support the goal.
+        Returns the rows, the scores at the chosen thresholds, and the result. Raises `ValueError` if the cascade cannot be fitted to its
+        goal on these rows.
         """
         found = [part.by_index() for part in parts]
         first = parts[0].fitted
@@ -157,7 +158,10 @@ class Cascade:
 
 
 def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
-    """Combine a point for the even rows and one for the odd rows, whose thresholds may differ, into a point for all rows."""
+    """
+    Merge a point for the even rows and a point for the odd rows into a point for all rows. If the two thresholds differ, the result
+    has the threshold of the even rows.
+    """
 
     def join(name: str) -> tuple:
         values: list[Any] = [None] * (len(even.worth) + len(odd.worth))
@@ -180,7 +184,8 @@ def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[fl
 
 def worth_of(kind: str, row: FittedRow) -> list[float]:
     """
-    Return the value of each response: `correct` for `"problems"`, otherwise 1 for right responses, which come first, and 0 for others.
+    Return the value of each response: the column `correct` for the kind `"problems"`. For other kinds, the value is 1 for right responses,
+    which come first, and 0 for wrong ones.
     """
     # Decide by the kind instead of looking for the column: a preference set may also have a column `correct`
     if kind == "problems":

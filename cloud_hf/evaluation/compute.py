@@ -14,7 +14,7 @@ class Cost:
     """Cost of scoring a set."""
 
     tokens: Sequence[Sequence[Sequence[float]]]  # critique tokens by row, response and critique, without end tokens
-    seconds: float = math.nan  # for the complete set; NaN where unknown
+    seconds: float = math.nan  # for the whole set; NaN if unknown
 
     @property
     def per_row(self) -> float:

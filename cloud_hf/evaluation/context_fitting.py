@@ -27,7 +27,7 @@ class FittedRow:
 
 @dataclass(frozen=True)
 class FittedRows:
-    """The rows that fit, and the numbers of rows that were dropped as too long, shortened, or left out as bad."""
+    """The rows that fit, and how many rows were dropped as too long, shortened, or left out as bad."""
 
     rows: list[FittedRow]
     dropped: int

@@ -73,7 +73,9 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
     for text in texts:
         kind, _, names = text.partition(":")
         if kind not in KINDS or not names:
-            raise ValueError(f"`ensembles` {text!r}: write a kind ({', '.join(KINDS)}) and models, such as mean:a,b.")
+            raise ValueError(
+                f"`ensembles` {text!r}: write a kind ({', '.join(KINDS)}) followed by models, as in mean:a,b."
+            )
         members = tuple(read_members("ensembles", text, names.split(","), models))
         if len(set(members)) < max(2, len(members)):
             raise ValueError(f"`ensembles` {text!r} needs at least two different models.")
@@ -84,7 +86,8 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
 
 def read_members(option: str, text: str, names: Sequence[str], models: Sequence[str]) -> list[str]:
     """
-    Return the short names of `names`. Raises `ValueError` if a name is not among `models`; the message names `option` and its value `text`.
+    Return the short name of each model in `names`. If a name is not among `models`, raises a `ValueError` that names `option` and its value
+    `text`.
     """
     shown = short_names(list(models))
     known = shown | {short: short for short in shown.values()}

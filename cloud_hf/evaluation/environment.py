@@ -65,7 +65,7 @@ def environment(args: ScoringArguments) -> dict[str, Any]:
 
 
 def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -> str:
-    """Return a run's command line, without the options that have their default values; `names` maps paths to their replacements."""
+    """Return a run's command line, omitting options that have their default value; `names` maps paths to their replacements."""
     words = ["cloud-hf", name]
     for option in fields(args):
         value = getattr(args, option.name)

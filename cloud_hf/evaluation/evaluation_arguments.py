@@ -34,7 +34,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
             reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench, judge_bench_gpt, judge_bench_claude, llm_bar;
-            `NAME=FILES` loads files instead of the official dataset: paths, folders or glob patterns, separated by commas. `limit`
+            `NAME=FILES` loads files (comma-separated paths, folders or glob patterns) instead of the official dataset. `limit`
             applies to each subset of a benchmark.
         best_of_n (`list[str]`, *optional*):
             Datasets with the columns `prompt`, `responses` and `correct`.
@@ -54,7 +54,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         probes (`list[str]`, *optional*):
             length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch, or all.
         probe_rows (`int`, *optional*, defaults to `200`):
-            Maximum number of rows per set that probes alter, sampled with `seed`.
+            Maximum number of rows to alter in each set for the probes. These rows are sampled with `seed`.
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
         cascade (`list[str]`, *optional*):
@@ -62,7 +62,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             the first four critiques that `self_consistency` samples. The threshold and the weights are fitted on each half of a set's rows
             and evaluated on the other half.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal for choosing the threshold: `accuracy=` (minimum accuracy), `loss=` (maximum loss of accuracy compared with the last stage
+            Goal for choosing the threshold: `accuracy=` (minimum accuracy), `loss=` (maximum loss in accuracy compared with the last stage
             alone or with all stages on all responses, whichever is less accurate), `tokens=` (maximum mean number of tokens per row),
             or `threshold=` (the threshold itself).
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
@@ -108,21 +108,21 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             return
         for name in ("models", "output_dir"):
             if not getattr(self, name):
-                raise ValueError(f"`{name}` is missing: give it, or compare two finished runs with `compare`.")
+                raise ValueError(f"`{name}` is missing: set it, or compare two finished runs with `compare`.")
         super().__post_init__()
         check_named_once("best_of_n", self.best_of_n)
         check_named_once("reference_critiques", self.reference_critiques)
         self.check_judge()
         if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
             raise ValueError(
-                "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
+                "There is nothing to score: set `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
             )
         if self.reference_critiques and not self._any_critic():
             raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
         self.probes = check_probes(self.probes)
         for name in ("group_column", "length_column", "paraphrase_column"):
             if getattr(self, name) and not self.dataset_name:
-                raise ValueError(f"`{name}` names a column of `dataset_name`: give `dataset_name` as well.")
+                raise ValueError(f"`{name}` names a column of `dataset_name`: set `dataset_name` as well.")
         check_bounds(self, chunk_size=1, probe_rows=1, self_consistency=2)
         self._check_probes()
         if self.self_consistency is not None:
@@ -139,7 +139,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     def _check_compare(self):
         check_named_once("compare", self.compare)
         if len(self.compare) != 2:
-            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give two, one for each run to compare.")
+            raise ValueError(f"`compare` has {len(self.compare)} folder(s); pass two, one for each run to compare.")
         for option in fields(self):
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
@@ -158,14 +158,14 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             len(self.judge_price) != 2 or not all(0 <= one < math.inf for one in self.judge_price)
         ):
             raise ValueError(
-                f"`judge_price` is {self.judge_price}; give two prices of at least 0: per million prompt tokens and per million "
+                f"`judge_price` is {self.judge_price}; pass two prices of at least 0: per million prompt tokens and per million "
                 "completion tokens."
             )
         is_pairwise = self.judge_base_url and self.judge_mode == "pairwise"
         if is_pairwise and (self.best_of_n or not (self.dataset_name or self.benchmarks)):
             raise ValueError(
-                "A pairwise judge compares right with wrong responses: either give `dataset_name` or `benchmarks` and omit `best_of_n`, or use "
-                "`--judge_mode pointwise`."
+                "A pairwise judge compares right with wrong responses: either set `dataset_name` or `benchmarks` and omit `best_of_n`, "
+                "or use `--judge_mode pointwise`."
             )
 
     def _check_cards(self):
@@ -182,12 +182,12 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     def _check_probes(self):
         if (self.self_consistency or self.probes) and not (self.dataset_name or self.benchmarks):
             raise ValueError(
-                "`self_consistency` and `probes` need rows with right and wrong responses: give `dataset_name` or "
+                "`self_consistency` and `probes` need rows with right and wrong responses: set `dataset_name` or "
                 "`benchmarks`."
             )
         for name in ("length_column", "self_consistency_temperatures"):
             if getattr(self, name) and self.self_consistency is None:
-                raise ValueError(f"`{name}` has no effect without `self_consistency`: give both.")
+                raise ValueError(f"`{name}` has no effect without `self_consistency`: set both.")
         if self.paraphrase_column and "paraphrases" not in self.probes:
             raise ValueError("`paraphrase_column` requires the probe 'paraphrases': list it in `probes`.")
 
@@ -196,8 +196,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         for temperature in self.self_consistency_temperatures:
             if not 0 < temperature < math.inf:
                 raise ValueError(
-                    f"Self-consistency cannot sample at temperature {temperature}: greedy critiques are identical. Give "
-                    "`self_consistency_temperatures` above 0."
+                    f"Self-consistency cannot sample at temperature {temperature}: greedy critiques are identical. Set "
+                    "`self_consistency_temperatures` to values above 0."
                 )
             self.check_temperature(temperature, "self_consistency_temperatures")
         if not self._any_critic():

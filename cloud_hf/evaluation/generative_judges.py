@@ -34,9 +34,9 @@ class JudgeServerArguments:
         judge_model (`str`, *optional*):
             Model name on the judge's servers. Optional if they serve only one model.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt. For comparisons, it must contain the placeholders `{conversation}`, `{response_a}` and
-            `{response_b}`, and name the verdicts. For ratings, it must contain `{conversation}` and `{response}`; a header between two
-            `---` lines may set the `pattern` of a rating and the `lowest` and `highest` rating.
+            File with a prompt that replaces the judge's own. For comparisons, it must contain the placeholders `{conversation}`,
+            `{response_a}` and `{response_b}`, and name the verdicts. For ratings, it must contain `{conversation}` and `{response}`; a
+            header between two `---` lines may set the `pattern` that matches a rating, and the `lowest` and `highest` rating.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature for the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -95,12 +95,12 @@ _FEATURES = Features(
 
 @dataclass(frozen=True)
 class JudgeReport(Summarised):
-    """Behaviour of the judge over all distinct pairs of the run; unknown values are `None`."""
+    """Behaviour of the judge over all distinct pairs in the run; unknown values are `None`."""
 
     pairs: int  # distinct pairs of a right and a wrong response, each judged in both orders
     right: int  # pairs in which the right response wins
     ties: int
-    unreadable: int  # pairs without a readable verdict in one order; they count as ties in the metrics
+    unreadable: int  # pairs without a readable verdict in at least one order; they count as ties in the metrics
     orders_agree: float | None  # share of pairs in which both orders prefer the same response
     first_shown_wins: float | None  # share of decided verdicts that favour the response shown first
     tokens_per_verdict: float | None  # prompt and completion tokens over all tries, as counted by the server
@@ -110,7 +110,7 @@ class JudgeReport(Summarised):
 
 @dataclass(frozen=True)
 class RatingReport(Summarised):
-    """Ratings of a pointwise judge over all distinct responses of the run; unknown values are `None`."""
+    """A pointwise judge's ratings of all distinct responses in the run; unknown values are `None`."""
 
     responses: int  # distinct responses that were rated
     unreadable: int  # responses without a readable rating, which get the middle of the scale
@@ -179,13 +179,13 @@ def judge_rows(
     """
     Compare the right response of every row with each wrong one.
 
-    The right response gets the reward 0. A wrong response gets a reward from -2 to 2: minus half the points by which the right response
-    leads. Two slight verdicts for the right response, for example, give a margin of 1. Identical pairs are judged once; identical responses
-    are not judged and count as a tie.
+    The right response gets the reward 0. A wrong response gets a reward from -2 to 2: half its own lead in points, which is negative if the
+    right response leads (see `points`). If, for example, both verdicts slightly favour the right response, the wrong one gets -1. Identical
+    pairs are judged once; identical responses are not judged and count as a tie.
 
     Args:
         parts (`dict`):
-            Maps the kind and name of each set to its rows and the number of right responses in each row, which come first.
+            Maps the kind and name of each set to its rows and to the number of right responses in each row, where they come first.
         args ([`JudgeServerArguments`]):
             Options for the judge.
         seed (`int`):
@@ -257,7 +257,7 @@ def _ask(
     read: Callable[[str], str | None],
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, tuple[str | None, ...]], dict[str, Any]]:
-    """Return the verdicts (in both orders) or the rating of each row, and the builder's counts."""
+    """Ask the judge, and return each row's rating or its verdicts in both orders, together with the counts from [`build_dataset`]."""
     asked = {
         "temperature": args.judge_temperature,
         "max_tokens": args.judge_max_tokens,

@@ -32,7 +32,7 @@ class HalvingResult:
     name: str  # name of the halving
     title: str  # title of the set
     num_critiques: int  # maximum per candidate
-    worth: Estimate  # value of the candidate that halving chooses among all candidates
+    worth: Estimate  # value of the candidate that halving chooses when it starts with all candidates
     full_worth: Estimate  # value of the candidate chosen with all critiques of all candidates
     difference: Estimate  # `worth` minus `full_worth`
     tokens: Estimate  # critique tokens that halving spends per problem
@@ -62,7 +62,7 @@ def halve_recorded(
     Examples:
 
     ```python
-    >>> halve_recorded([[[1.0, 1.0], [0.0, 9.0]]], [[[10, 11], [20, 22]]])  # one critique drops the second candidate
+    >>> halve_recorded([[[1.0, 1.0], [0.0, 9.0]]], [[[10, 11], [20, 22]]])  # the first critiques rule out the second candidate
     ([0], [30])
     ```
     """

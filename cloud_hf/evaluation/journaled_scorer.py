@@ -16,7 +16,7 @@ from .formatting import file_name
 from .scoring_arguments import ScoringArguments
 
 
-# vLLM and servers refill batches continuously, so batches are half empty only at the end of a chunk
+# vLLM and servers refill batches continuously, so batches run partly empty only at the end of a chunk
 LARGE_CHUNK = 4096
 BATCHES_PER_CHUNK = 8
 
@@ -29,7 +29,7 @@ def open_score_journal(
     Raises [`JournalError`] if the journal was started with other settings or for another model, or if another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
-    # These are left out if unset, so that journals from earlier releases can be resumed
+    # Leave these out if they are unset, so that journals from earlier releases can be resumed
     later = ("label_weights", "read_every", "stop_when_stable")
     values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
@@ -68,7 +68,7 @@ class JournaledScorer:
     journal: Journal
     chunk_size: int  # chats passed to the backend per call
     title: str = "Scoring"  # label of the progress bar
-    # Seconds that the backend spent on the chats of the last call, including time spent in earlier runs
+    # Seconds that the backend spent on the chats of the last `score` call, including time spent on them in earlier runs
     seconds: float = field(default=0.0, init=False)
 
     def score(
@@ -87,8 +87,8 @@ class JournaledScorer:
         length-sorting backend would form; without them, chats keep their order. `names` identify the chats in error messages and default
         to indices.
 
-        Raises `ValueError` if a reward is not a finite number. By then the journal contains all other scores, unless a chunk without any
-        finite reward ended the run early.
+        Raises `ValueError` if a reward is NaN or infinite. By then, the journal contains all other scores, unless the run ended early
+        because all responses in a chunk had such rewards.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}
@@ -136,7 +136,7 @@ class JournaledScorer:
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
             optional = ("response_changed", "partial_rewards", "log_likelihoods")
             value |= {name: part for name in optional if (part := getattr(score, name))}
-            # Scores may come one by one or all at the end; the sum is right in both cases
+            # Scores may come one by one or all at the end; in both cases, the seconds add up to the right total
             value["seconds"], last = round(monotonic() - last, 6), monotonic()
             self.journal.add(keys[chunk[index]], value)
             bar.update()
@@ -160,7 +160,7 @@ def _read_score(value: dict) -> Score:
     partial, count = value.get("partial_rewards"), len(value["rewards"])
     inner = [None] * count if partial is None else [tuple(rewards[:-1]) for rewards in partial]
     columns = (value["rewards"], value["critiques"], [()] * count, value["finish_reasons"], inner)
-    # Always drop ids: scores must not depend on whether they come from the journal
+    # Always drop the token ids, so that a score is the same whether or not it was resumed from the journal
     parts = zip(*columns, value.get("log_likelihoods") or [None] * count, strict=True)
     samples = [Sample(*part) for part in parts]
     return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=())

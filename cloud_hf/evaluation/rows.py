@@ -66,7 +66,7 @@ def read_sources(
     config: str | None = None,
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
-    """Load files or Hub datasets in turn, converted by `read`. Yields the source, the row's index in the source, and the row."""
+    """Load files or Hub datasets in order, each converted by `read`. Yields the source, the row's index in the source, and the row."""
     if not names:
         raise ValueError("Name at least one file or dataset to load.")
     for name in names:
@@ -155,13 +155,13 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
     missing or not finite.
     """
     if len(rows) != len(rewards):
-        raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")
+        raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; pass a list of rewards for each row.")
     split = []
     for row, values in zip(rows, rewards, strict=True):
         values = [float(value) for value in values]
         if len(values) != len(row.responses):
             raise ValueError(
-                f"Row {row.id!r}: {len(values)} rewards for {len(row.responses)} responses; give one for each."
+                f"Row {row.id!r}: {len(values)} rewards for {len(row.responses)} responses; pass one for each."
             )
         if bad := [value for value in values if not math.isfinite(value)]:
             raise ValueError(

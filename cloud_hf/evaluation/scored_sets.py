@@ -213,7 +213,7 @@ class ModelResults:
     critiques: list[CritiqueResult] = field(default_factory=list)
     # For ensembles and cascades: the rows and scores of all sets except reference critiques, by kind and name of the set
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
-    # Cost of the rewards as scored, by set, and of the sampled critiques, by temperature and set
+    # Cost of the ordinary rewards, by set, and cost of the sampled critiques, by temperature and set
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
     sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
 
@@ -247,7 +247,7 @@ def summarize(
 
 
 def _summarize_combined(*parts) -> ModelResults:
-    """Apply [`summarize`] to scores without sampled critiques or probes, and assess their uncertainty."""
+    """Compute the results of a judge, an ensemble or a cascade: [`summarize`] plus uncertainty, without sampled critiques or probes."""
     results = summarize(*parts)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 
@@ -286,8 +286,8 @@ def summarize_cascade(
     shown: Mapping[str, str],
 ) -> tuple[ModelResults, list[CascadeResult]]:
     """
-    Compute a cascade's results from its stages' results, which are keyed by short name. Raises `ValueError` if the rows do not support the
-    cascade's goal.
+    Compute a cascade's results from its stages' results, which are keyed by short name. Raises `ValueError` if the cascade cannot be fitted
+    to its goal on a set's rows.
     """
     fitted, row_scores, found, costs = {}, {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
@@ -310,8 +310,8 @@ def _stage_part(
     members: Mapping[str, ModelResults], key: tuple[str, str], name: str, count: int | None
 ) -> StagePart | None:
     """
-    Return a stage's scores on a set: the model's scores, or those of `count` sampled critiques. Returns `None` if the set has no sampled
-    critiques.
+    Return a stage's scores and cost on a set. With `count`, these come from the sampled critiques; without it, they are the model's
+    ordinary ones. Returns `None` if `count` is set and the set has no sampled critiques.
     """
     results = members[name]
     fitted, scores = results.parts[key]
@@ -354,9 +354,9 @@ def card_results(
     evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
 ) -> list[EvalResult]:
     """
-    Return the headline metrics for a model card, except for those that lack rows. The dataset name shows whether the rows came from local
-    files, and the revision is a hash of the rows. `settings` are the settings that scores depend on; `split` is the split of preference
-    sets on the Hub.
+    Return the headline metric of each set for a model card, unless rows that the metric needs are missing. The dataset name shows whether
+    the rows came from local files, and the revision is a hash of the rows. `settings` are the settings that affect the scores; `split` is
+    the split of preference sets on the Hub.
     """
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]

@@ -93,7 +93,7 @@ class ScoringArguments(AnyModelArguments):
         if self.server_url is not None and len(self.server_url) != len(self.models):
             raise ValueError(
                 f"`server_url` has {len(self.server_url)} addresses, but `models` has {len(self.models)} models, and a server serves "
-                "only one. Give one address per model, in the same order."
+                "only one. Pass one address per model, in the same order."
             )
         # Ensembles are recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
@@ -154,7 +154,7 @@ def check_named_once(option: str, names: list[str]):
 def open_scorer(
     name: str, args: ScoringArguments, show_progress: bool = True
 ) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
-    """Open a model's scorer; also yields its critique format and the options of `evaluate_pairs` and `evaluate_best_of_n`."""
+    """Open a model's scorer. Yields the scorer, its critique format, and the options for `evaluate_pairs` and `evaluate_best_of_n`."""
     with open_any_model(name, args.backend_of(name), show_progress) as (scorer, critique_format, context):
         options = {
             "context_length": context,
@@ -164,7 +164,7 @@ def open_scorer(
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
-            # These are left out if unset, because the journal's keys contain the options
+            # Leave these out if they are unset, because the journal's keys contain all options that are passed
             partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
             options |= {name: value for name, value in partial.items() if value is not None}
         yield scorer, critique_format, options

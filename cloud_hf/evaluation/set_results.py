@@ -37,7 +37,7 @@ class Evaluation:
         repeated_ids (`int`, *optional*, defaults to `0`):
             Number of rows of a preference set that repeat the `id` of an earlier row.
         bad (`int`, *optional*, defaults to `0`):
-            Number of rows that the chat template or tokenizer rejects, which are left out with `bad_rows` `"drop"`.
+            Number of rows left out because the chat template or tokenizer rejects them (only with `bad_rows="drop"`).
         benchmark ([`Benchmark`], *optional*):
             The benchmark, whose own tables and result files are added to the report. `None` for a preference set.
     """
@@ -130,7 +130,7 @@ def outcome(margins: Sequence[float]) -> float:
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
     """Build the evaluation of a preference set, whose groups become subsets."""
-    # Rows are named by index, because ids of preference sets need not be unique
+    # Rows are identified by index, because the ids in a preference set need not be unique
     rows = [
         BenchmarkRow(
             str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
@@ -153,11 +153,11 @@ def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the estimate to quote for several models on one benchmark, and its label: the first headline estimate that all models have, or
-    [`Evaluation.row_accuracy`] if there is no such estimate.
+    Return the metric to quote when comparing several models on one benchmark, as its label and each model's estimate. It is the first
+    headline metric for which all models have an estimate or, if there is none, [`Evaluation.row_accuracy`].
     """
     title = evaluations[0].title
-    # Models that dropped different over-long rows may have different headline metrics, or lack the headline metric of another model
+    # If models dropped different over-long rows, their headline metrics may differ, or one model may lack another's headline metric
     for headline in dict.fromkeys(evaluation.scores.headline for evaluation in evaluations):
         estimates = [evaluation.scores.figures.get(headline, NO_ROWS) for evaluation in evaluations]
         if not any(math.isnan(estimate.value) for estimate in estimates):
@@ -171,8 +171,8 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
 @dataclass(frozen=True)
 class Difference(Summarised):
     """
-    Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference between the
-    official metrics, which weight subsets.
+    Difference between two models on the same rows of a benchmark. All rows are weighted equally, so this is not the difference
+    between the official metrics, which weight subsets.
 
     Args:
         benchmark (`str`):

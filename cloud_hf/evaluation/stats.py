@@ -87,7 +87,7 @@ def percentile_interval(
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
-    """Apply [`percentile_interval`] to a statistic that receives how often each row was sampled, shape (resamples, num_rows)."""
+    """Apply [`percentile_interval`] to a statistic that receives how many times each row was sampled, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
         return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))

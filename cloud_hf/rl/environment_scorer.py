@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None) -> "CLoudClient | CascadeScorer":
     """
-    Return a client for a reward server or, if `fit` names the file of a [`CascadeFit`], a cascade of several reward servers. Clients and
-    cascades both have a method `ascore`.
+    Return a client for a reward server or, if `fit` names a file that contains a [`CascadeFit`], a cascade of several reward servers.
+    Both clients and cascades have an `ascore` method.
 
     In `urls`, commas separate replicas of a server, and spaces separate the stages of a cascade, the cheapest stage first. Each stage
     writes one greedy critique. `api_key` is the key for all servers. Raises `ValueError` if there are several stages but no fit, or if the

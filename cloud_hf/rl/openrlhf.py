@@ -7,14 +7,15 @@ Environment variables:
 
     CLOUD_REWARD_URL          address of a reward server, or comma-separated addresses of its replicas; or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
-    CLOUD_REWARD_API_KEY      key of the server, if it requires one
-    CLOUD_REWARD_CASCADE      file of a cascade's fit. CLOUD_REWARD_URL then lists a server for each stage, separated by spaces
+    CLOUD_REWARD_API_KEY      API key for the server, if it requires one
+    CLOUD_REWARD_CASCADE      file that contains a cascade's fit. CLOUD_REWARD_URL then lists one server per stage, separated by spaces
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy, whose chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
-    CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
-                              or changes text, such as the text before a `</think>`
-    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones, which otherwise raise an error. Until the
-                              first response has been judged, they raise an error anyway, because wrong settings are then the likely cause
+    CLOUD_REWARD_CHANGED      "warn" (the default) or "error": whether to log a warning or raise an error if the reward model's chat
+                              template hides or changes text in a response, such as the text before a `</think>`
+    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. By default, such a response raises an
+                              error. It always does so before any response has been judged, because wrong settings are then the likely
+                              cause
 
 OpenRLHF loads this file by its path, and calls `reward_func` from several threads with one response each. OpenRLHF swallows
 errors, so they are logged here.

@@ -1,4 +1,4 @@
-"""Reward functions for TRL's `GRPOTrainer` and `RLOOTrainer`, which work with any scorer."""
+"""Reward functions that work with any scorer, for TRL's `GRPOTrainer` and `RLOOTrainer`."""
 
 import logging
 import math
@@ -41,11 +41,11 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             consecutive groups may have the same prompt, or if a process may receive only part of a group. A batch with incomplete groups
             then raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
-            Policy for completions in which the reward model's chat template hides or changes text (some templates hide all text
+            What to do with completions in which the reward model's chat template hides or changes text (some templates hide all text
             before a `</think>`). `"warn"` counts them in a warning and a metric, and `"error"` raises an error. To show such text to the
             reward model, load the model with `keep_thinking=True`.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
-            Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
+            What to do with completions that cannot be judged, for instance because they do not fit in the reward model's context.
             `"error"` raises an error. `"lowest"` gives such completions the lowest reward seen so far, so that they never pay off.
             `"none"` gives them the reward `None`. TRL ignores a completion if all its rewards are `None`; otherwise it adds up the rewards
             from the other reward functions, so that `None` counts as 0, which a policy may prefer to a negative reward.
@@ -86,9 +86,9 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
 def async_cloud_reward(client, **options) -> Callable:
     """
-    Create an asynchronous version of [`cloud_reward`] from an object with a method `ascore`, such as a [`~serving.CLoudClient`] or a
-    [`CascadeScorer`] of several clients. TRL runs the function concurrently with other async reward functions. The `options` are those of
-    [`cloud_reward`].
+    Create an asynchronous version of [`cloud_reward`] from an object with an `ascore` method, such as a [`~serving.CLoudClient`] or a
+    [`CascadeScorer`] of several clients. TRL runs the function concurrently with other async reward functions. The `options` are the same
+    as for [`cloud_reward`].
 
     Examples:
 
@@ -223,7 +223,10 @@ class _Settings:
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
-        """If the scorer rejects `rows`, raise `ValueError` if `on_unjudgeable` is "error"; otherwise, pass them to [`_Batch.refuse`]."""
+        """
+        Handle rows that the scorer rejects: raise `ValueError` if `on_unjudgeable` is "error"; otherwise, pass the rows to
+        [`_Batch.refuse`].
+        """
         try:
             yield
         except ValueError as error:
@@ -239,7 +242,7 @@ class _Settings:
         report_hidden_text(judged, self.on_response_changed)
         if batch.errors:
             if not self.has_judged:
-                raise ValueError(f"No completion could be judged so far: {batch.errors[0]}") from batch.errors[0]
+                raise ValueError(f"No completion has been judged so far: {batch.errors[0]}") from batch.errors[0]
             logger.warning(
                 "%d of %d completions could not be judged. First error: %s",
                 len(batch.errors), len(batch.scores), batch.errors[0],

@@ -11,8 +11,8 @@ returns the rewards, so cloud_hf must be installed where the servers run. If a s
 responds with status 500, and vLLM's log contains the reason.
 
 Otherwise, requests go to the reward server at CLOUD_REWARD_URL (or to its replicas, if the variable lists several
-addresses, separated by commas), with the key in CLOUD_REWARD_API_KEY. If CLOUD_REWARD_CASCADE names the file of a
-cascade's fit, CLOUD_REWARD_URL lists a server for each stage, separated by spaces.
+addresses, separated by commas), with the key in CLOUD_REWARD_API_KEY. To use a cascade, set CLOUD_REWARD_CASCADE to the
+file that contains its fit, and list a server for each stage in CLOUD_REWARD_URL, separated by spaces.
 
 verl passes the decoded response to a reward function, but not the prompt, so every row of the data must contain the
 prompt in `extra_info`.
@@ -132,7 +132,7 @@ def _client(router_address: str | None) -> Any:
     url, fit = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_CASCADE")
     if router_address and fit:
         raise ValueError(
-            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False, and name a server "
+            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False, and list a server "
             "for each stage in CLOUD_REWARD_URL."
         )
     if router_address:

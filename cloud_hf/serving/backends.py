@@ -34,7 +34,7 @@ _TEMPERATURES = {"transformers": (0.0, math.inf), "vllm": (0.01, 2.0), "server":
 @dataclass
 class BackendArguments:
     """
-    Options of the backend.
+    Backend options.
 
     Parameters:
         backend (`str`, *optional*, defaults to `"transformers"`):
@@ -44,11 +44,11 @@ class BackendArguments:
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights (transformers and vLLM). `"auto"` uses the checkpoint's.
         vllm_options (`str`, *optional*):
-            Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to the memory
-            that the model's context needs; see [`CLoudVLLM`].
+            Options for `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to the memory
+            for 16 sequences of `max_model_len` tokens, or to half of the free memory if that is less; see [`CLoudVLLM`].
         server_url (`str`, *optional*):
-            Address of the reward server, or the addresses of its replicas, separated by commas. They must serve the model that the script
-            names; the model's tokenizer is loaded locally.
+            Address of the reward server, or the addresses of its replicas, separated by commas. The servers must serve the model that is
+            passed to the script; its tokenizer is loaded locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
             Environment variable that contains the server's key, if any.
     """
@@ -65,7 +65,7 @@ class BackendArguments:
             raise ValueError(f"`backend` is {self.backend!r}; use transformers, vllm or server.")
         check_data_type(self.dtype)
         if (self.backend == "server") != (self.server_url is not None):
-            raise ValueError("`backend` 'server' and `server_url` go together: give both or neither.")
+            raise ValueError("`backend` 'server' and `server_url` go together: set both or neither.")
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         self.parsed_vllm_options()
@@ -87,7 +87,7 @@ class BackendArguments:
         except json.JSONDecodeError as error:
             raise ValueError(f"`vllm_options` are not JSON: {error}") from error
         if not isinstance(options, dict):
-            raise ValueError(f"`vllm_options` are {options!r:.60}; give a JSON object.")
+            raise ValueError(f"`vllm_options` are {options!r:.60}; they must be a JSON object.")
         return options
 
 
@@ -95,7 +95,7 @@ class BackendArguments:
 @dataclass
 class AnyModelArguments(BackendArguments):
     """
-    Options of the backend, including those for third-party scalar models (`*ForSequenceClassification`).
+    Backend options, including those for third-party scalar models (`*ForSequenceClassification`).
 
     Parameters:
         label_weights (`str`, *optional*):
@@ -116,7 +116,7 @@ class AnyModelArguments(BackendArguments):
         configs = {name: self.read_config(name) for name in names}
         if self.label_weights is not None and all(config.num_labels == 1 for config in configs.values()):
             raise ValueError(
-                "`label_weights` apply only to scalar models with several labels, and none of the models is one."
+                "`label_weights` apply only to scalar models with several labels, but none of the models is one."
             )
         for name, config in configs.items():
             if is_scalar_model(config):
@@ -128,7 +128,8 @@ class AnyModelArguments(BackendArguments):
             return
         if stop_when_stable is not None and self.backend == "vllm":
             raise ValueError(
-                "`stop_when_stable` needs `backend` transformers: vLLM cannot end a critique based on its reward."
+                "`stop_when_stable` does not work with `backend` 'vllm', because vLLM cannot end a critique based on its reward. Use "
+                "'transformers'."
             )
         configs = {name: self.read_config(name) for name in names}
         formats = {name: config.format for name, config in configs.items() if getattr(config, "critique", False)}
@@ -211,8 +212,8 @@ def open_backend(
         if served.critique != config.critique:
             kinds = {True: "a CLoud model", False: "a classic model"}
             raise ValueError(
-                f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. Name the "
-                "model that the server serves; with several models, give the servers' addresses in the same order."
+                f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. Pass the "
+                "model that the server serves; with several models, list the servers' addresses in the same order."
             )
         yield client, critique_format, served.context_length
     else:

@@ -1,4 +1,4 @@
-"""Client for vLLM's own OpenAI server, for routers and clouds that offer nothing else. Does not import torch."""
+"""Client for vLLM's own OpenAI-compatible server, for use with routers and clouds that offer no other API. Does not import torch."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from .client import CLoudClient
 from .http_answers import read_number, read_sample
 
 
-# The token that closes a critique, and the one that carries the reward
+# The token that closes a critique, and the token whose logprob is the reward
 _CLOSING_TOKENS = 2
 # vLLM's server replaces lower logprobs with this value
 _NO_LOGPROB = -9999.0
@@ -17,7 +17,7 @@ _NO_LOGPROB = -9999.0
 class CLoudChatClient(CLoudClient):
     r"""
     [`Scorer`] that uses the chat route of vLLM's OpenAI server (`vllm serve`), which must serve a CLoud model. Arguments, retries and
-    errors are those of [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` are not supported.
+    errors are the same as for [`CLoudClient`], but `critiques`, `read_every` and `stop_when_stable` are not supported.
 
     Examples:
 
@@ -33,13 +33,13 @@ class CLoudChatClient(CLoudClient):
         super().__init__(*args, **kwargs)
         if self._replicas.several:
             raise ValueError(
-                "Put a router in front of several vLLM servers, and give only its address: their chat route does not show whether they "
-                "serve the same reward model."
+                "Put a router in front of the vLLM servers, and pass only the router's address: the servers' chat route does not show "
+                "whether they all serve the same reward model."
             )
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         if "critiques" in item:
-            raise ValueError("vLLM's chat route writes critiques and cannot score given ones; drop `critiques`")
+            raise ValueError("vLLM's chat route writes critiques and cannot score existing ones; drop `critiques`")
         if "read_every" in options or "stop_when_stable" in options:
             raise ValueError("vLLM's chat route returns no partial rewards; drop `read_every` and `stop_when_stable`")
         prompt = item["prompt"]
@@ -57,7 +57,8 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            # Two: the first is the sampled token; the second shows whether the model itself would have ended a critique at the limit
+            # The first of the two is the sampled token's logprob. If vLLM ended the critique at the token limit, the second shows
+            # whether the model itself would have ended it there
             "top_logprobs": 2,
             "return_token_ids": True,
         }

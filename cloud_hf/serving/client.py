@@ -40,8 +40,8 @@ class RewardServerError(RuntimeError):
 class ServedModel:
     """
     Properties of the model that a server serves. `context_length` is the maximum sequence length in tokens, including the critique, or
-    `None` if there is no limit. `model_version` is a commit or a hash of the model's files, and `version` is the server's release of
-    cloud-hf.
+    `None` if there is no limit. `model_version` is a commit or a hash of the model's files, and `version` is the cloud-hf release that the
+    server runs.
     """
 
     name: str

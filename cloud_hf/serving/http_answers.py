@@ -49,9 +49,7 @@ def describe_redirect(response: httpx2.Response) -> str:
     Describe where a redirect leads. Clients do not follow it, because prompts and keys are meant only for the server
     that the user named.
     """
-    return (
-        f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; give that address"
-    )
+    return f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; use that address instead"
 
 
 def is_unicode(text: str) -> bool:
@@ -104,7 +102,7 @@ def read_score(result: Any) -> Score:
         raise ValueError(
             f"the numbers of rewards, critiques, ids and finish reasons differ: {', '.join(str(len(column)) for column in columns)}"
         )
-    # Servers before version 0.2 do not report whether the response was changed
+    # Servers older than version 0.2 do not report whether the response was changed
     changed = result.get("response_changed", False)
     if not isinstance(changed, bool):
         raise ValueError(f"`response_changed` is {changed!r:.60}")

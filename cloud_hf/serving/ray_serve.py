@@ -56,7 +56,9 @@ def application(args: dict[str, Any]) -> Application:
     """
     options = dict(args)
     if "model" not in options:
-        raise ValueError("`model` is missing; give the folder or Hub id of a reward model, as in `model=my-cloud-rm`.")
+        raise ValueError(
+            "`model` is missing; set it to the folder or Hub id of a reward model, as in `model=my-cloud-rm`."
+        )
     if own := sorted({"host", "port"} & options.keys()):
         raise ValueError(
             f"`{own[0]}` is an option of Ray Serve, not of the replicas: set it under `http_options` in Ray Serve's config file."
@@ -88,5 +90,7 @@ def _number(options: dict[str, Any], name: str, kind: type[int] | type[float], l
         number = math.nan
     if not least <= number < math.inf:
         what = "an integer" if kind is int else "a number"
-        raise ValueError(f"`{name}` is {given!r}; give {what} of at least {least}, as in `{name}={max(least, 1)}`.")
+        raise ValueError(
+            f"`{name}` is {given!r}; it must be {what} of at least {least}, as in `{name}={max(least, 1)}`."
+        )
     return number

@@ -50,7 +50,7 @@ class Replicas:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` is {url!r}; it must start with http:// or https://.")
         if not urls or len(set(urls)) < len(urls):
-            raise ValueError(f"`base_url` is {urls}; give at least one address, and no address twice.")
+            raise ValueError(f"`base_url` is {urls}; it must contain at least one address, and no address twice.")
         self.all = [Replica(url, is_up=len(urls) == 1) for url in urls]
         self.several = len(urls) > 1
         self._lock = threading.Lock()  # calls can come from several threads
@@ -58,8 +58,8 @@ class Replicas:
     def choose(self) -> Replica | None:
         """
         Return the replica with the fewest running requests or, among several such replicas, the one that has answered the fewest requests.
-        A replica that is not up but whose pause is over takes precedence; only one caller gets it, and must ask it for its model. Return
-        `None` if there is no replica of either kind.
+        A replica that is not up takes precedence once its pause is over: it is returned to only one caller, which must ask it for its
+        model. Return `None` if no replica is up and no pause is over.
         """
         now = time.monotonic()
         with self._lock:
@@ -98,8 +98,8 @@ class Replicas:
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
-            # Start level with the others: among equally busy replicas, `choose` prefers the one that has answered the fewest requests, and
-            # would send extra requests to this one until it had caught up
+            # Set the count to the highest of all replicas: among equally busy replicas, `choose` prefers the one that has answered the
+            # fewest requests, so it would otherwise send extra requests to this replica until its count had caught up
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 

@@ -90,7 +90,8 @@ def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
     count = round(len(prompts) * test_size) if 0 < test_size < 1 else 0
     if not 0 < count < len(prompts):
         raise ValueError(
-            f"`test_size` is {test_size}, which puts all {len(prompts)} prompts on one side; choose a fraction between 0 and 1."
+            f"`test_size` is {test_size}, which puts all {len(prompts)} prompts on one side of the split; choose a fraction between 0 "
+            "and 1 that leaves prompts on both sides."
         )
     held_out = set(prompts[:count])
     places: tuple[list[int], list[int]] = ([], [])
@@ -115,8 +116,8 @@ _LORA_OPTIONS = (
 @dataclass
 class TrainedModelConfig(ModelConfig):
     """
-    [`~trl.ModelConfig`] that rejects adapter options without `use_peft` (which TRL silently ignores), and data types and attention kernels
-    that cannot be used here.
+    [`~trl.ModelConfig`] that rejects data types and attention kernels that cannot be used here. Without `use_peft`, it also rejects
+    adapter options, because TRL would silently ignore them.
     """
 
     def __post_init__(self):
@@ -147,7 +148,7 @@ def check_attention(name: Any):
     is_flash = name in _FLASH_ATTENTION
     if (is_flash or name == "flex_attention") and not torch.accelerator.is_available():
         raise ValueError(
-            f"`attn_implementation` is {name!r}, which trains only on GPUs, and this machine has none. Use 'sdpa'."
+            f"`attn_implementation` is {name!r}, which supports training only on GPUs, and this machine has none. Use 'sdpa'."
         )
     if not is_flash or is_kernels_available():  # transformers downloads FlashAttention through `kernels`
         return
@@ -178,7 +179,7 @@ def model_name(model_args: ModelConfig) -> str:
     neither a model folder nor a valid Hub id.
     """
     if model_args.model_name_or_path is None:
-        raise ValueError("`model_name_or_path` is missing; name the model to start from.")
+        raise ValueError("`model_name_or_path` is missing; set it to the model to start from.")
     check_name(model_args.model_name_or_path)
     return model_args.model_name_or_path
 

@@ -93,7 +93,7 @@ class WritesCard(MixedTrainer):
 
 
 def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
-    """Yield the model's outputs for those of the first `_EXAMPLE_ROWS` rows that are short."""
+    """Yield the model's outputs for the short rows among the first `_EXAMPLE_ROWS` rows."""
     critique_format, model = trainer.critique_format, trainer.accelerator.unwrap_model(trainer.model).eval()
     for _, row in islice(iterate_rows(rows), _EXAMPLE_ROWS):
         try:
@@ -120,7 +120,7 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
 
 
 def _asked_in_messages(critique_format: Any) -> str | None:
-    """Return the critique prompt if a plain chat message with it requests a critique just as in training; otherwise `None`."""
+    """Return the critique prompt if sending it as a plain chat message requests a critique exactly as in training, else `None`."""
     plain = critique_format.critique_role == "user" and type(critique_format).__name__ == "CritiqueFormat"
     return critique_format.critique_prompt if plain else None
 

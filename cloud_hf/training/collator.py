@@ -79,7 +79,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
                     pad_to_multiple_of=self.pad_to_multiple_of,
                 )
         if self.critique:
-            # Computed here, on the CPU. On a GPU, the host would have to wait to learn the number of labels
+            # Computed here on the CPU, because on a GPU, the host would have to wait to learn the number of labels
             batch["target_positions"] = labelled(batch["labels"][:, 1:])
         if self.inner_rewards:
             before_BR = np.concatenate([self._before_the_end(examples, side) for side in SIDES])
@@ -90,8 +90,8 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     def _before_the_end(self, examples: list[dict[str, Any]], side: str) -> np.ndarray:
         """
-        Return, for each critique, how many tokens before the end of turn the reward is read. On both sides of a pair,
-        it is read at the same relative positions.
+        Return the positions inside each critique at which the reward is read, as numbers of tokens before the end of
+        turn. On both sides of a pair, it is read at the same relative positions.
         """
         lengths = np.array(
             [len(example[f"{side}_ids"]) - example[f"{side}_prefix_length"] - 1 for example in examples]

@@ -21,7 +21,7 @@ class CLoudTrainingConfig(RewardConfig):
     This class lists only the parameters that it adds to [`~trl.RewardConfig`].
 
     Parameters:
-        > Parameters that control the model, used when it is created from a plain language model
+        > Parameters that control the model; they apply when it is created from a plain language model
 
         critique (`bool`, *optional*, defaults to `True`):
             Whether to write a critique before scoring. `False` trains a classic reward model.
@@ -63,8 +63,8 @@ class CLoudTrainingConfig(RewardConfig):
             several critiques of a response) only once. This does not change losses or gradients. Needs
             `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
-            Maximum number of tokens in a training batch on one device, including padding. Each batch then contains
-            pairs of similar length: as many as the budget allows, but at most `per_device_train_batch_size`.
+            Maximum number of tokens, including padding, in each device's training batch. Each batch then contains pairs
+            of similar length: as many as the budget allows, but at most `per_device_train_batch_size`.
 
         > Parameters that control the loss
 
@@ -139,8 +139,8 @@ class CLoudTrainingConfig(RewardConfig):
             )
         if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
             raise ValueError(
-                f"`torch_compile` is set, but with `{flattened}` the sequence lengths differ from batch to batch, and every batch "
-                "would be compiled again. Omit one of them."
+                f"`torch_compile` is set, but with `{flattened}` the sequence lengths differ from batch to batch, so every batch "
+                "would trigger a recompilation. Omit one of them."
             )
 
     def _check_loss(self):

@@ -63,7 +63,7 @@ def encode_pairs(
     if len(rows) == 0:
         raise ValueError(f"{title} has no rows.")
     required = FEEDBACK_COLUMNS if critique_format.critique else ()
-    # Drop columns of nulls, such as a `margin` that no row has
+    # Drop columns that contain only nulls, such as a `margin` that no row has
     rows = rows.select_columns(
         [name for name, kind in rows.features.items() if name in PAIR_COLUMNS or kind != Value("null")]
     )
@@ -94,7 +94,7 @@ def encode_critiques(
 ) -> Dataset:  # fmt: skip
     """
     Encode the critiques of both responses of each pair for supervised fine-tuning: one row per critique, with the columns `input_ids` and
-    `labels`. Only critique tokens have labels. Arguments, errors and the treatment of over-long rows are those of [`encode_pairs`].
+    `labels`. Only critique tokens have labels. Arguments, errors and the treatment of over-long rows are the same as for [`encode_pairs`].
     """
     pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc, bad_rows)
     return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)
@@ -127,8 +127,8 @@ def _encoded_features(columns: list[str]) -> Features:
 
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
     """
-    Encode rows. A row that cannot be used becomes an empty pair whose `problem` says why. `length` is the length of a row's longest
-    sequence. Columns that the dataset lacks (`margin`, `cut`) are left out.
+    Encode rows. A row that cannot be used becomes an empty pair whose `problem` says why. The column `length` contains the length of the
+    row's longest sequence. `margin` is left out if the dataset has no margins, and `cut` if it has no finish reasons.
     """
     columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
     nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
@@ -146,7 +146,10 @@ def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[
 
 
 def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str) -> tuple[Dataset, int]:
-    """Apply the policies to rows that could not be encoded. Return the pairs of the other rows, and the number of bad rows."""
+    """
+    Apply `bad_rows` to rows that could not be encoded. Raise `ValueError` if a row is over-long and `overlong_policy` is `"error"`. Return
+    the pairs of the other rows, and the number of bad rows.
+    """
     problems, places, lengths = encoded["problem"], encoded["row"], encoded["length"]
     if not any(problems):
         return encoded, 0
@@ -171,7 +174,7 @@ def _check_margin(row: dict[str, Any]):
 
 
 def _check_critiques(row: dict[str, Any]):
-    """Check the columns of a row that can be checked without a tokenizer."""
+    """Check a row as far as possible without a tokenizer."""
     _check_margin(row)
     critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
     check_equal_critiques(row, *critiques)
@@ -241,7 +244,7 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
 
 
 def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
-    """Count the critiques of each pair that were truncated during generation. Without finish reasons, the counts are `None`."""
+    """For each pair, count the critiques that were truncated during generation. Without finish reasons, the counts are `None`."""
     if "chosen_finish_reason" not in row:
         return [None] * num_pairs
     reasons = [row.get(f"{side}_finish_reason") for side in SIDES]

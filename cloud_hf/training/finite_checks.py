@@ -1,4 +1,4 @@
-"""Trainer mixin that stops training when a loss, gradient norm or weight is not finite, before it reaches a checkpoint."""
+"""Trainer mixin that stops training if a loss, gradient norm or weight is not finite, before the next checkpoint is saved."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ class StopsWhenNotFinite(MixedTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # For each watched value: the first step at which it was not finite, and its value at that step. Both stay on the device, because
-        # reading them in every step would make the host wait
+        # reading them at every step would make the host wait
         self._first_bad: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.args.logging_nan_inf_filter = False  # would also read every loss, and hide what this mixin reports
         self.add_callback(_Check(self))
@@ -92,8 +92,8 @@ class StopsWhenNotFinite(MixedTrainer):
 
 class _Check(TrainerCallback):
     """
-    Callback that checks losses and gradient norms before each log, evaluation or save, when the host waits for the device anyway, and at
-    the end of each epoch.
+    Callback that checks losses and gradient norms at the end of each epoch, and before each log, evaluation or save, when the host waits
+    for the device anyway.
     """
 
     def __init__(self, trainer: StopsWhenNotFinite):

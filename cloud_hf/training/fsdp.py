@@ -23,8 +23,8 @@ def check_fsdp(accelerator: Accelerator):
         )
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
-            f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: each process would write a part of the "
-            "weights and no model would be saved. Set it to FULL_STATE_DICT, as ds_configs/accelerate_fsdp2.yaml does."
+            f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: each process would write only its part of the "
+            "weights, and no complete model would be saved. Set it to FULL_STATE_DICT, as ds_configs/accelerate_fsdp2.yaml does."
         )
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(

@@ -72,8 +72,8 @@ def check_machine(args: TrainingArguments):
     if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise ImportError(
             f"`deepspeed` is {args.deepspeed!r}, but DeepSpeed is not installed. Install it with `pip install "
-            "'cloud-hf[deepspeed]'`, or omit `deepspeed`: FSDP2 shards as ZeRO-3 does and comes with torch "
-            "(ds_configs/accelerate_fsdp2.yaml)."
+            "'cloud-hf[deepspeed]'`, or omit `deepspeed` and use FSDP2 (ds_configs/accelerate_fsdp2.yaml), "
+            "which comes with torch and shards the same states as ZeRO-3."
         )
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError(
@@ -136,8 +136,8 @@ def check_deepspeed(args: TrainingArguments):
     gathers = "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and zero.get(gathers) is not True:
         raise ValueError(
-            f"{name} has stage 3 without `{gathers}`: each process would have only a part of the weights, and no model would "
-            "be saved. Set it to true in `zero_optimization`, as ds_configs/zero3.json does."
+            f"{name} has stage 3 without `{gathers}`: each process would have only its part of the weights, and no complete "
+            "model would be saved. Set it to true in `zero_optimization`, as ds_configs/zero3.json does."
         )
     batch = rows_per_step(args)
     expected = {
@@ -148,11 +148,11 @@ def check_deepspeed(args: TrainingArguments):
     for key, value in expected.items():
         if config.get(key, "auto") not in ("auto", value):
             raise ValueError(
-                f"{name} has `{key}` {config[key]}, but the training arguments imply {value}: a step of {batch} "
+                f"{name} sets `{key}` to {config[key]}, but the training arguments imply {value}: a step of {batch} "
                 f"rows is {args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} "
-                f'accumulated x {args.world_size} processes. Set it to "auto", or change the arguments.'
+                f'accumulated x {args.world_size} processes. Set `{key}` to "auto", or change the arguments.'
             )
-    # transformers has already collected the other conflicts
+    # transformers has already recorded the other conflicts in `mismatches`
     if args.deepspeed and args.hf_deepspeed_config.mismatches:
         lines = "; ".join(line.removeprefix("- ") for line in args.hf_deepspeed_config.mismatches)
         raise ValueError(f'{name} conflicts with the training arguments: {lines}. Set these keys to "auto".')

@@ -30,8 +30,8 @@ _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
     """
-    Train and save the reward head in full, and choose target layers with [`choose_targets`]. Raises `ValueError` if
-    `modules_to_save` leaves the head out.
+    Complete a LoRA config so that the reward head is trained and saved in full, and choose its target layers with
+    [`choose_targets`]. Raises `ValueError` if `modules_to_save` leaves the head out.
     """
     saved = peft_config.modules_to_save
     if saved is not None and HEAD not in saved:
@@ -96,7 +96,7 @@ def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapt
 
 
 def check_head(model: PeftModel):
-    """Raise `ValueError` if an adapter given as a model is not a LoRA adapter or does not train the reward head."""
+    """Raise `ValueError` if an adapter passed as the model is not a LoRA adapter or does not train the reward head."""
     check_lora("`model`", model.active_peft_config)
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
         raise ValueError(
@@ -114,7 +114,7 @@ def spare_head(quantization_config: BitsAndBytesConfig, config: CLoudConfig) -> 
 
 
 def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """Read the options with which to continue training an adapter: its own options, except for the requested dropout."""
+    """Return the adapter's own options for continuing its training, with its dropout replaced by the requested one, if any."""
     own = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own)
     if asked is not None:
@@ -142,8 +142,8 @@ def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
 
 def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
     """
-    Return the options that two LoRA adapters must share for one to load the other's weights, as a JSON-serializable dictionary, or `None`
-    without an adapter.
+    Return a JSON-serializable dictionary of the options that two LoRA adapters must share for one to load the other's weights, or `None`
+    if the model has no adapter.
     """
     if not isinstance(model, PeftModel):
         return None
@@ -177,8 +177,8 @@ def continue_adapter(
 
 def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
-    Return the arguments that tell [`~trl.SFTTrainer`] what to train: a language model, with a new adapter if requested, or an existing
-    adapter on its base.
+    Return the arguments that tell [`~trl.SFTTrainer`] what to train: either a language model, with a new adapter if one is requested, or
+    an existing adapter on its base.
 
     Raises:
         `ValueError`: If a target layer does not exist, the requested adapter differs from the existing one, or the model

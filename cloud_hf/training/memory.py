@@ -184,7 +184,7 @@ class _Layers:
     first three run, and the allocations recorded for one of these three are repeated for the remaining layers.
     """
 
-    # The first and the last layer may differ from the others by tensors that are allocated once for all layers
+    # Tensors that are allocated once for all layers are counted in the first or the last layer, so these two may differ from the rest
     _RUN = 3
 
     def __init__(self, model: CLoudForRewardModeling):
@@ -281,8 +281,8 @@ def _lay_out(
 
 class _OneKernel(torch.autograd.Function):
     """
-    Stand-in that allocates the same memory as a GPU's attention kernel for flattened batches: in the forward pass, the
-    output and one softmax sum per head and query.
+    Stand-in that allocates the same memory as a GPU's attention kernel for flattened batches. In the forward pass, this is
+    the output and one softmax sum per head and query.
     """
 
     @staticmethod

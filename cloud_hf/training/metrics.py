@@ -17,7 +17,7 @@ class PairMetrics(ExactResume):
     Mixin for TRL's reward trainer. Metrics are means over all pairs or tokens since the last log (or, in evaluation, over the evaluation
     set), so they do not depend on the batch size or the number of ranks.
 
-    Until the next log, sums stay on the device: reading a value in every step would make the host wait.
+    Until the next log, sums stay on the device: reading a value at every step would make the host wait.
     """
 
     def __init__(self, *args, **kwargs):
@@ -44,7 +44,7 @@ class PairMetrics(ExactResume):
             totals["max_reward"] = rewards.max().clamp(min=totals.get("max_reward", -math.inf))
 
     def _real_pairs(self, pairs: int) -> int:
-        """Count the pairs of this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
+        """Count the pairs in this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
         state = self.accelerator.gradient_state
         if self.model.training or not state.end_of_dataloader or state.remainder <= 0:
             return pairs
@@ -104,8 +104,8 @@ class PairMetrics(ExactResume):
         elif compute_metrics is not None:
             self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs))
         self.gather_function = self._gather_rows
-        # TRL only logs these metrics, and uses the same names for every evaluation set. Return them with the prefix of the evaluation set,
-        # so that `metric_for_best_model` can name them
+        # TRL logs these metrics but does not return them, and uses the same names for every evaluation set. Return them with the evaluation
+        # set's prefix, so that `metric_for_best_model` can name them
         try:
             output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
@@ -125,7 +125,8 @@ class PairMetrics(ExactResume):
         super()._restore_running_metrics(state)
         self._sums["train"] = defaultdict(float, state["sums"])
         if not self.is_world_process_zero():
-            self._total_train_tokens = 0  # each rank counts its own tokens, and the checkpoint has the total
+            # Each rank counts its own tokens. The checkpoint has the total, which only rank 0 restores
+            self._total_train_tokens = 0
 
 
 def num_pairs(batch: dict[str, Any]) -> int:
@@ -166,5 +167,5 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
     if tokens:
         metrics["lm_loss"] = lm_loss / tokens
-        metrics.setdefault("critique_length", tokens / (2 * pairs) - 1)  # without the end of turn
+        metrics.setdefault("critique_length", tokens / (2 * pairs) - 1)  # excluding the end-of-turn token
     return metrics

@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 class CLoudOutcomeTrainer(CLoudTrainer):
     r"""
-    Trainer that improves the critiques of a CLoud model. It is a [`CLoudTrainer`] that writes new critiques in every
+    Trainer that improves the critiques of a CLoud model. It is a [`CLoudTrainer`] that writes new critiques at every
     step.
 
-    In each step, the current weights write K critiques of both responses of each pair, at temperature 1. The loss of
+    At each step, the current weights write K critiques of both responses of each pair, at temperature 1. The loss of
     the step is
 
         bradley_terry_weight * mean over pairs of the loss of [`~training.outcome_loss.outcome_loss`]
@@ -120,7 +120,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         reference.eval().requires_grad_(False)
         if is_sharded:
             return prepare_deepspeed(reference, self.accelerator)
-        # Cast as DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
+        # DeepSpeed casts the trained model; cast the reference in the same way, so that equal weights give equal log-probabilities
         casts = args.bf16 and strategy_of(args).startswith("zero")
         return reference.to(args.device, torch.bfloat16 if casts else None)
 
@@ -135,9 +135,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         if needed > limit:
             pair = self.train_dataset[f"{side}_prefix_length"].index(longest)
             raise ValueError(
-                f"The train dataset: pair {pair} (counted from 0) has {longest} tokens before the critique of its {side} response, and "
-                f"{needed} including a critique of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
-                "`max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
+                f"The train dataset: pair {pair} (counted from 0) has {longest} tokens before the critique of its {side} response, or "
+                f"{needed} with a critique of `max_completion_length` ({self.args.max_completion_length}) tokens and its end token; at "
+                f"most {limit} fit. Lower `max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
             )
 
     def _count_equal_responses(self):
@@ -161,7 +161,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     # ------------------------------------------------------------------------------------------------------- critiques
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return a dataloader of uncollated rows, because their critiques have not been written yet."""
+        """Return a dataloader of uncollated rows: they can be collated only once critiques have been written for them."""
         if not self.args.num_generations:
             return super().get_train_dataloader()
         collator, self.data_collator = self.data_collator, list
@@ -233,7 +233,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 self._vllm_writer = None
 
     def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
-        """Collate a micro-batch from the written critiques, pair by pair, and the dataset's critiques, which serve as an anchor."""
+        """Collate a micro-batch of the written critiques, pair by pair, followed by the dataset's critiques if they serve as an anchor."""
         end = self.critique_format.end_token_id
         written = [
             with_critiques(row, chosen, rejected, end)
@@ -242,7 +242,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         ]
         anchors = rows if self.args.lm_loss_weight else []
         batch = self.data_collator([*written, *anchors])
-        batch.pop("cut", None)  # it counts cut-off critiques in the dataset, not written ones
+        batch.pop("cut", None)  # counts the dataset's cut-off critiques, not the written ones
         tokens = sum(len(row[f"{side}_ids"]) - row[f"{side}_prefix_length"] for row in anchors for side in SIDES)
         was_cut = [[[sample.finish_reason == "length" for sample in side] for side in sides] for sides in samples]
         same = [any(len({s.critique_ids for s in side}) == 1 < len(side) for side in sides) for sides in samples]
@@ -261,7 +261,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     # ------------------------------------------------------------------------------------------------------------ loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "was_cut" not in inputs:  # evaluation, or no critiques are written
+        if "was_cut" not in inputs:  # during evaluation, or if no critiques are written
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         args = self.args
         counts, was_cut, identical = (inputs.pop(name) for name in ("counts", "was_cut", "identical_critiques"))
@@ -304,7 +304,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         if not args.num_generations:
             return {}
         return {
-            "Written critiques": f"{args.num_generations} per response in each step, of up to {args.max_completion_length} tokens",
+            "Written critiques": f"{args.num_generations} per response at each step, of up to {args.max_completion_length} tokens",
             "Objective": args.outcome_objective,
             "Weight of the policy gradient": args.policy_weight,
             "Weight of the KL divergence": f"{args.beta}, from {'another model' if args.ref_model else 'the model it was trained from'}",
@@ -396,7 +396,7 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
         if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(
                 "The model is an adapter. The reference would be its base, which is not the model that training starts from. Merge the "
-                "adapter first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
+                "adapter first (`cloud-hf merge-adapter`), set `ref_model`, or set `beta` to 0."
             )
         return
     check_name(args.ref_model)
@@ -404,5 +404,5 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"`ref_model` {args.ref_model} has a different tokenizer from the model, so their log-probabilities cannot be compared. "
-            "Name the model from stage 3 that training starts from, or omit `ref_model`."
+            "Set `ref_model` to the stage 3 model that training starts from, or omit it."
         )

@@ -1,7 +1,7 @@
 """Build batches from rows and the critiques sampled for them, and split the model's output by pair and critique.
 
-Shape suffixes: N pairs, K critiques of each response, S sequences per side (the N times K written ones, then the dataset's), P labelled
-tokens. A dimension of size 2 stands for the two sides, chosen and rejected.
+Shape suffixes: N pairs, K critiques of each response, S sequences per side (first the N x K written critiques, then the dataset's
+critiques), P labelled tokens. A dimension of size 2 stands for the two sides, chosen and rejected.
 """
 
 from dataclasses import dataclass

@@ -14,13 +14,13 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
     Configuration class for the [`CLoudOutcomeTrainer`].
 
     This class lists only the parameters that it adds to [`CLoudTrainingConfig`] or whose meaning it changes. Options
-    that [`~trl.GRPOConfig`] also has are named as in that class.
+    that also exist in [`~trl.GRPOConfig`] have the same names as there.
 
     Parameters:
         > Parameters that control the generation of critiques
 
         num_generations (`int`, *optional*, defaults to `4`):
-            K, the number of critiques to write for each response in each step. With 0, train on the dataset's
+            K, the number of critiques to write for each response at each step. With 0, train on the dataset's
             critiques, as stage 3 does. With 1, `policy_weight` must be 0.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Maximum length of a critique in tokens, not counting the end token.
@@ -28,7 +28,8 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             Number of critiques that a device writes in parallel. It does not affect their text. vLLM ignores this option
             and forms its own batches.
         use_vllm (`bool`, *optional*, defaults to `False`):
-            Write critiques with vLLM, which reloads the weights in every step. Needs one process and full fine-tuning.
+            Write critiques with vLLM, which reloads the weights at every step. Requires a single process and full
+            fine-tuning.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
             Share of the GPU's memory to give to vLLM, which keeps its own copy of the weights.
 
@@ -39,9 +40,9 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             the mean of log σ(Δ) (`"mean_log"`). `bradley_terry_weight` is its weight.
         policy_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the policy gradient. If this and `bradley_terry_weight` are both 1, each step follows the
-            gradient of the objective. With 0, the critiques that are sampled in each step train only the reward.
+            gradient of the objective. With 0, the critiques that are sampled at each step train only the reward.
         beta (`float`, *optional*, defaults to `0.001`):
-            Weight of the KL divergence from the reference model, in nats per critique. With 0, no reference model is
+            Weight of the KL divergence (in nats per critique) from the reference model. With 0, no reference model is
             loaded.
         ref_model (`str`, *optional*):
             Name of the reference model. Defaults to the model that training starts from; for a new adapter, to the

@@ -17,7 +17,7 @@ class OutcomeLoss(NamedTuple):
 
     Args:
         direct (`torch.Tensor` of shape `(N,)`):
-            Minus the objective. Its gradient flows only into the rewards.
+            The negative objective. Its gradient flows only into the rewards.
         policy (`torch.Tensor` of shape `(N,)`):
             Its value is zero, and its gradient is the policy gradient. For K = 1, the gradient is also zero, because
             there is no other critique to compare with.

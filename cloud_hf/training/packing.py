@@ -23,8 +23,8 @@ class TokenSequence:
     """
     Token ids of shape `(T,)`, with the critique starting at index `prefix_length`.
 
-    All but the last token of the prefix can be shared. The last one predicts the critique's first token, and a classic
-    model's reward is read there, so each sequence keeps its own.
+    All tokens of the prefix except the last can be shared. Each sequence keeps its own last prefix token, because this token
+    predicts the critique's first token, and because a classic model's reward is read there.
     """
 
     ids: np.ndarray
@@ -39,7 +39,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a sequence, which continue segment number `parent` (-1 for a root)."""
+    """Tokens `start` to `end` of a sequence. They continue the segment with the index `parent` (-1 for a root)."""
 
     sequence: int
     start: int
@@ -78,8 +78,8 @@ class Packing:
         """Return N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
-    # Recursive, because within a group of sequences that share a prefix, smaller groups (such as the critiques of one response) may share a
-    # longer one
+    # Recursive, because a group of sequences that share a prefix may contain smaller groups that share a longer one (such as the critiques
+    # of one response)
     def _add(self, members: list[int], start: int, parent: int):
         """Add the segments below `parent` for sequences that share their first `start` tokens."""
         for group in self._groups(members, start):
@@ -114,14 +114,14 @@ class Packing:
 
     def tensors(self, labels: bool) -> dict[str, Any]:
         """
-        Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`,
-        `position_ids`, `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; and `segments` of
-        shape `(S, 2)`. The segments are tuples rather than a tensor, so that they stay on the host, which reads them, when
-        the tensors are moved to the GPU.
+        Build the batch for [`CLoudForRewardModeling`]. `reward_positions` has shape `(B,)`. `input_ids`, `position_ids`,
+        `attention_mask` (all ones) and, if requested, `labels` have shape `(1, N)`. `segments` has shape `(S, 2)`: the
+        length and the parent of each segment. It consists of tuples rather than a tensor, so that it stays on the host,
+        where it is read, when the tensors are moved to the GPU.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
-        # These come first, because the Trainer uses the length of the first tensor as the batch size
+        # `reward_positions` comes first, because the Trainer uses the length of the first tensor as the batch size
         batch: dict[str, Any] = {
             "reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])
         }

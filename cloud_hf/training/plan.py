@@ -6,15 +6,15 @@ python -m cloud_hf.training.plan --model meta-llama/Meta-Llama-3-70B --gpus 8 --
 python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml --model meta-llama/Meta-Llama-3-8B \
     --gpus 8 --zero 3
 
-P is the number of parameters, T the number of trained ones (all, or an adapter's and the reward head's), and N the number
-of GPUs. Bytes per GPU:
+P is the number of parameters, T the number of trained parameters (all of them, or those of an adapter and the reward head), and N the
+number of GPUs. Bytes per GPU:
 
 - Parameters: 4 x P in fp32. With `bf16`, DeepSpeed stores them in bf16, 2 x P; FSDP2 computes in bf16, but stores trained weights in fp32
   and frozen ones in `dtype`. ZeRO-3 and FSDP2 store P / N of them, and gather a layer's weights while it computes (see "Gathered"). In a
   4-bit base, each weight of a layer takes 0.5 bytes plus its share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other
   weights are not quantised.
 - Gradients: in the dtype of the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
-  accumulation, gradients appear while activations are freed, so only the peak of both together counts; with
+  accumulation, gradients appear while activations are freed, so only their combined peak counts; with
   accumulation, gradients stay in memory between micro-batches.
 - Optimizer: AdamW has two fp32 moments, 8 x T; 8-bit moments take 2 x T. DeepSpeed adds an fp32 master copy of bf16
   parameters, 4 x T. (If parameters are trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO
@@ -22,14 +22,14 @@ of GPUs. Bytes per GPU:
 - Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states, and under ZeRO-3 also parameters,
   to CPU memory. DeepSpeed stores gradients there twice: in the parameters' dtype, and in fp32.
 - Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T (adamw_torch_fused does not),
-  and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share of the parameters; ZeRO-3 does so for 1e9 parameters at a
-  time.
+  and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU allocates them only for its share of the parameters, and under ZeRO-3, for at
+  most 1e9 parameters at a time.
 - Activations: the tensors that the forward pass keeps, and those that the backward pass adds. Instead of using a
-  formula, the plan runs a step of the actual model on fake tensors and counts its allocations. (Of identical layers,
-  only three run, and the others are extrapolated.) With gradient checkpointing, activations take about layers x tokens
+  formula, the plan runs a step of the actual model on fake tensors and counts its allocations. (If all layers are identical,
+  it runs only three of them and extrapolates the rest.) With gradient checkpointing, activations take about layers x tokens
   x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
   prompt of a pair (`prompt_share` of a sequence) counts once. For attention over a flattened batch, the plan counts what a
-  single kernel keeps: queries, keys, values, output, and a sum per head and query.
+  single kernel keeps: queries, keys, values, output, and one softmax sum per head and query.
 - LM loss: the fp32 logits of one chunk of the labelled tokens, with their log-softmax and its gradient, about 3 x 4 x
   vocabulary x labelled tokens / chunks. These are part of the activations, but are shown separately. Under ZeRO-3,
   which gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next
@@ -40,7 +40,7 @@ of GPUs. Bytes per GPU:
   about 4 x hidden x hidden.
 - Stage 4: for each response, a pair has one sequence for each of the K written critiques, and one for the dataset's critique. With `beta`,
   the reference model is a frozen copy of all parameters, unless an adapter is trained. The KV caches of generation are not included.
-- Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
+- Reserve: memory for CUDA, NCCL and fragmentation (`reserve_gb`).
 """
 
 import bisect
@@ -128,8 +128,8 @@ class PlanArguments:
             Share of a sequence's tokens that the chosen and the rejected sequence have in common, and that `shared_prompt`
             computes only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value. Those that the recipe
-            does not set have the same defaults as in training, except for the last two.
+            Micro-batches per optimizer step. This option and those below default to the recipe's values. If the recipe does not
+            set them, their defaults are the same as in training, except those of the last two.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -188,13 +188,13 @@ class PlanArguments:
         stage = Path(self.config or "").stem
         if stage == "critique_sft":
             raise ValueError(
-                f"{self.config} counts critiques, but the plan counts pairs, each with two critiques. Plan the stage 3 recipe "
-                "instead, with half of this recipe's `per_device_train_batch_size` as `micro_batch`."
+                f"`per_device_train_batch_size` in {self.config} counts critiques, but the plan counts pairs, each with two critiques. "
+                "Plan the stage 3 recipe instead, with `micro_batch` set to half of that batch size."
             )
         recipe = _read_recipe(self.config) if self.config else {}
         self.model = self.model or recipe.get("model_name_or_path")
         if self.model is None:
-            raise ValueError("Give a `model`, or a `config` that names one.")
+            raise ValueError("Set `model`, or set `config` to a recipe that names a model.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
         stage_4 = ("num_generations", "beta") if stage == "outcome" else ()
@@ -213,7 +213,7 @@ class PlanArguments:
         check_bounds(self, **dict.fromkeys(names, 1), num_generations=0, beta=0)
         if self.gpu_memory_gb <= self.reserve_gb:
             raise ValueError(
-                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, but `reserve_gb` {self.reserve_gb:g} leaves none of it for training; "
+                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, of which `reserve_gb` ({self.reserve_gb:g}) leaves nothing for training; "
                 "lower `reserve_gb`."
             )
         if self.dtype not in ("float32", "bfloat16"):
@@ -234,9 +234,9 @@ class PlanArguments:
         if self.offload and self.zero not in ("1", "2", "3"):
             raise ValueError("`offload` needs `zero` 1, 2 or 3.")
         if self.load_in_4bit and self.lora_r is None:
-            raise ValueError("`load_in_4bit` needs an adapter: give `lora_r`.")
+            raise ValueError("`load_in_4bit` needs an adapter: set `lora_r`.")
         if self.lora_target_modules is not None and self.lora_r is None:
-            raise ValueError("`lora_target_modules` needs an adapter: give `lora_r`.")
+            raise ValueError("`lora_target_modules` needs an adapter: set `lora_r`.")
         if not str(self.optim).startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
             raise ValueError(
                 f"`optim` is {self.optim!r}; the plan supports only AdamW (torch's, or with 8-bit moments)."
@@ -299,11 +299,11 @@ class Plan:
 
 def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batch: int | None = None) -> Plan:
     """
-    Plan the memory use of one setting.
+    Plan the memory use for the given arguments.
 
     Args:
         args ([`PlanArguments`]):
-            The setting.
+            Model, recipe and GPUs.
         config ([`CLoudConfig`], *optional*):
             Config to use instead of reading the config of `args.model`.
         micro_batch (`int`, *optional*):
@@ -348,8 +348,9 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
 
 def _expected_largest(args: Any, config: CLoudConfig, limit: float, simulated: dict[int, StepMemory]) -> int:
     """
-    Predict the largest number of pairs that fits, from simulations of one pair and of two: the bytes allocated at each moment are linear
-    in the number of pairs. Return 0 if not even one fits, or if the two simulations do not have the same number of moments.
+    Predict the largest number of pairs that fits, from simulations of one pair and of two: at each point in a step (`moments`), the number
+    of allocated bytes is linear in the number of pairs. Return 0 if not even one pair fits, or if the two simulations do not have the same
+    number of points.
     """
     one, two = (_plan(args, config, pairs, simulated).simulated for pairs in (1, 2))
     if one.moments.shape != two.moments.shape:
@@ -491,11 +492,11 @@ def _read_recipe(path: str) -> dict:
     arguments = (DataArguments, CLoudOutcomeConfig, RewardModelConfig)
     known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
     if unknown := sorted(recipe.keys() - known):
-        raise ValueError(f"{path} has {', '.join(unknown)}, which the training scripts do not accept.")
+        raise ValueError(f"{path} sets {', '.join(unknown)}, which the training scripts do not accept.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
-            f"{path} sets `{unplanned[0]}`, which the plan does not model. Use a recipe without it; to replace a "
-            "`token_budget`, set `micro_batch` and `max_length` to those of the largest batch."
+            f"{path} sets `{unplanned[0]}`, which the plan does not model. Use a recipe without it; instead of "
+            "`token_budget`, set `micro_batch` and `max_length` to the number of pairs and the sequence length of the largest batch."
         )
     return recipe
 
@@ -515,8 +516,8 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
     """
-    Name each option that makes one pair fit, and the memory that the pair then takes. If no option makes it fit, name the one with which
-    the pair takes the least memory, and that amount.
+    Return a sentence that names each option with which one pair fits, and the memory that the pair then takes. If the pair does not fit
+    with any option, the sentence gives the lowest of these amounts, and its option if any.
     """
     one_pair = copy.copy(args)
     one_pair.micro_batch = 1

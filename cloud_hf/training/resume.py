@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     class MixedTrainer(Trainer):
         """
-        Attributes that the mixins use: transformers types the first ones loosely, TRL's trainers add `_metrics` and
+        Attributes that the mixins use: transformers types the first four loosely, TRL's trainers add `_metrics` and
         `_total_train_tokens`, and [`ExactResume`] defines `_tokens_seen`.
         """
 
@@ -109,8 +109,8 @@ class ExactResume(MixedTrainer):
 
     def _get_dataloader(self, *args, **kwargs):
         dataloader: Any = super()._get_dataloader(*args, **kwargs)
-        # Starting workers draws a number from the default random generator, and a resumed run starts persistent
-        # workers one more time than an uninterrupted run does
+        # When workers start, the dataloader draws a number from the default random generator, and a resumed run starts
+        # persistent workers one more time than an uninterrupted run does
         if self.args.dataloader_persistent_workers:
             dataloader.base_dataloader.generator = torch.Generator()
         return dataloader

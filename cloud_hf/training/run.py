@@ -20,7 +20,7 @@ def train_and_save(trainer: Any, rows: Dataset):
         raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None
     trainer.save_state()
     trainer.create_model_card()
-    trainer.save_model()  # after the card, because saving the model also uploads it, which the Hub may refuse
+    trainer.save_model()  # after the card: with `push_to_hub`, saving also uploads the model, and the Hub may reject the upload
     trainer.add_example(rows)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()

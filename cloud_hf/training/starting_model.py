@@ -47,7 +47,7 @@ def load_model(
     Load a model for training by name: a CLoud model, a plain language model (which becomes a CLoud model), or a LoRA
     adapter for either, attached to its base.
     """
-    given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
+    given: Any = args.model_init_kwargs or {}  # TRL also accepts a string, but it is already parsed here
     kwargs: dict[str, Any] = dict(given)
     kwargs.setdefault("dtype", "float32")  # bf16 weights would lose small updates
     hub_kwargs = hub_options(kwargs)
@@ -83,7 +83,7 @@ def _make_model(
     )
     if quantization_config is not None:
         kwargs["quantization_config"] = spare_head(quantization_config, config)
-    torch.manual_seed(args.seed)  # the Trainer sets the seed only later, and the reward head is initialised here
+    torch.manual_seed(args.seed)  # the reward head is initialised here, before the Trainer sets the seed
     return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
 
 
@@ -91,7 +91,7 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
     """Check that a CLoud model is trained with the options that it was created with."""
     for option in _MODEL_OPTIONS:
         value = getattr(args, option)
-        # An option left at its default follows the model; `critique` never does, since it selects the loss
+        # If an option is left at its default, the model's value applies; `critique` must always match, because it selects the loss
         follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
         if not follows and getattr(config, option) != value:
             raise ValueError(
@@ -123,6 +123,6 @@ def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revis
         check_tied_layers(model)
         report_dropout(model, disable_dropout)
     if not model.config.critique and not model.config.tie_word_embeddings:
-        # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
+        # A classic model generates nothing, so its LM head would get no gradient, and DDP would wait for that gradient
         model.get_output_embeddings().requires_grad_(False)
     return model

@@ -24,7 +24,7 @@ PEAK_FLOPS = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
     "MI300X": 1307e12,
-    "MI250": 181e12,  # one of its two devices
+    "MI250": 181e12,  # per die; PyTorch sees the two dies of an MI250 as two devices
 }
 
 

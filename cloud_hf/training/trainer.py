@@ -46,7 +46,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
 
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
-        + partial_reward_weight * the first mean, with rewards read inside the critiques
+        + partial_reward_weight * the same mean over pairs, but with rewards read inside the critiques
 
     The means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
     parallelism do not change the loss. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
@@ -56,8 +56,8 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             A CLoud model or its name; the name of a plain language model, which becomes a CLoud model with the critique options in `args`;
             or the name of a LoRA adapter for either, to continue training that adapter.
         args ([`CLoudTrainingConfig`] or [`~trl.RewardConfig`] or [`~transformers.TrainingArguments`], *optional*):
-            Configuration for this trainer. With the latter two, a CLoud model keeps its kind (`critique`), and the other options of
-            [`CLoudTrainingConfig`] have their default values.
+            Configuration for this trainer. With one of the other two classes, a CLoud model keeps its kind (`critique`), and the other
+            options of [`CLoudTrainingConfig`] have their default values.
         data_collator (`DataCollator`, *optional*):
             Defaults to [`DataCollatorForCLoud`].
         train_dataset (`Dataset`):
@@ -114,7 +114,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             check_lora("`peft_config`", peft_config)
         check_dropout(peft_config, args.disable_dropout)
         processing_class = prepare_tokenizer(processing_class, model, args)
-        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, which it has parsed by now
+        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, but it is already parsed here
         revision = init_kwargs.get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
@@ -141,8 +141,8 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
-            # The Bradley-Terry loss does not change if all rewards shift, so this bias gets only rounding errors as gradients, which Adam
-            # would scale up to full steps
+            # The Bradley-Terry loss does not change if all rewards shift by the same amount, so the gradients of this bias are only
+            # rounding errors, which Adam would scale up to full steps
             if HEAD in name and name.endswith("out_proj.bias") and not args.center_rewards_coefficient:
                 weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
@@ -175,7 +175,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         batches, processes = len(self._train_sampler), self.args.world_size
         if rows < processes or batches < processes * self.args.gradient_accumulation_steps:
             raise ValueError(
-                f"The train dataset has {rows} pairs, which `token_budget` {self.args.token_budget} puts into {batches} "
+                f"The train dataset has {rows} pairs. With `token_budget` {self.args.token_budget}, they fit into {batches} "
                 f"batches, but one optimizer step needs {self.args.gradient_accumulation_steps} "
                 f"(`gradient_accumulation_steps`) on each of {processes} processes. Lower `token_budget`, "
                 "`gradient_accumulation_steps` or the number of processes, or add rows."
@@ -234,7 +234,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         if self._train_sampler is not None:
-            # The Trainer sets the epoch on the dataloader's sampler, but in a resumed run further wrappers hide that sampler
+            # The Trainer sets the epoch on the dataloader's sampler, but in a resumed run, additional wrappers hide that sampler
             self._train_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
@@ -254,7 +254,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         cut = inputs.pop("cut", None)  # for the metrics only: the model does not accept it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
-        inputs["use_cache"] = False  # gradient checkpointing would warn
+        inputs["use_cache"] = False  # otherwise, gradient checkpointing would warn
         outputs = model(**inputs)
         pairwise_loss = self._pairwise_loss(inputs, outputs)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
@@ -263,7 +263,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         if num_items_in_batch is None:  # called outside the Trainer's loops, so average over this batch
             share = torch.ones(2, device=pairwise_loss.device)
         else:
-            # DDP, DeepSpeed and FSDP average gradients over ranks; multiplying by the number of ranks makes that a sum
+            # DDP, DeepSpeed and FSDP average gradients over ranks; multiplying by the number of ranks turns the average into a sum
             share = _counts(inputs) / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         loss = (
             self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
@@ -273,7 +273,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         return (loss, outputs) if return_outputs else loss
 
     def _pairwise_loss(self, inputs: dict[str, Any], outputs: Any) -> torch.Tensor:
-        """Compute TRL's loss without its metrics, which would make the host wait in every step."""
+        """Compute TRL's loss but not its metrics, which would make the host wait at every step."""
         chosen, rejected = outputs.logits[:, 0].chunk(2)
         loss = -F.logsigmoid(chosen - rejected - inputs.get("margin", 0.0)).mean()
         if self.args.center_rewards_coefficient is not None:
@@ -360,7 +360,7 @@ def _prepare_batches(
     data_collator: DataCollator | None, model: Any, args: CLoudTrainingConfig, pad: int
 ) -> DataCollator:
     """Create the data collator for `args`, and prepare the model's attention for its batches."""
-    pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
+    pad_to_multiple_of: Any = args.pad_to_multiple_of  # an integer or `None`: the config has already parsed strings
     options = ("padding_free", "shared_prompt", "token_budget", "partial_reward_weight")
     if data_collator is not None and (given := [name for name in options if getattr(args, name)]):
         raise ValueError(f"`{given[0]}` needs the default collator: omit `data_collator`.")

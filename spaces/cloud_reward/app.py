@@ -69,7 +69,7 @@ OPTIONS = (SpaceArguments, BackendArguments)
 
 
 def read_arguments(command_line: Sequence[str]) -> tuple[SpaceArguments, BackendArguments]:
-    """Read the command line and, for options it omits, the environment."""
+    """Parse the command line. Options that it omits are read from environment variables."""
     names = [option.name for arguments in OPTIONS for option in fields(arguments)]
     given = {name: os.environ.get(f"CLOUD_{name.upper()}") for name in names}
     environment = [part for name, value in given.items() if value for part in (f"--{name}", value)]

@@ -123,7 +123,7 @@ class CloudReward(evaluate.Metric):
 
 
 def check_rows(prompts, predictions):
-    """Raise `ValueError`, naming the row, unless all predictions are text and the prompts are either all text or all chats."""
+    """Check that all predictions are text, and all prompts text or all chats. Otherwise, raises a `ValueError` that names the row."""
     for name, values in (("prompts", prompts), ("predictions", predictions)):
         if values is None or isinstance(values, str) or not len(values):
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
@@ -140,12 +140,12 @@ def check_rows(prompts, predictions):
 
 
 def is_text(value):
-    """Check that a value is a string without lone surrogates. (JSON allows them.)"""
+    """Return whether a value is a string without lone surrogates (which JSON allows)."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def is_chat(value):
-    """Check that a value is a list of messages whose only keys are `role` and `content`, both text."""
+    """Return whether a value is a list of messages whose only keys are `role` and `content`, both text."""
     return (
         isinstance(value, list)
         and len(value) > 0

@@ -45,7 +45,8 @@ def prepare_imports(analytics: bool):
         # Otherwise, `datasets` counts each load in the Hub's download statistics, even that of a local JSON file (as `json`)
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
     if "SPACE_ID" in os.environ:
-        # Visitors reach a Space through proxies in its network. With this list, uvicorn uses the last address that is not a proxy's
+        # Visitors reach a Space through proxies in its network. With this list, uvicorn identifies a visitor by the last forwarded address
+        # that does not belong to a proxy
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,127.0.0.1,::1")
     if on_zero_gpu():
         importlib.import_module("spaces")  # patches torch, so import it first

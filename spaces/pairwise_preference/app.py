@@ -72,8 +72,8 @@ def compute(
     chosen: list[float], rejected: list[float], subsets: list[str] | None = None, num_bins: int = 10
 ) -> dict[str, Any]:
     """
-    Compute metrics with the module pairwise_preference. chosen and rejected: the rewards of each pair; subsets (optional): the
-    subset of each pair; num_bins: number of bins for the calibration error.
+    Compute metrics with the module pairwise_preference. chosen, rejected: lists of rewards, one per pair; subsets
+    (optional): list of subset names, one per pair; num_bins: number of bins for the calibration error.
     """
     with ui.user_errors():
         chosen, rejected = read_numbers("chosen", chosen), read_numbers("rejected", rejected)
@@ -124,7 +124,7 @@ def list_figures(results: dict) -> str:
 
 
 def _caption_of_sections(missing: list[str]) -> str:
-    """Return the caption, which names missing subsets: only the complete benchmark gives the official scores."""
+    """Return the caption. It names any missing subsets, because only the complete benchmark gives the official scores."""
     if not missing:
         return "RewardBench sections, official weights"
     known = len(OFFICIAL_COUNTS) - len(missing)

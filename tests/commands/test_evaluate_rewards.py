@@ -566,7 +566,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"chunk_size": 0}, "`chunk_size` is 0"),
         ({"read_every": 0}, "`read_every` is 0"),
         ({"stop_when_stable": 0.1}, "needs `read_every`"),
-        ({"read_every": 2, "stop_when_stable": 0.1, "backend": "vllm"}, "needs `backend` transformers"),
+        ({"read_every": 2, "stop_when_stable": 0.1, "backend": "vllm"}, "does not work with `backend` 'vllm'"),
         ({"limit": 0}, "`limit` is 0"),
         ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),

@@ -109,7 +109,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path, capsys):
     rows.append({**rows[0], "conversation_a": rows[0]["conversation_b"]})
     assert len(convert_rows(tmp_path, rows)) == 3
     printed = capsys.readouterr().out
-    assert "Left out: 2 x tie, 1 x tie (bothbad), 1 x equal responses." in printed
+    assert "Left out: 2 x tie, 1 x tie (bothbad), 1 x identical responses." in printed
     rejects = [json.loads(line) for line in (tmp_path / "pairs/rejects.jsonl").read_text().splitlines()]
     assert [reject["id"] for reject in rejects] == ["3", "4", "5", "6"]
 
@@ -142,7 +142,7 @@ def test_a_bad_response_drops_its_prompt(tmp_path):
 def test_ratings_that_contradict_the_pair_are_bad(tmp_path):
     rows = rows_of("UltraFeedback binarized")
     rows[2]["score_chosen"] = 1.0
-    with pytest.raises(ValueError, match="row 2: `score_chosen` 1 is below `score_rejected` 6"):
+    with pytest.raises(ValueError, match=r"row 2: `score_chosen` \(1\) is below `score_rejected` \(6\)"):
         convert_rows(tmp_path, rows)
 
 

@@ -409,7 +409,7 @@ def test_no_redirect_is_followed(use, status):
     with (
         serve_completions() as other,
         tricks((status, {"Location": f"{other.url}/chat/completions"}, {})) as (url, times),
-        pytest.raises(ServerUnusable, match=rf"status {status}: a redirect to '{other.url}.*give that address"),
+        pytest.raises(ServerUnusable, match=rf"status {status}: a redirect to '{other.url}.*use that address instead"),
     ):
         use(url)
     assert len(times) == 1 and not other.requests

@@ -39,7 +39,7 @@ def test_a_file_replaces_instructions_and_scale(tmp_path):
         ("Rate {response}.", r"contains \{conversation\} 0 times"),
         (f"---\nscale: 5\n---\n{BODY}", "contains the key 'scale'; use only the keys pattern, lowest, highest"),
         (f"---\n[1\n---\n{BODY}", "is not valid YAML"),
-        (f"---\nlowest: 5\nhighest: 1\n---\n{BODY}", "`lowest` is 5 and `highest` 1"),
+        (f"---\nlowest: 5\nhighest: 1\n---\n{BODY}", "`lowest` is 5 and `highest` is 1"),
         (f"---\npattern: '('\n---\n{BODY}", "is not a regular expression"),
         (f"---\npattern: 'x'\n---\n{BODY}", "has 0 groups; it must have exactly one"),
     ],

@@ -10,6 +10,11 @@ def test_critiques_in_a_csv_file():
 
 def test_a_prompt_returns_to_the_type_of_its_column():
     messages = [{"role": "user", "content": "x"}]
-    for prompt, tools in (("x", None), ("x", ["t"]), (messages, ["t"]), ({"messages": messages, "tools": ["t"]}, None)):
+    for prompt, tools in (
+        ("x", None),
+        ("x", ["t"]),
+        (messages, ["t"]),
+        ({"messages": messages, "tools": ["t"]}, None),
+    ):
         row = {"prompt": prompt, "tools": tools}
         assert prompt_column(prompt_of(row), row) == prompt

@@ -246,8 +246,8 @@ def test_a_judge_that_answers_prose_is_refused_before_a_model_is_loaded(evaluate
         ({"judge_base_url": ["http://x"], "judge_mode": "both"}, "`judge_mode` is 'both'"),
         ({"judge_mode": "pointwise"}, "require a judge: set `judge_base_url`"),
         ({"judge_price": [1.0, 2.0]}, "require a judge: set `judge_base_url`"),
-        ({"judge_base_url": ["http://x"], "judge_price": [1.0]}, r"`judge_price` is \[1.0\]; give two prices"),
-        ({"judge_base_url": ["http://x"], "judge_price": [1.0, -2.0]}, "give two prices of at least 0"),
+        ({"judge_base_url": ["http://x"], "judge_price": [1.0]}, r"`judge_price` is \[1.0\]; pass two prices"),
+        ({"judge_base_url": ["http://x"], "judge_price": [1.0, -2.0]}, "pass two prices of at least 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, says):

@@ -397,7 +397,7 @@ def test_a_server_without_token_ids_is_refused(critic, pairs, critique_format, t
         ({"id": "p0"}, [], "row 1 (id 'p0'): row 0 has the same id"),
         ({}, ["--truncated", "cut"], "`truncated` is 'cut'; use drop, keep or retry"),
         ({}, ["--base_url", "http://x", "--backend", "vllm"], "`base_url` and `backend` are alternatives"),
-        ({}, ["--model", "x"], "give `base_url` as well"),
+        ({}, ["--model", "x"], "set `base_url` as well"),
         ({}, ["--num_critiques", 2], "needs a `temperature` above 0"),
         ({}, ["--backend", "server", "--server_url", "http://x"], "a reward server serves CLoud models"),
     ],

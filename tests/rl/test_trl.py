@@ -286,7 +286,7 @@ def test_errors_name_the_completion_by_default():
 def test_wrong_settings_are_not_taken_for_bad_completions(scorer):
     """A critique that can never fit: every completion fails, and the run must not continue without rewards."""
     for function in both(scorer, max_new_tokens=5000, on_unjudgeable="none"):
-        with pytest.raises(ValueError, match=r"No completion could be judged so far.*context holds 512"):
+        with pytest.raises(ValueError, match=r"No completion has been judged so far.*context holds 512"):
             call(function, PROMPTS, RESPONSES)
 
 

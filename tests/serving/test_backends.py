@@ -11,7 +11,7 @@ from cloud_hf.serving.backends import BackendArguments
         ({"server_url": "http://127.0.0.1:8000"}, "`server_url` go together"),
         ({"vllm_options": "{}"}, "are for `backend` 'vllm'"),
         ({"backend": "vllm", "vllm_options": "{max_model_len: 1}"}, "are not JSON"),
-        ({"backend": "vllm", "vllm_options": "[1]"}, "give a JSON object"),
+        ({"backend": "vllm", "vllm_options": "[1]"}, "must be a JSON object"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(options, says):

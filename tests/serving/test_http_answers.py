@@ -78,7 +78,9 @@ def test_the_limit_grows_with_what_is_asked():
 def test_no_redirect_is_followed(use, status):
     """Prompts and keys are for the server that the user named."""
     with tricks((200, {}, {})) as (other, times), tricks((status, {"Location": other}, {})) as (url, _):
-        with pytest.raises(RewardServerError, match=rf"status {status}: a redirect to '{other}'.*give that address"):
+        with pytest.raises(
+            RewardServerError, match=rf"status {status}: a redirect to '{other}'.*use that address instead"
+        ):
             use(url)
         assert not times
 

@@ -40,11 +40,15 @@ def test_each_replica_gets_the_gpus_of_its_engine(options, gpus):
         (
             {"model": "org/rm", "num_replicas": "four"},
             ValueError,
-            "`num_replicas` is 'four'; give an integer of at least 1",
+            "`num_replicas` is 'four'; it must be an integer of at least 1",
         ),
-        ({"model": "org/rm", "num_replicas": 0}, ValueError, "`num_replicas` is 0; give an integer of at least 1"),
-        ({"model": "org/rm", "num_replicas": 1.5}, ValueError, "`num_replicas` is 1.5; give an integer"),
-        ({"model": "org/rm", "num_gpus": "-1"}, ValueError, "`num_gpus` is '-1'; give a number of at least 0"),
+        (
+            {"model": "org/rm", "num_replicas": 0},
+            ValueError,
+            "`num_replicas` is 0; it must be an integer of at least 1",
+        ),
+        ({"model": "org/rm", "num_replicas": 1.5}, ValueError, "`num_replicas` is 1.5; it must be an integer"),
+        ({"model": "org/rm", "num_gpus": "-1"}, ValueError, "`num_gpus` is '-1'; it must be a number of at least 0"),
     ],
 )
 def test_what_cannot_be_started_is_refused_before_a_replica_starts(options, error, says):

@@ -156,7 +156,7 @@ def test_a_single_server_is_never_left_out():
 @pytest.mark.parametrize(
     ("urls", "says"),
     [
-        ([], "give at least one address"),
+        ([], "must contain at least one address"),
         (f"{ONE},{ONE}/", "no address twice"),
         (f"{ONE},two:8000", "`base_url` is 'two:8000'"),
         (f"{ONE},", "`base_url` is ''"),

@@ -83,7 +83,7 @@ def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
 
     groups = {"linear": {"weights": {"type": "int", "num_bits": 4}}}
     config = SimpleNamespace(quantization_config={"config_groups": groups}, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"only in bf16\. Start it with `dtype='bfloat16'`"):
+    with pytest.raises(ValueError, match=r"only in bf16\. Start vLLM with `dtype='bfloat16'`"):
         requests.check_dtype(config, {})
     requests.check_dtype(config, {"dtype": "bfloat16"})
     monkeypatch.setattr(requests, "current_platform", SimpleNamespace(is_cpu=lambda: False))

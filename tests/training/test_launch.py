@@ -58,10 +58,10 @@ def training_args(folder, **options):
 @pytest.mark.parametrize(
     ("name", "zero", "changes", "says"),
     [
-        ("zero3", {"stage3_gather_16bit_weights_on_model_save": False}, {}, "no model would be saved"),
-        ("zero2", {}, {"train_batch_size": 48}, "`train_batch_size` 48, but the training arguments imply 12"),
-        ("zero2", {}, {"train_micro_batch_size_per_gpu": 3}, "`train_micro_batch_size_per_gpu` 3"),
-        ("zero2", {}, {"gradient_accumulation_steps": 4}, "`gradient_accumulation_steps` 4"),
+        ("zero3", {"stage3_gather_16bit_weights_on_model_save": False}, {}, "no complete model would be saved"),
+        ("zero2", {}, {"train_batch_size": 48}, "`train_batch_size` to 48, but the training arguments imply 12"),
+        ("zero2", {}, {"train_micro_batch_size_per_gpu": 3}, "`train_micro_batch_size_per_gpu` to 3"),
+        ("zero2", {}, {"gradient_accumulation_steps": 4}, "`gradient_accumulation_steps` to 4"),
         ("zero2", {}, {"gradient_clipping": 7.0}, "conflicts with the training arguments: ds gradient_clipping=7.0"),
     ],
 )

@@ -330,12 +330,16 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("adapter_config.json", {"base_model_name_or_path": 5}, "`base_model_name_or_path` 5; its type must be str"),
-        ("adapter_config.json", {"r": "8"}, "`r` '8'; its type must be int"),
-        ("adapter_config.json", {"target_modules": 5}, "`target_modules` 5"),
+        (
+            "adapter_config.json",
+            {"base_model_name_or_path": 5},
+            "`base_model_name_or_path` is 5; its type must be str",
+        ),
+        ("adapter_config.json", {"r": "8"}, "`r` is '8'; its type must be int"),
+        ("adapter_config.json", {"target_modules": 5}, "`target_modules` is 5"),
         ("adapter_config.json", {"peft_type": 5}, "adapter_config.json cannot be used"),
         ("adapter_config.json", {"peft_type": "UNKNOWN"}, "adapter_config.json cannot be used"),
-        ("base_model.json", {"version": None}, "is not the record of an adapter's base"),
+        ("base_model.json", {"version": None}, "is not a valid record of an adapter's base"),
     ],
 )
 def test_a_wrong_type_in_an_adapter_is_a_sentence(cloud, tmp_path, file, content, says):

@@ -267,12 +267,12 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": None}, "Give a `model`"),
+        ({"model": None}, "Set `model`"),
         ({"offload": True}, "`offload` needs `zero`"),
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
         ({"gpus": 0}, "`gpus` is 0"),
-        ({"gpu_memory_gb": 4}, "`reserve_gb` 4 leaves none of it"),
+        ({"gpu_memory_gb": 4}, "leaves nothing for training"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"dtype": "float16"}, "`dtype` is 'float16'"),
         ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),
@@ -288,7 +288,7 @@ def test_settings_that_cannot_be_planned_are_refused(options, says):
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ("max_lenght: 512", "has max_lenght, which the training scripts"),
+        ("max_lenght: 512", "sets max_lenght, which the training scripts"),
         ("load_in_8bit: true\nuse_peft: true", "sets `load_in_8bit`, which the plan does not model"),
         ("lora_modules_to_save: [lm_head]", "sets `lora_modules_to_save`, which the plan does not model"),
         ("token_budget: 4096", "sets `token_budget`, which the plan does not model"),

@@ -121,7 +121,7 @@ class BuilderArguments(SourceArguments):
             raise ValueError(
                 f"`shard` is {self.shard}, but {len(rows)} row(s) would leave some shards empty; use fewer shards."
             )
-        # With contiguous parts, merged shards have the same row order as a single run
+        # Contiguous, so that merged shards have the same row order as a single run
         return rows.shard(count, index, contiguous=True)
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:

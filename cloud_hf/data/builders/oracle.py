@@ -51,11 +51,11 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         max_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a truncated critique, each with twice the tokens.
+            Maximum number of retries of a truncated critique. Each retry doubles the token limit, as long as the critic's context has room.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with critiques that remain truncated: drop the row, keep the critiques, or keep retrying with twice the tokens for as
-            long as they fit in the context, regardless of `longer_tries`, and then drop the row. The card counts what was dropped or kept.
-            Dropping favours short responses.
+            What to do with critiques that remain truncated. `"drop"` drops the row, and `"keep"` keeps the critiques. `"retry"` ignores
+            `longer_tries`: it keeps doubling the token limit as long as the critic's context has room, and then drops the row. The card
+            counts what was dropped or kept. Dropping favours short responses.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """

@@ -71,11 +71,12 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a response.
         longer_tries (`int`, *optional*, defaults to `1`):
-            Retries of a truncated response, each with twice the tokens, as long as they fit in the generator's context.
+            Maximum number of retries of a truncated response. Each retry doubles the token limit, as long as the generator's context has
+            room.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What to do with responses that remain truncated: drop their pairs, keep the responses, or keep retrying with twice the tokens
-            for as long as they fit in the context, regardless of `longer_tries`, and then drop the pairs. The card counts what was dropped
-            or kept. Dropping favours short responses.
+            What to do with responses that remain truncated. `"drop"` drops their pairs, and `"keep"` keeps the responses. `"retry"`
+            ignores `longer_tries`: it keeps doubling the token limit as long as the generator's context has room, and then drops the
+            pairs. The card counts what was dropped or kept. Dropping favours short responses.
         pairs (`str`, *optional*, defaults to `"all"`):
             Rows to write if there are more than two responses; the judge compares all pairs in any case. `"all"` writes one row for each
             pair with a winner. Its id, such as `prompt7/0-2`, ends with the numbers of the two responses, and the column `prompt_id`
@@ -88,12 +89,12 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         keep_columns (`list[str]`, *optional*):
             Columns of the prompt dataset to keep, in addition to `id` and `prompt`.
         judge_prompt_file (`str`, *optional*):
-            File that replaces the judge's instructions; it must contain `{conversation}`, `{response_a}` and `{response_b}`, and name
-            the verdicts.
+            File that replaces the judge's instructions; it must contain `{conversation}`, `{response_a}` and `{response_b}`, and
+            mention the verdicts.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `2048`):
-            Token limit of a judgement. After a truncated judgement, the limit of its retries is twice as high.
+            Token limit of a judgement. If a judgement is truncated, its retries get twice this limit.
         judge_tries (`int`, *optional*, defaults to `3`):
             Maximum number of tries to get a readable verdict. All tries except the first sample at a temperature of at least 0.5.
         seed (`int`, *optional*):

@@ -46,7 +46,7 @@ class PromptReject(Reject):
 @dataclass(frozen=True)
 class PromptSource:
     """
-    A dataset with a column of prompts. The ids are derived from `name`, which should therefore not depend on a path.
+    A dataset with a column of prompts. The prompts' ids are derived from `name`, so `name` should not depend on a path.
 
     With `trajectories`, the column contains trajectories in the layout of UltraInteract: lists of `{"from": ..., "value": ...}`. Only
     single-turn trajectories become prompts.
@@ -141,7 +141,7 @@ def user_text(messages: list[dict[str, Any]]) -> str:
 
 
 def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Raise `ValueError` if a column is missing or contains neither text nor chats, instead of rejecting its rows one by one."""
+    """Raise one `ValueError` if a column is missing or contains neither text nor chats, instead of rejecting each of its rows."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):

@@ -115,7 +115,7 @@ class PromptArguments:
         if unknown := sorted(set(self.sources or []) - {FEEDBACK, INTERACT}):
             raise ValueError(f"`sources` names {', '.join(unknown)}; use {FEEDBACK}, {INTERACT} or both.")
         if not self.sources and not self.dataset_name:
-            raise ValueError(f"Nothing to read: give `sources` ({FEEDBACK}, {INTERACT}) or datasets (`dataset_name`).")
+            raise ValueError(f"Nothing to read: set `sources` ({FEEDBACK}, {INTERACT}) or `dataset_name`.")
         given = len(self.dataset_name or [])
         if self.source_name is not None and len(self.source_name) != given:
             raise ValueError(f"`source_name` has {len(self.source_name)} name(s) for {given} dataset(s).")
@@ -178,11 +178,11 @@ def build(
     prompts = read_sources(sources, rejects)
     exact = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
     prompts = remove_duplicates(prompts, exact, "exact duplicate", rejects)
-    # This filter comes after the cheap one, so that fewer prompts are compared
+    # Finding near-duplicates is expensive, so remove the exact ones first
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
-    # Sampling comes last, so that both sources contribute equally many prompts to the dataset
+    # Sampling comes last, so that both sources contribute the same number of prompts to the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 

@@ -123,7 +123,7 @@ class PromptSources:
         """
         Return the prompts for the given ids, in the same order. The ids must have passed [`PromptSources.check_ids`].
 
-        Raises `ValueError` with counts and examples if there are source rows without a prompt.
+        Raises `ValueError` with counts and examples if some of the source rows contain no prompt.
         """
         places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
         for place, name in enumerate(ids):
@@ -176,7 +176,7 @@ def _source_row(name: str) -> str:
 
 def check_match(splits: Mapping[str, Dataset]) -> int:
     """
-    Check that the responses fit the prompts of their rows, and return the number of rows whose texts had enough words for the comparison.
+    Check that the responses fit the prompts of their rows, and return the number of rows whose texts had enough words to be compared.
 
     Raises a `ValueError` that names the first range of source rows in which responses fit other rows' prompts almost as well as their own.
     """

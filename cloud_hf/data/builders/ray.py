@@ -89,7 +89,7 @@ class RayEngines:
             postprocess_map_kwargs=_LIGHT_TASKS,
         )
         answers = processor(ray.data.from_arrow_refs(cast(Any, blocks)))
-        # Do not prefetch, so that no answer that has already arrived is lost when the run stops between batches
+        # Do not prefetch: if the run stopped between batches, prefetched answers would be lost
         for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield cast(Any, table).to_pylist()
 
@@ -164,10 +164,10 @@ class RayCritic:
 
     def write_all(self, engines: RayEngines, rows: Rows) -> dict[int, str]:
         """
-        Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
+        Write all critiques that are missing from the journal. Returns the reason for each failed row, keyed by the row's position.
 
-        All rows are checked before any engine starts. If rows are unusable and the builder does not drop them, raises a `ValueError` with
-        their number. After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised.
+        All rows are checked before any engine starts. If rows are unusable and the builder does not drop them, raises a `ValueError` that
+        lists them by kind of problem. After the first Ctrl-C, the batches in progress are finished before `KeyboardInterrupt` is raised.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}

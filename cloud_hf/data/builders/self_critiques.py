@@ -59,10 +59,10 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
         CriticArguments.__post_init__(self)
         BackendArguments.__post_init__(self)
         if self.base_url and self.backend != "transformers":
-            raise ValueError("`base_url` and `backend` are alternatives: give only one of them.")
+            raise ValueError("`base_url` and `backend` are alternatives: set only one of them.")
         if not self.base_url and (self.model is not None or self.context_length is not None):
             raise ValueError(
-                "`model` and `context_length` describe the servers at `base_url`: give `base_url` as well."
+                "`model` and `context_length` describe the servers at `base_url`: set `base_url` as well."
             )
         check_bounds(self, batch_size=1)
         self.check_temperature(self.temperature)

@@ -37,7 +37,7 @@ class ArenaHardArguments(JudgeServerArguments):
             Token limit of a candidate; longer ones are truncated.
         baseline_answers (`list[str]`, *optional*):
             Files or Hub ids with the baseline's answers; `CATEGORY=FILE` applies to the questions of one category, because
-            version 2.0 has a baseline for each.
+            version 2.0 has one baseline per category.
         baseline_model (`str`, *optional*):
             Name of the baseline model, for files that contain answers from several models.
         judge_all (`bool`, *optional*, defaults to `False`):
@@ -45,11 +45,11 @@ class ArenaHardArguments(JudgeServerArguments):
             candidates, and the judge sees only those that are the best of the first N for some N (3.4 of 16 on average if rewards are in
             random order).
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's user-turn prompt, with `{conversation}`, `{response_a}` and `{response_b}`. Without
-            `judge_system_file`, the judge sees only this prompt, so it must name the verdicts.
+            File with a prompt that replaces the judge's user turn. It must contain the placeholders `{conversation}`, `{response_a}`
+            and `{response_b}`. Without `judge_system_file`, the judge sees only this prompt, so it must name the verdicts.
         judge_system_file (`list[str]`, *optional*):
-            Replacement for the judge's instructions, sent as a system message like ArenaHard's; `CATEGORY=FILE` applies to the
-            questions of one category.
+            Files with instructions that replace the judge's own, sent as a system message like ArenaHard's; `CATEGORY=FILE`
+            applies to the questions of one category.
         judge_system_role (`bool`, *optional*, defaults to `True`):
             Whether the judge's chat template has a system role. If not, the instructions go into the user's turn.
         gen_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
@@ -81,7 +81,7 @@ class ArenaHardArguments(JudgeServerArguments):
         if self.arena_hard and bool(self.gen_base_url) == bool(self.candidates):
             raise ValueError("`arena_hard` needs either `gen_base_url` or `candidates`.")
         if bool(self.judge_base_url) != bool(self.baseline_answers):
-            raise ValueError("`judge_base_url` and `baseline_answers` go together: give both or neither.")
+            raise ValueError("`judge_base_url` and `baseline_answers` go together: set both or neither.")
         for name in ("judge_model", "judge_all", "judge_prompt_file", "judge_system_file", "baseline_model"):
             self._check_for_judge(name, bool(getattr(self, name)))
         self._check_for_judge("judge_system_role", not self.judge_system_role)
@@ -92,7 +92,7 @@ class ArenaHardArguments(JudgeServerArguments):
             )
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
             raise ValueError(
-                "`gen_temperature` must be above 0, otherwise all candidates of a question are identical."
+                "`gen_temperature` must be above 0; otherwise, all candidates for a question are identical."
             )
 
     def _check_for_judge(self, name: str, is_given: bool):

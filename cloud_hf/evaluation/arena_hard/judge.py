@@ -83,14 +83,14 @@ class JudgeSettings:
     system_role: bool = True  # send the instructions as a system message instead of before the template
 
     def texts(self, category: str) -> tuple[str, str | None]:
-        """Return the template of the user's turn and the system message, if any, for questions of a category."""
+        """Return the template of the user's turn and the system message, if any, for questions in a category."""
         if not self.systems:
             return self.template, None
         system = self.systems[category if category in self.systems else ANY]
         return (self.template, system) if self.system_role else (f"{system}\n\n{self.template}", None)
 
     def judge(self, client: JournaledClient, category: str) -> Judge:
-        """Return the judge for questions of a category."""
+        """Return the judge for questions in a category."""
         template, system = self.texts(category)
         return Judge(client, template, self.temperature, self.max_tokens, self.tries, self.seed, system)
 

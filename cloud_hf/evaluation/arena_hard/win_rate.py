@@ -62,10 +62,14 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
     """
     Load one recorded answer to each question, keyed by question id. Answers to other questions are ignored.
 
-    A row's answer is its `answer`, its `response`, the content of the last message in `messages`, the last turn of the only entry in
-    `choices` (the layout of ArenaHard's answer files), or an entry of `answers`: `answers[model]` or, without `model`, the one named
-    by the row's `baseline`. With `model`, rows with a different `model` or `model_id` are skipped. Raises `ValueError` if a question has no
-    answer or more than one, or if an answer is empty or not text.
+    A row's answer is taken from the first of these columns that the row has:
+    - `answers`: the entry for `model` or, without `model`, for the row's `baseline`;
+    - `choices`: the last turn of the only entry (the layout of ArenaHard's answer files);
+    - `messages`: the content of the last message, or its `answer` if the content is an object;
+    - `answer` or `response`: the text itself.
+
+    With `model`, rows with a different `model` or `model_id` are skipped. Raises `ValueError` if a question has no answer or more than one,
+    or if an answer is empty or not text.
     """
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, "train"):
@@ -78,7 +82,7 @@ def load_answers(names: Sequence[str], questions: Sequence[Question], model: str
             raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give text.")
         if id_ in answers:
             raise ValueError(
-                f"{name}, row {index}: question {id_!r} has a second answer. Give only one model's file, or set `baseline_model`."
+                f"{name}, row {index}: question {id_!r} has a second answer. Pass only one model's file, or set `baseline_model`."
             )
         answers[id_] = answer
     if missing := [question.id for question in questions if question.id not in answers]:
@@ -134,7 +138,7 @@ class Votes:
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
         Count the votes from the game in which the baseline was A and from the game in which the answer was A. Return no votes if either
-        verdict is missing, because the judge's position bias cancels only over both games.
+        verdict is missing, because the judge's position bias cancels out only over both games.
         """
         if baseline_first is None or answer_first is None:
             return cls()

@@ -29,11 +29,11 @@ class Benchmark:
         paper (`str`):
             URL of the paper.
         load (`Callable`):
-            `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises a `ValueError`
-            that names the file, row and field of a bad value, a repeated id, or a row with the wrong number of responses.
+            `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises `ValueError` if a
+            value is bad (the message names the file, row and field), an id is repeated, or a row has the wrong number of responses.
         score (`Callable`):
             `score(rows, rewards)` returns the scores; `rewards` contains, for each row, one reward per response: chosen first, then
-            rejected. Raises a `ValueError` that names the row whose rewards are missing, infinite or not numbers.
+            rejected. Raises a `ValueError` that names the row if a reward is missing, NaN or infinite.
         tables (`Callable`, *optional*):
             `tables(scores_by_model)` returns additional tables for the report.
         result_files (`Callable`, *optional*):
@@ -160,7 +160,7 @@ def _find_files(name: str, patterns: str) -> list[str]:
             matches = glob.glob(pattern)
         if not matches:
             raise ValueError(
-                f"{name}={patterns}: {pattern!r} matches no data file. Give a file, a folder with data files, or a pattern."
+                f"{name}={patterns}: {pattern!r} matches no data file. Pass a file, a folder with data files, or a pattern."
             )
         found += sorted(matches)
     return found

@@ -85,7 +85,7 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Derive verdicts from rewards as the official code does: a game's second response wins unless the first has the strictly higher reward.
+    Derive verdicts from rewards as the official code does: a game's second response wins unless the first has a strictly higher reward.
 
     Each game consists of the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
     default the second game repeats the first, because a scorer does not see the order: rewards differ only if the scorer samples critiques.
@@ -103,9 +103,9 @@ def score(
     """
     Score JudgeBench in one game and in both orders. A scorer that samples critiques may provide the rewards of a `second_game`.
 
-    `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response, this is the
-    share of pairs whose right response has the strictly higher reward. `"single game"`, the official rule for judges that do
-    not see the order, gives ties to response B. Both metrics are also reported by category.
+    `"both orders"`, the official default, is the share of pairs with more games won than lost. With one reward per response, these are
+    the pairs whose right response has a strictly higher reward than the wrong one. `"single game"`, the official rule for judges that
+    do not see the order, gives ties to response B. Both metrics are also reported by category.
     """
     first = split_rewards(rows, rewards)
     second = first if second_game is None else split_rewards(rows, second_game)

@@ -19,7 +19,7 @@ SUBSETS = ("Natural", *ADVERSARIAL)
 # Subsets of the case study in section 4.6 of the paper, which are reported separately
 CASE_STUDY = ("Constraint", "Negation", "Normal", "Base-9", "Base-10")
 
-# Other spellings: RewardBench's, and the names of the Hub's splits
+# Other names of these subsets: those in RewardBench, and the names of the splits on the Hub
 _SPELLINGS = {
     **{f"llmbar-adver-{name}".lower(): name for name in ADVERSARIAL},
     **{f"adversarial_{name}".lower(): name for name in ADVERSARIAL},
@@ -64,7 +64,7 @@ def _subset(name: str) -> str:
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
     """
-    Score LLMBar. The better response must have the strictly higher reward.
+    Score LLMBar. A row counts as correct if the better response has a strictly higher reward.
 
     Returns an estimate for each of the five subsets, for `"Adversarial"` (the plain mean of four of them) and for `"Average"` (the
     mean of all five), as in table 2 of the paper. Subsets of the case study get an estimate only if they have rows.

@@ -30,10 +30,10 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
 class PreferenceScores:
     """Metrics of rewards on preference pairs."""
 
-    accuracy: Estimate  # pairs whose chosen response has the strictly higher reward
+    accuracy: Estimate  # pairs whose chosen response has a strictly higher reward
     accuracy_ties_half: float
     ties: int  # pairs with equal rewards
-    margin: float  # mean of the chosen minus the rejected reward
+    margin: float  # mean of the chosen reward minus the rejected one
     margin_median: float
     margin_std: float  # population standard deviation
     calibration: Calibration
@@ -57,7 +57,7 @@ def score_preferences(
     subsets = [""] * len(chosen) if subsets is None else subsets
     if not len(chosen) == len(rejected) == len(subsets):
         raise ValueError(
-            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: give the same number of each."
+            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: pass the same number of each."
         )
     if not len(chosen):
         raise ValueError("There are no pairs to score.")

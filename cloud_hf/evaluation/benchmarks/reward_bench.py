@@ -1,4 +1,4 @@
-"""RewardBench: scores as on the leaderboard and as in the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
+"""RewardBench, scored both as on the leaderboard and as in the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -59,11 +59,11 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
     """
-    Score RewardBench. The chosen response must have the strictly higher reward.
+    Score RewardBench. A row counts as correct if the chosen response has a strictly higher reward.
 
     There are estimates for the four sections and for `"Average"`, their plain mean. If there are rows from prior sets, there are also
     estimates for `"Prior Sets"`, the mean over the prior sets present, and for `"Score"`, in which the prior sets together count as half a
-    section. `"Chat, pooled"` etc. are the sections of the reference implementation, and `"Average, pooled"` is their plain mean.
+    section. `"Chat, pooled"` etc. are the sections as the reference implementation computes them; `"Average, pooled"` is their plain mean.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])
@@ -80,8 +80,8 @@ def leaderboard_results(
     scores: BenchmarkScores, model: str, names: Collection[str] = tuple(OFFICIAL_COUNTS)
 ) -> dict[str, float | str]:
     """
-    Build the results file that RewardBench's repository and leaderboard tools expect: the score of each subset that has one. By default
-    `names` are RewardBench's own subsets, because the prior sets have a separate file.
+    Build the results file that RewardBench's repository and leaderboard tools expect. It contains the score of each subset in `names`
+    that has one. `names` defaults to RewardBench's own subsets, because the prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -105,7 +105,7 @@ class RewardBenchScores:
 
     # Sections of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, their plain mean
     official: dict[str, float]
-    # The sections of the reference implementation, in which all rows of a section weigh the same
+    # The sections of the reference implementation, in which all rows of a section carry the same weight
     pooled: dict[str, float]
     subsets: dict[str, float]
     counts: dict[str, int]  # rows in each section
@@ -125,7 +125,7 @@ def score_reward_bench(
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(
-            f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: give the same number of each."
+            f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: pass the same number of each."
         )
     better, worse = finite_rewards(chosen, rejected)
     outcomes = group(subsets, (better > worse).astype(float).tolist())
@@ -164,7 +164,7 @@ def _percent(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]
 
 
 def _figure_weights(outcomes: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Return the subset weights of each estimate. They are empty if rows that the estimate needs are missing."""
+    """Return the subset weights of each estimate; no weights if the estimate cannot be computed because rows are missing."""
     weights = {
         section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
         for section, members in SECTIONS.items()

@@ -142,7 +142,7 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """Score RewardBench 2: one estimate per subset, and `"Average"`, the leaderboard's plain mean of the six."""
+    """Score RewardBench 2: one estimate per subset, and `"Average"`, the plain mean of the six subsets, as on the leaderboard."""
     split = split_rewards(rows, rewards)
     gathered = by_subset(rows, list(zip(rows, split, strict=True)))
     ties = gathered.pop(TIES, [])
@@ -176,8 +176,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:
     """
-    Compute the interval of the average of the samples' means and the Ties score. The bootstrap resamples the prompts of Ties, each with
-    both of its rows. Returns `None` if a row of Ties has no sibling.
+    Compute the bootstrap interval of a plain mean over subsets: the mean of each of the `samples`, and the Ties score. Ties is
+    resampled by prompt, so that both rows of a prompt stay together. Returns `None` if a row of Ties has no sibling.
     """
     if unpaired:
         return None

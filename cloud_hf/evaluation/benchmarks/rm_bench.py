@@ -12,7 +12,7 @@ from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_
 
 HUB_ID = "THU-KEG/RM-Bench"
 STYLES = ("concise", "detailed plain", "detailed markdown")
-# The official code pools the two halves of safety, so all their rows weigh the same
+# The official code pools the two halves of safety, so all their rows carry the same weight
 DOMAINS = {"chat": ("chat",), "math": ("math",), "code": ("code",), "safety": ("safety-refuse", "safety-response")}
 
 # Cells of the matrix by level. A cell's row is the style of the right response, and its column is the style of the wrong one. In hard
@@ -43,7 +43,7 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
 
 
 def win_matrix(chosen: Sequence[float], rejected: Sequence[float]) -> np.ndarray:
-    """Compare all styles: cell (i, j) is 1 if the right response of style i has a higher reward than the wrong one of style j."""
+    """Compare all styles: cell (i, j) is 1 if the right response in style i has a higher reward than the wrong one in style j."""
     return (np.asarray(chosen)[:, None] > np.asarray(rejected)[None, :]).astype(float)
 
 
@@ -51,9 +51,10 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RM-Bench like the official code and leaderboard. A tie counts as wrong.
 
-    `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy accuracy; `"hard"`, `"normal"`
-    and `"easy"` are means over the four domains, and `"total"` is the mean of all. Each domain and each half of safety also has
-    an estimate for each level (`"chat hard"`, …), and `details` contains its matrix.
+    `"chat"`, `"math"`, `"code"` and `"safety"` are each the mean of the domain's hard, normal and easy accuracies; `"hard"`,
+    `"normal"` and `"easy"` are means over the four domains, and `"total"` is the mean of all. The halves of safety have
+    estimates of their own. Each domain and each half also has an estimate for each level (`"chat hard"`, …), and a style matrix in
+    `details`.
     """
     split = split_rewards(rows, rewards)
     matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in split])

@@ -42,8 +42,8 @@ def load_problems(
     bad_rows: str = "error",
 ) -> list[Problem]:  # fmt: skip
     """
-    Load problems with existing candidates and, if `judged`, the candidates' values. Raises a `ValueError` that names the bad rows (unless
-    `bad_rows` is `"drop"`) or two rows with the same id.
+    Load problems with existing candidates and, if `judged`, the candidates' values. Raises `ValueError` if there are bad rows (unless
+    `bad_rows` is `"drop"`) or if two rows have the same id; the message names the rows.
 
     The columns are `prompt`; either `responses` (list of strings) and `correct` (list of booleans or scores), or `candidates` (list of
     `{"response": ..., "judge_score": ...}`); and optionally `id` and `tools`.
@@ -269,7 +269,7 @@ def best_of_n_curve(
     choose: Chooser = choice_probabilities,
 ) -> Curve:
     """
-    Compute the best-of-N curve: the mean value of the candidate chosen among N. By default, the mean is over all ways to draw N
+    Compute the best-of-N curve: the mean value of the candidate chosen from N. By default, the mean is over all ways to draw N
     candidates; `choose` can replace this rule.
 
     `rewards` is indexed by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a value) by problem and

@@ -35,9 +35,9 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
     Compare probabilities with outcomes; a margin is the reward of a pair's right response minus that of its wrong response.
 
-    The confidence in a pair is the probability of the response with the higher reward, from 0.5 to 1, so it does not depend on the order
-    of the two responses (the two-class case of Guo et al. 2017, arXiv 1706.04599). Bins have equal width. Raises `ValueError` if there are
-    no margins or no bins.
+    As in the two-class case of Guo et al. 2017 (arXiv 1706.04599), the confidence in a pair is the probability of the response with the
+    higher reward. It ranges from 0.5 to 1 and does not depend on the order of the two responses. Bins have equal width. Raises
+    `ValueError` if there are no margins or no bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
@@ -59,7 +59,7 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     return Calibration(_mean_loss(margins), distance, tuple(filled), temperature, at_temperature)
 
 
-# Maps the margins of P pairs and B resamples of their weights, shape (B, P), to one value per resample
+# Takes the margins of P pairs, and the weight of each pair in each of B resamples, shape (B, P). Returns one value per resample
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 

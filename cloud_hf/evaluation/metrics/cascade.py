@@ -201,12 +201,12 @@ class Goal:
             Minimum accuracy on the dev rows. Thresholds are tried from 1 downwards for as long as they reach this accuracy; of these, the
             one that uses the fewest tokens is chosen.
         loss (`float`, *optional*):
-            Largest acceptable loss of accuracy; 0.01 is one percentage point. The reference is the last stage alone or a run in which every
+            Largest acceptable loss in accuracy; 0.01 is one percentage point. The reference is the last stage alone or a run in which every
             stage scores every response, whichever is less accurate. The threshold is chosen as for `accuracy`.
         tokens (`float`, *optional*):
             Maximum mean number of tokens per row. Of the thresholds within this budget, the one with the highest accuracy is chosen.
         threshold (`float`, *optional*):
-            The threshold itself. Unless it is 1, at least one dev row must reach it.
+            The threshold itself. Unless it is 1, it must allow the last stage to skip at least one response in the dev rows.
 
     Raises:
         `ValueError`: If not exactly one field is set, or if its value is out of range.
@@ -249,7 +249,7 @@ def fit_cascade(
 
     Raises:
         `ValueError`: If there are fewer than two stages, or if the dev rows do not support the goal: there are too few pairs, no threshold
-            reaches the accuracy or stays within the token budget, or no dev row reaches the threshold.
+            reaches the accuracy or stays within the token budget, or the last stage scores every response even at the given threshold.
     """
     if len(stages) < 2:
         raise ValueError("A cascade needs at least two stages, the cheapest first.")

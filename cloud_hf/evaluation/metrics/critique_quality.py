@@ -171,12 +171,12 @@ def score_critiques(
 
     if not len(written) == len(references) or not written:
         raise ValueError(
-            f"{len(written)} written critiques and {len(references)} reference critiques: give the same number of "
+            f"{len(written)} written critiques and {len(references)} reference critiques: pass the same number of "
             "each, at least one."
         )
     if losses is not None and len(losses) != len(references):
         raise ValueError(
-            f"{len(losses)} losses for {len(references)} reference critiques: give the same number of each."
+            f"{len(losses)} losses for {len(references)} reference critiques: pass the same number of each."
         )
     losses = losses or []
     tokens = sum(loss.tokens for loss in losses)

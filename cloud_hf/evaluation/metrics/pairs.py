@@ -35,7 +35,7 @@ class PairEvaluation:
         n, ties (`int`):
             Number of pairs scored, and number of pairs with equal rewards.
         accuracy (`float`):
-            Share of pairs whose chosen response has the strictly higher reward; a tie counts as wrong.
+            Share of pairs whose chosen response has a strictly higher reward; a tie counts as wrong.
         ci95 (`tuple[float, float]`):
             95 % Wilson interval of the accuracy.
         dropped, shortened (`int`):
@@ -123,7 +123,8 @@ def summarize_pairs(
     fitted: FittedRows, scores: Sequence[Sequence[Score]], group_column: str | None = None
 ) -> PairEvaluation:
     """
-    Compute accuracy from the scores of the pairs that fit in the context. Groups take the place of subsets in [`score_preferences`].
+    Compute accuracy from the scores of the pairs that fit in the context. The values of `group_column` are passed to
+    [`score_preferences`] as subsets.
     """
     pairs = [
         ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), chosen, rejected)
@@ -134,7 +135,7 @@ def summarize_pairs(
         [pair.rejected.reward for pair in pairs],
         [str(pair.group) for pair in pairs],
     )
-    assert found.accuracy.ci95 is not None  # there are pairs, and each is right or wrong
+    assert found.accuracy.ci95 is not None  # a share of outcomes that are 0 or 1 always has an interval
     groups = sorted(found.subsets.items()) if group_column else []
     return PairEvaluation(
         n=found.accuracy.n,

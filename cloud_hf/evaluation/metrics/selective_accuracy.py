@@ -33,7 +33,7 @@ class SelectiveAccuracy:
     oracle: SelectiveCurve  # the curve if all wrong pairs are rejected first
 
     def normalised_aurc(self, name: str) -> float | None:
-        """Return the area on a scale from random rejection (0) to the oracle (1). `None` if no pair is wrong, or all are."""
+        """Return the area on a scale from random rejection (0) to the oracle (1), or `None` if all pairs are right or all are wrong."""
         reach = self.oracle.area.value - self.random
         return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
 
@@ -93,14 +93,15 @@ def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
     Integrate accuracy over the kept fraction, for each resample. Rows are resamples and columns are steps, the most certain first.
 
-    Suppose a step of d pairs, b of which are right, follows c pairs, a of which are right. Within the step, accuracy is
-    (a + t b) / (c + t d) for t from 0 to 1; the integral of this, times d, is b + (a d - b c) / d ln((c + d) / c).
+    Suppose that `a` of the first `c` pairs are right, and that the next step adds `d` pairs, `b` of which are right. Within the step,
+    accuracy is `(a + t * b) / (c + t * d)` for `t` from 0 to 1; the integral of this, times `d`, is
+    `b + (a * d - b * c) / d * ln((c + d) / c)`.
     """
     before = kept.cumsum(1) - kept
     right_before = kept_right.cumsum(1) - kept_right
     with np.errstate(divide="ignore", invalid="ignore"):
         bend = (right_before - kept_right * before / kept) * np.log1p(kept / before)
-    # The first step starts at an accuracy of 0 / 0 and has no bend; a step may have no pairs in a resample
+    # `bend` is undefined, and counts as 0, in the first step and in steps that have no pairs in a resample
     inner = np.where((before > 0) & (kept > 0), bend, 0.0)
     return (kept_right + inner).sum(1) / kept.sum(1)
 

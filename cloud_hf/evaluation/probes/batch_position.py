@@ -60,8 +60,8 @@ def _score_batch(chats: list[tuple], scorer: Scorer, journal: Journal, options: 
 
 def _margins(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Iterator[list[tuple[float, float]]]:
     """
-    Yield, for each row, a list with each pair's margins when scored alone and in batches. `alone` and `together` contain the rewards of all
-    rows' responses.
+    Yield a list for each row. For each pair, the list contains two margins: scored alone, and scored in a batch. `alone` and `together`
+    contain the rewards of all rows' responses.
     """
     start = 0
     for row in rows:

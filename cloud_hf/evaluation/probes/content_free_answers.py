@@ -36,7 +36,7 @@ def _leads(row: ProbedRow, label: str, right: bool = True) -> list[float]:
 
 
 def beaten(row: ProbedRow, label: str) -> list[float]:
-    """Compare an answer with each right response: 1 if it has the strictly higher reward, otherwise 0."""
+    """Compare an answer with each right response: 1 if the answer has a strictly higher reward, otherwise 0."""
     return [float(lead > 0) for lead in _leads(row, label)]
 
 

@@ -34,7 +34,7 @@ def added_strings(critique_format: CritiqueFormat) -> list[str]:
 
 
 def _is_control(text: str) -> bool:
-    """Return whether an added token is a control token, not ordinary text such as a single character or white space (Gemma's "▁▁")."""
+    """Return whether an added token is a control token rather than ordinary text: a single character or white space (Gemma's "▁▁")."""
     return len(text.replace("▁", " ").strip()) > 1
 
 

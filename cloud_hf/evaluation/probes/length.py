@@ -58,9 +58,9 @@ def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
 
 def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
-    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows; NaN if all rewards or all
-    lengths are equal. `within_rows` subtracts the means of each row, which removes the effect of prompts that require long answers or get
-    low rewards.
+    Compute Spearman's correlation between rewards and lengths (in characters), with a bootstrap interval over rows. The result is NaN if
+    all rewards or all lengths are equal. `within_rows` subtracts each row's means, which removes the effect of prompts that require long
+    answers or get low rewards.
     """
     if not rows:
         return Estimate(math.nan, 0)

@@ -47,7 +47,7 @@ def read_paraphrases(value: Any) -> tuple[str, ...]:
 
 
 def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
-    # A paraphrase may contain braces, so it is not formatted like a frame
+    # A paraphrase replaces the whole text. It may contain braces, so it must not be filled in like a frame
     changes: dict[str, Callable[[str], str]] = {
         label: lambda text, frame=frame: frame.replace("{}", text) for label, frame in FRAMES.items()
     }
@@ -75,7 +75,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
-    """Return each pair's margin before and after rewording; empty if a response was not scored with the reworded prompt."""
+    """Return each pair's margins before and after rewording, or an empty list if a response was not scored with the reworded prompt."""
     before = row.row.rewards
     if len(row.places(label)) < len(before):
         return []

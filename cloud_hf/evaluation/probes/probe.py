@@ -1,4 +1,4 @@
-"""Types for probes, and measures shared by several probes."""
+"""Types for probes, and metrics shared by several probes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ class ProbedRow:
 @dataclass(frozen=True)
 class Probe:
     """
-    A test for one failure of reward models. A probe alters rows, measures them unaltered, or scores them again.
+    A test for one failure mode of reward models. A probe alters rows, measures them unaltered, or scores them again.
 
     Args:
         title (`str`):
@@ -135,7 +135,7 @@ class Probe:
         about (`str`):
             Description for reports: what is altered and counted.
         measure (`Callable`, *optional*):
-            `measure(probed_rows)` returns the measures, the most important one first.
+            `measure(probed_rows)` returns the metrics, the most important one first.
         alter (`Callable`, *optional*):
             `alter(probe_row, critique_format)` returns a row's altered chats. Without it, `measure` gets all rows unaltered.
         controls (`bool`, *optional*, defaults to `False`):
@@ -143,7 +143,7 @@ class Probe:
         checks_text (`bool`, *optional*, defaults to `False`):
             Check whether the altered chats contain control tokens that the chat template did not write.
         rescore (`Callable`, *optional*):
-            `rescore(probe_rows, scorer, journal, batch_size, seed, options)` scores rows again and returns the measures; `measure` is then
+            `rescore(probe_rows, scorer, journal, batch_size, seed, options)` scores rows again and returns the metrics; `measure` is then
             not called.
         most_rows (`int`, *optional*):
             Maximum number of rows passed to `rescore`, spread evenly over the sets.
@@ -266,9 +266,10 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return the measures of a probe with `controls`. The first measures are, for each alteration, the share of right pairs that it loses
-    minus the share that its control loses. They are followed by the shares of right pairs lost, right pairs tied and wrong pairs won, for
-    each alteration and for its control. `note` is added to the labels.
+    Return the metrics of a probe with `controls`. The first metrics are, for each alteration, the share of correctly ordered ("right")
+    pairs that it reverses minus the share that its control reverses. They are followed, for each alteration and for its control, by the
+    shares of right pairs that are reversed ("lost") or tied, and of incorrectly ordered ("wrong") pairs that are reversed ("won"). `note`
+    is added to the labels.
     """
     counted = {
         "right pairs lost": lost_pairs,
@@ -286,6 +287,8 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
 
 
 def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Return the mean over rows of the share of right pairs that an alteration loses, minus the share that its control loses."""
+    """
+    Return a mean over rows: the share of correctly ordered pairs that an alteration reverses, minus the share that its control reverses.
+    """
     pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
     return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])

@@ -1,4 +1,4 @@
-"""The list of all probes, and how probes are run: alter rows, score them, and compute measures."""
+"""List all probes, and run them: alter rows, score the altered chats, and compute metrics."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -42,13 +42,13 @@ class ProbeResult:
 
     Args:
         name, title, about (`str`):
-            The probe; see [`Probe`].
+            Name of the probe, and its title and description in reports; see [`Probe`].
         rows, left_out (`int`):
             Number of probed rows, and number of altered chats that do not fit in the model's context or that its format rejects.
         measures (`list[Measure]`):
-            Measures over the rows of all sets.
+            Metrics over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
-            Measures for each set; empty if there is only one set.
+            Metrics for each set; empty if there is only one set.
         probed (`list[ProbedRow]`):
             The altered chats with their scores.
     """
@@ -63,7 +63,7 @@ class ProbeResult:
     probed: list[ProbedRow]
 
     def summary(self) -> dict[str, Any]:
-        """Return the measures in JSON form."""
+        """Return the metrics in JSON form."""
         return {
             "probe": self.name,
             "rows": self.rows,
@@ -210,7 +210,7 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
     for variant in variants:
         try:
             ids = critique_format.encode_prefix(variant.prompt, variant.response).input_ids
-        except ValueError:  # the format rejects text that it cannot keep from becoming control tokens
+        except ValueError:  # the format rejects text that would be read as control tokens
             continue
         if limit is None or len(ids) <= limit:
             is_text = not probe.checks_text or stays_text(critique_format, variant.prompt, ids)
@@ -236,7 +236,7 @@ def _score(
 
 
 def _measure(name: str, probe: Probe, parts: Sequence[_AlteredRow], scores: Iterator[Score]) -> ProbeResult:
-    """Measure a probe's rows, taking the scores of their altered chats from the iterator `scores`."""
+    """Compute a probe's metrics, taking the scores of the altered chats from the iterator `scores`."""
     probed = []
     for part in parts:
         scored = [ScoredVariant(chat.variant, next(scores), chat.stays_text) for chat in part.chats]

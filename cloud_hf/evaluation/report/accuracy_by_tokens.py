@@ -1,4 +1,4 @@
-"""Section and plot of a report that show accuracy against tokens read."""
+"""Report section and plot of accuracy against tokens read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ AnytimeResults = Mapping[str, Anytime]
 
 
 def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
-    """Build the sections on accuracy against tokens read, by set and model."""
+    """Build the sections about accuracy against tokens read, by set and model."""
     sections = [Section("Accuracy against tokens read", ANYTIME)]
     for name, by_model in by_dataset.items():
         rows = [

@@ -33,7 +33,7 @@ Outcomes = dict[str, dict[str, dict[tuple[str, int], float]]]
 class Results:
     """
     The results of finished runs in a folder. `name` is the folder's name, `pages` contains its report.json and best_of_n.json, and `scores`
-    names the candidate sets in which a candidate's value is a score instead of a share.
+    lists the candidate sets in which the value of a candidate is a score, not a share between 0 and 1.
     """
 
     name: str
@@ -122,7 +122,10 @@ def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict[str, dict[tuple[str, int], float]]:
-    """Load the outcomes of rows, by set. `unknown` lists, for each set, the subsets that are not part of it and whose rows are left out."""
+    """
+    Load the outcomes of rows, by set. For each set, `unknown` lists the subsets in its rows that are not part of the benchmark; rows of
+    these subsets are left out.
+    """
     if not path.is_file() or "row_hash" not in parquet.read_schema(path).names:
         raise ValueError(
             f"{path} is missing, or was written by an earlier version that did not record the contents of rows. Rerun the command that "
@@ -167,7 +170,7 @@ def compare_results(first: Results, second: Results) -> Comparison:
     """
     Compare two runs row by row. Raises `ValueError` if they have no rows in common.
 
-    The notes count the rows and name the sets that only one run has, and list the settings that differ.
+    The notes count the rows that only one run has, name the sets that only one run has, and list the settings that differ.
     """
     runs, differences, notes = (first, second), [], []
     for name in dict.fromkeys((*first.outcomes, *second.outcomes)):

@@ -1,4 +1,4 @@
-"""Accuracy against compute: a point for everything that was evaluated, and the report's sections on compute, cascades and halving."""
+"""Accuracy against compute: a point for everything that was evaluated, and the report's sections about compute, cascades and halving."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ class ComputePoint:
     accuracy: Estimate
     tokens: float  # per row
     seconds: float = math.nan  # per row
-    is_chosen: bool = True  # false for the thresholds of a cascade that were not chosen
+    is_chosen: bool = True  # false for a cascade's points at thresholds other than the chosen one
     series: str = ""  # in plots, points of the same model and series form a curve
 
     @property
@@ -160,7 +160,7 @@ def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | Rat
 
 
 def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:
-    """Build the sections on compute and on cascades; the table shows only the chosen point of each cascade."""
+    """Build the sections about compute and about cascades; the table shows only the chosen point of each cascade."""
     rows = [
         {
             "set": point.dataset,
@@ -201,7 +201,7 @@ candidates, on the same problems, with 95 % bootstrap intervals over problems. T
 
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:
-    """Build the section on successive halving."""
+    """Build the section about successive halving."""
     rows = []
     for one in results:
         is_share = 0 <= one.worth.value <= 1 and 0 <= one.full_worth.value <= 1

@@ -1,4 +1,4 @@
-"""Files of an evaluation: scores with their critiques, leaderboard results, the report and its pictures."""
+"""Evaluation output files: scores with their critiques, leaderboard results, and the report with its pictures."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -241,7 +241,7 @@ class _Report:
             found.fit.save(self.output_dir / file_name(found.name, found.dataset, "json"))
 
     def _analysis(self) -> list[Section]:
-        """Return the sections on rows with right and wrong responses, or no sections if there are no such rows."""
+        """Return the sections about rows with right and wrong responses, or no sections if there are no such rows."""
         margins = margins_of(self.evaluations)
         if not margins:
             return []
@@ -303,7 +303,7 @@ class _Report:
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
-    """Return margins by set and model, without models that have none."""
+    """Return margins by set and model, leaving out models that have none."""
     margins: dict[str, dict[str, list[float]]] = {}
     for name, parts in evaluations.items():
         for part in parts:

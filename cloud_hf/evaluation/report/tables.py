@@ -47,7 +47,7 @@ def markdown(
 def result_sections(
     results: Mapping[str, list[Evaluation]], differences: Sequence[Difference], best_of_n: BestOfNSummaries
 ) -> list[Section]:
-    """Build the sections on each model's evaluations (all models have the same sets, in the same order) and on best-of-N."""
+    """Build the sections about the models' evaluations and about best-of-N. All models must have the same sets, in the same order."""
     sections = [Section(tables=[headline_table(results)])] if any(results.values()) else []
     if differences:
         sections.append(Section("Models on the same rows", tables=[difference_table(differences)]))
@@ -66,10 +66,10 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Build a benchmark's section: metrics (without those that lack rows), subsets, the benchmark's own tables, and notes."""
+    """Build a benchmark's section: metrics (except those without rows), subsets, the benchmark's own tables, and notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
-    # Models that dropped different rows may have different estimates
+    # Models may have different metrics, because they may have dropped different rows
     names = dict.fromkeys(name for found in scores for name in found.figures)
     figures = {name: [found.figures.get(name, NO_ROWS) for found in scores] for name in names}
     rows = [
@@ -142,7 +142,7 @@ _SCORE = Form(digits=2)
 
 
 def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
-    """Build the section on a set of candidates; `picture` is the file with its curves."""
+    """Build the section about a set of candidates; `picture` is the file with its curves."""
     sizes = list(next(iter(result.curves.values())).values)
     # Wide tables are hard to read; plots and best_of_n.json have all sizes
     shown = sizes if len(sizes) <= 8 else sorted({*powers_of_two(sizes[-1]), sizes[-1]})
@@ -220,7 +220,7 @@ the critiques of each response: how much it would change with other critiques of
 
 
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
-    """Build the sections on self-consistency, by set and label."""
+    """Build the sections about self-consistency, by set and label."""
     lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
     text = f"{SELF_CONSISTENCY.format(length_of='; '.join(lengths))}\n\n{COMBINED}"
     sections = [Section("Self-consistency", text)]
@@ -296,7 +296,7 @@ grows with the number of pairs in its bin, and the line skips bins of fewer than
 def uncertainty_sections(
     by_dataset: Mapping[str, Mapping[str, list[Uncertainty]]], pictures: Mapping[str, str], reliability: str
 ) -> list[Section]:
-    """Build the sections on selective accuracy and calibration, by set and model; `pictures` maps sets to the files of their plots."""
+    """Build the sections about selective accuracy and calibration, by set and model. `pictures` maps each set to its plot's file."""
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     rejection = Table.of(row for part in found for row in _rejection_rows(*part))
     calibration = Table.of(_calibration_row(*part) for part in found)
@@ -359,7 +359,7 @@ def probe_picture(by_model: ProbeResults) -> str:
 
 
 def probe_sections(probes: Sequence[ProbeResults]) -> list[Section]:
-    """Build the sections on probes."""
+    """Build the sections about probes."""
     return [Section("Probes", PROBES), *map(_probe_section, probes)]
 
 
@@ -370,7 +370,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
         return Section(first.title, nothing, level=3)
     rows = _measure_rows([part.measures for part in found], "**{}**")
     for name in dict.fromkeys(name for part in found for name in part.by_dataset):
-        # A probe's first measure summarises it
+        # A probe's first metric summarises it
         rows += _measure_rows([part.by_dataset.get(name, [])[:1] for part in found], f"– {name}: {{}}")
     notes = [
         f"{model}: altered chats left out because the model cannot read them: {part.left_out}."
@@ -382,7 +382,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
 
 
 def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list[str]]:
-    """Build a row for each measure that at least one model has."""
+    """Build a row for each metric that at least one model has."""
     found = [{(part.label, part.unit): part.estimate for part in measures} for measures in by_model]
     known = dict.fromkeys(key for part in found for key, estimate in part.items() if not math.isnan(estimate.value))
     return [
@@ -417,7 +417,7 @@ _COST = Form(digits=4, exponent=True)
 
 
 def judge_section(judged: JudgeReport | RatingReport) -> Section:
-    """Build the section on the judge's behaviour."""
+    """Build the section about the judge's behaviour."""
     if isinstance(judged, RatingReport):
         about, unit = RATINGS, "rating"
         row = {

@@ -56,8 +56,8 @@ def make_app(
         api_key (`str`, *optional*):
             Key that all routes except `/health` require.
         chats ([`RenderedChats`], *optional*):
-            Parser for the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it, the
-            routes of these trainers return 501.
+            Parser for the conversations that OpenRLHF and LLaMA-Factory send, which are rendered with the policy's chat
+            template. Without it, the routes for these trainers return 501.
         allowed_hosts (`Sequence[str]`, *optional*):
             Host names with dots that clients without a key may use. Other names with dots are refused, because a web
             page could make them point at this server.
@@ -127,9 +127,9 @@ _IDLE_TICKS = 3
 
 class RewardServer(uvicorn.Server):
     """
-    Uvicorn with a graceful shutdown: on SIGTERM or SIGINT it finishes running requests and answers new ones with 503. After
-    `shutdown_grace` seconds, or on a second signal, it cancels the requests that are still running. (Uvicorn alone would close its socket
-    first, and new clients could not tell a restarting server from a crashed one.)
+    Uvicorn with a graceful shutdown: on SIGTERM or SIGINT, it answers new requests with 503 and finishes those in progress. After
+    `shutdown_grace` seconds, or on a second signal, it cancels the requests that are still in progress. (Uvicorn alone would close its
+    socket first, so new clients could not tell a restarting server from a crashed one.)
     """
 
     def __init__(self, config: uvicorn.Config, shutdown_grace: float = 30.0):
@@ -169,8 +169,8 @@ class RewardServer(uvicorn.Server):
 
 class _Protocol(H11Protocol):
     """
-    HTTP protocol that, unlike httptools, limits the size of a request head, the time it may take to arrive, and the bytes
-    that are expensive to parse: chunk framing and pipelined requests.
+    HTTP protocol that, unlike httptools, limits the size of a request's head, the time the head may take to arrive, and the
+    number of bytes in chunk framing and pipelined requests, which are expensive to parse.
     """
 
     _head_timeout: asyncio.TimerHandle | None = None
@@ -258,8 +258,8 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     """
-    Load the parser for the chat template of the policy (by default, of the reward model). Return `None` if rendered
-    texts cannot be parsed back.
+    Load the parser for conversations that are rendered with the policy's chat template (by default, the reward model's).
+    Return `None` if no policy is named and the reward model's template does not allow parsing.
     """
     if args.policy_tokenizer is not None:
         chats = RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
@@ -281,8 +281,8 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
 
 def bind(host: str, port: int) -> socket.socket:
     """
-    Reserve an address without listening yet. Raises `OSError`, with a one-sentence message, if this fails, for example because the address
-    is taken.
+    Reserve an address without listening on it yet. Raises `OSError`, with a short message, if this fails, for example because the
+    address is taken.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     # A restarted server should not have to wait for old connections to leave TIME_WAIT
@@ -323,8 +323,8 @@ def load_app(args: argparse.Namespace) -> FastAPI:
     engine = load_engine(args)
     version = identify_model(args.model)["model_version"]
     app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
-    # Exempt the objects of the libraries and the model from garbage collection: they live as long as the process, and a full collection
-    # would take seconds to visit them
+    # Exempt all objects that the libraries and the model have created from garbage collection: they live as long as the process, and
+    # visiting them in each full collection would take seconds
     gc.freeze()
     return app
 

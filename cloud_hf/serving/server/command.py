@@ -4,8 +4,9 @@ The reward server: critiques and rewards over HTTP.
 python -m cloud_hf.serving.server runs/quickstart/cloud --port 8000
 python -m cloud_hf.serving.server org/my-cloud-rm --backend vllm --vllm_options '{"max_model_len": 4096}'
 
-By default, the server listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
-routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and `/metrics`.
+By default, the server listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). The page `/docs`
+describes the server's routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and
+`/metrics`.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
-    parser.add_argument("--vllm_options", type=_json_object, default={}, help="Options of vLLM's engine, as JSON.")
+    parser.add_argument("--vllm_options", type=_json_object, default={}, help="Options for vLLM's engine, as JSON.")
     parser.add_argument(
         "--tensor_parallel_size", type=int, default=1, help="GPUs that share one copy of the model (vLLM)."
     )
@@ -81,7 +82,7 @@ def _check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace):
                 f"--{name} needs --backend vllm; with transformers, start several servers and give clients all addresses"
             )
         if size > 1 and name in args.vllm_options:
-            parser.error(f"--{name} is also in --vllm_options; give it once")
+            parser.error(f"--{name} is also in --vllm_options; set it only once")
 
 
 def _json_object(text: str) -> dict:

@@ -182,7 +182,7 @@ class HealthResponse(BaseModel):
     status: Literal["ready"] = "ready"
     model: str
     critique: bool = Field(description="Whether the model writes critiques.")
-    context_length: int | None = Field(description="Longest sequence in tokens, critique included.")
+    context_length: int | None = Field(description="Maximum sequence length in tokens, including the critique.")
     model_version: str | None = Field(description="Hash of the model's files, or commit; the same for all replicas.")
     version: str = Field(description="Release of cloud-hf.")
 

@@ -41,7 +41,7 @@ class RewardEngine(Protocol):
         ...
 
     async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
-        """Score one response. If `critiques` are given, they are scored instead of new ones."""
+        """Score one response. If `critiques` are given, score these instead of writing new ones."""
         ...
 
     def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
@@ -95,8 +95,8 @@ class StablePrefix:
         self._format = critique_format
         tokenizer = critique_format.tokenizer
         tokens = dict.fromkeys(range(vocab_size), "") | {id: token for token, id in tokenizer.get_vocab().items()}
-        # The tokenizer decodes a run of byte tokens (such as `<0xE2>`) as one text, which a later byte token may still change. Ids without
-        # text do not end a run
+        # The tokenizer decodes a run of byte tokens (such as `<0xE2>`) as a unit, so a later byte token may still change the text of the
+        # whole run. Ids without text do not end a run
         byte_ids = {id for id, token in tokens.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
         silent_ids = {id for id, token in tokens.items() if not token} | set(tokenizer.all_special_ids)
         self._unstable_ids = frozenset(byte_ids | silent_ids) if byte_ids else frozenset()
@@ -274,7 +274,7 @@ class TransformersEngine(EncodingEngine):
 
     @contextmanager
     def _watching(self, batch: list[_Job]):
-        """Hook into each step of the model: abort when all clients have disconnected, and pass on the tokens of a stream."""
+        """Hook into each forward pass of the model: abort when all clients have disconnected, and pass on the tokens of a stream."""
         on_token = batch[0].on_token
         passes = 0
 

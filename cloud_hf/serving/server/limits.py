@@ -6,7 +6,7 @@ from typing import Any
 
 
 def _limit(default: float, description: str) -> Any:
-    """Return a field whose description is the help text of its option."""
+    """Return a dataclass field; `description` is the help text of its command-line option."""
     return field(default=default, metadata={"help": description})
 
 
@@ -16,7 +16,8 @@ class Limits:
 
     max_body_bytes: int = _limit(4 * 2**20, "Maximum size of a request body in bytes.")
     max_batch: int = _limit(256, "Maximum number of critiques per request.")
-    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # also of requests; more get 429
+    # Also the maximum number of waiting and running requests; further requests get 429
+    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")
     max_new_tokens: int = _limit(1024, "Maximum length of a critique in tokens.")  # also the default for requests
     request_timeout: float = _limit(600.0, "Seconds until a request is cancelled.")
     max_values: int = _limit(50_000, "Maximum number of strings, numbers, arrays and objects in a JSON body.")

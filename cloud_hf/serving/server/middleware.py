@@ -82,7 +82,7 @@ class RequestRecord:
 
 
 class Lifecycle:
-    """State of a server: whether it accepts requests, the tasks of running requests, and the bodies that are arriving."""
+    """State of a server: whether it accepts requests, the tasks of running requests, and the request bodies that are still arriving."""
 
     def __init__(self):
         self.draining = False
@@ -101,8 +101,8 @@ class Lifecycle:
 
 class RequestMiddleware:
     """
-    ASGI middleware around all routes. Starlette's own is not enough: the body limit must apply before the body is read, and a disconnect
-    must cancel JSON routes, which Starlette would run to completion.
+    ASGI middleware around all routes. Starlette's own middleware is not enough: the body limit must apply before the body is read, and a
+    disconnect must cancel JSON routes, which Starlette would run to completion.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class RequestMiddleware:
     def _with_few_values(self, body: bytes) -> bytes:
         most = self.limits.max_values
         if b"\0" in body:  # UTF-16 and UTF-32 would be parsed, but `count_values` cannot count their values
-            raise HTTPException(400, "The body is not UTF-8 JSON: it contains zero bytes.")
+            raise HTTPException(400, "The body is not UTF-8 JSON: it contains null bytes.")
         if (values := count_values(body, most)) > most:
             raise HTTPException(422, refusal(f"The body contains {values} JSON values", "max_values", most))
         return body

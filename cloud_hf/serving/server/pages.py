@@ -1,6 +1,6 @@
 """
-Pages that people and OpenAI clients request first. They describe the server, its model and its routes, and load
-nothing from other sites.
+Informational routes: the index, the OpenAI-compatible model list, and the documentation page. They describe the server,
+its model and its routes. The documentation page loads nothing from other sites.
 """
 
 import json
@@ -68,7 +68,7 @@ async def index(request: Request) -> dict:
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict:
-    """List the model, as OpenAI's API does."""
+    """List the model in the format of OpenAI's API."""
     service = service_of(request)
     model = {"id": service.name, "object": "model", "created": _STARTED, "owned_by": "cloud_hf"}
     return {"object": "list", "data": [{**model, "max_model_len": service.engine.context_length}]}

@@ -1,4 +1,4 @@
-"""Routes of the reward server: our own, and those that OpenRLHF and LLaMA-Factory call."""
+"""The reward server's routes: our own, and those that OpenRLHF and LLaMA-Factory call."""
 
 import json
 import uuid
@@ -51,7 +51,7 @@ def record_of(request: Request) -> RequestRecord:
 
 @router.post("/v1/rewards", response_model=RewardResponse, response_model_exclude_none=True, responses=ERRORS)
 async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Response:
-    """Score responses. Return rewards, their spread, critiques, and the reason why each critique ended."""
+    """Score responses. Return rewards, their spread, critiques, and the reason each critique ended."""
     service, record = service_of(request), record_of(request)
     try:
         rows = body.rows()
@@ -68,7 +68,7 @@ async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Res
 class EventStream(StreamingResponse):
     """
     Server-sent events. sse-starlette would add pings and its own disconnect watcher, which the middleware makes redundant. Unlike
-    Starlette's class, this one closes its generator as soon as it is cancelled, which removes the request from the engine.
+    Starlette's class, this one closes its generator as soon as the response is cancelled; the engine then drops the request.
     """
 
     def __init__(self, events: AsyncGenerator[str, None]):
@@ -124,12 +124,12 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-# ---------------------------------------------------------------------------------------------- contracts of trainers
+# -------------------------------------------------------------------------------------------------- trainers' routes
 
 
 @router.post("/get_reward", response_model=OpenRLHFResponse, responses=ERRORS)
 async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFResponse:
-    """Score responses for OpenRLHF, as its remote reward model."""
+    """Act as OpenRLHF's remote reward model."""
     scores = await service_of(request).score_texts(body.query, body.prompts, "query", record_of(request))
     rewards = [score.reward for score in scores]
     extra_logs = {
@@ -142,7 +142,7 @@ async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFRespons
 
 @router.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, responses=ERRORS)
 async def score_evaluation(body: LlamaFactoryRequest, request: Request) -> LlamaFactoryResponse:
-    """Score responses for LLaMA-Factory, as its reward model of type `api`."""
+    """Act as LLaMA-Factory's reward model of type `api`."""
     service = service_of(request)
     scores = await service.score_texts(body.messages, None, "messages", record_of(request))
     rewards = [score.reward for score in scores]

@@ -21,15 +21,15 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# In the queue, a text is treated as if it had arrived one second later per this many characters. Short texts thus overtake long ones that
-# arrived shortly before them, but no text waits forever
+# A text is queued as if it had arrived later than it did, by one second per this many characters. Short texts thus overtake long ones
+# that arrived shortly before them, but no text waits forever
 _CHARS_PER_SECOND = 20_000
 
 
 class Encoding:
     """
     Runs work on untrusted text in a thread, one text at a time, to keep the event loop responsive. Among texts that arrive together,
-    the shortest come first. Abandoned work is not started.
+    the shortest come first. Work that is cancelled before its turn is not started.
     """
 
     def __init__(self):

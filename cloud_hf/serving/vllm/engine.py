@@ -22,14 +22,14 @@ from ..server.engine import EncodingEngine, EngineDeadError, StablePrefix
 from .requests import VLLMRequests, seed_for
 
 
-# Seconds between checks that the engine is alive, while a request waits
+# While a request waits, the engine is checked at this interval, in seconds, in case it has died
 _SECONDS_BETWEEN_CHECKS = 1.0
 
 
 class VLLMEngine(EncodingEngine):
     """
     [`RewardEngine`] that runs vLLM's asynchronous engine. `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError` if
-    `model` is not a CLoud or classic model, or a vLLM option is unknown or cannot be used.
+    `model` is not a CLoud or classic model, or if a vLLM option is unknown or cannot be used.
     """
 
     def __init__(self, model: str, **vllm_options):
@@ -60,7 +60,7 @@ class VLLMEngine(EncodingEngine):
         return await self._score(request, self._requests.samples(output, sampling))
 
     async def _score(self, request: ScoringRequest, samples: list[Sample]) -> Score:
-        """Return the score of written critiques. In the reference format, their rewards are read in a second pass."""
+        """Return the score for finished critiques. In the reference format, the rewards are read in a second pass."""
         if self.critique_format.rereads_critiques:
             return await self._with_rewards_read(request, samples, request.reread(0, samples))
         return request.score(0, samples)

@@ -10,7 +10,7 @@ from .logits_processor import check_params
 
 
 class CloseCritique(LogitsProcessor):
-    """The V1 runner's `CloseCritique`, computed for all rows at once on the device."""
+    """Like the V1 runner's `CloseCritique`, but computed on the device for all rows at once."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams):
@@ -29,7 +29,7 @@ class CloseCritique(LogitsProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.max_tokens.np[req_idx] = sampling_params.max_tokens or self.max_model_len
         self.min_tokens.np[req_idx] = sampling_params.min_tokens
-        # The prompt's ids need no check: every judged conversation contains an end of turn, so the penalty always applies
+        # No need to search the prompt for an end of turn: every judged conversation contains one, so the penalty always applies
         self.penalty.np[req_idx] = sampling_params.repetition_penalty
         self.is_staged = True
         return True  # it modifies the logits of every request
@@ -41,7 +41,7 @@ class CloseCritique(LogitsProcessor):
             self.is_staged = False
 
     def apply(self, logits: torch.Tensor, ctx) -> torch.Tensor:
-        # Do not branch on values in Python, because reading one would make the host wait for the device in every step
+        # Do not branch on values in Python, because reading one would make the host wait for the device at every step
         slot = ctx.expanded_idx_mapping.long()
         prompt_len = self.prompt_len.gpu[slot].long()
         written = ctx.pos.long() + 1 - prompt_len  # `pos` is the position of the last input token

@@ -31,12 +31,12 @@ from ...modeling_cloud import RewardHead
 from .reward_logits import encode_rewards
 
 
-# Width of the flag columns, which mark the rows that carry a reward. With 16 bytes, the rows stay aligned
+# Width in bytes of the flag columns, which mark the rows that carry a reward. 16 bytes keep the rows aligned
 _FLAG_BYTES = 16
 
 
 class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
-    """A causal LM from vLLM whose critiques end with the reward token. After that token, the logit of the end of turn is the reward."""
+    """A vLLM causal LM whose critiques end with the reward token. After it, the logit of the end-of-turn token is the reward."""
 
     _head_is_stale = False
 
@@ -55,10 +55,10 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         )
         self.hidden_size = vllm_config.model_config.get_hidden_size()
         self.end_id, self.reward_id = self.config.critique_end_token_id, self.config.reward_token_id
-        # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`, and those of the generation config, at
-        # which vLLM would stop without a reward
+        # End-of-sequence ids that also end a critique: those in the text config, as in `CritiqueFormat.stop_ids`, and those in the
+        # generation config, because vLLM would stop there without a reward
         eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
-        # Kept on the device: indexing with a list would copy it to the device in every step, and make the host wait
+        # Kept on the device: indexing with a list would copy the list to the device at every step and make the host wait
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
@@ -76,7 +76,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return self.language_model.embed_input_ids(self._without_reward_token(input_ids))
 
     def _without_reward_token(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Replace the reward token with the end of turn, in a buffer that the next call overwrites."""
+        """Replace the reward token with the end-of-turn token, in a buffer that the next call overwrites."""
         fed_N = self.fed_ids[: len(input_ids)]
         return fed_N.copy_(torch.where(input_ids == self.reward_id, self.end_id, input_ids))
 
@@ -112,12 +112,12 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         logits_SV[:, self.reward_id] = logits_SV.index_select(1, self.end_ids).amax(-1)
         logits_SV.index_fill_(1, self.end_ids, -torch.inf)
         if self.config.format == "cloud":
-            # vLLM returns raw logits (see `plugin.py`), so turn them into logprobs here. In the reference format, they
-            # stay logits, because its repetition penalty depends on their sign
+            # vLLM returns raw logits (see `plugin.py`), so turn them into logprobs here. In the reference format, keep the
+            # logits, because the repetition penalty depends on their sign
             logits_SV = logits_SV.log_softmax(-1)
         logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
         rewards_S = self._rewards(hidden_SH)[:, 0]
-        # The reference format reads rewards from re-tokenised text, so it has none inside critiques
+        # The reference format reads rewards only from the re-tokenised text, so it has no partial rewards
         inner = encode_rewards(rewards_S) if self.config.format == "cloud" else -torch.inf
         logits_SV[:, self.end_id] = torch.where(is_reward_S, rewards_S, inner)
         return logits_SV
@@ -130,7 +130,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         for module in self.modules():
             if isinstance(module, VocabParallelEmbedding):
                 for parameter in module.parameters(recurse=False):
-                    # During a reload, this may be vLLM's own wrapper of the loader, or still ours from the previous reload
+                    # During a reload, this may be vLLM's own wrapper around the loader, or still our wrapper from the previous reload
                     load: Any = getattr(parameter, "weight_loader", module.weight_loader)
                     if getattr(load, "vocab_size", None) is None:
                         parameter.weight_loader = _padded(load, module.org_vocab_size)  # pyright: ignore[reportAttributeAccessIssue]

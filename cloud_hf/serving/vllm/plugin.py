@@ -1,6 +1,6 @@
 """vLLM plugin for CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
 
-One request returns both critique and reward. To this end, an unused vocabulary id, the config's `reward_token_id`, replaces
+One request returns both critique and reward. To make this possible, an unused vocabulary id, the config's `reward_token_id`, replaces
 the end of turn that closes the critique, but no other end of turn. A vocabulary without an unused id gets an extra one in the engine.
 
 1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
@@ -56,7 +56,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             config.architectures, model_config.convert_type = [_POOLING_ARCHITECTURE], "none"
             return
         if config.reward_token_id is None:
-            # Checkpoints keep their shape: the model adds the row while it loads the weights
+            # Checkpoints keep their vocabulary size: the model adds the row for the extra id while it loads the weights
             config.reward_token_id = reward_token_in_vllm(config)
             config.text_config.vocab_size += 1
             model_config.model_arch_config = model_config.get_model_arch_config()  # also contains the vocabulary size
@@ -96,8 +96,8 @@ def register():
 
 def _decode_ids_without_a_token():
     """
-    Make vLLM decode ids without a token to empty text; the reward token's id may be one. With the tokenizers of Mistral, Gemma and others,
-    logprobs of such an id would crash vLLM's server: https://github.com/vllm-project/vllm/pull/56100
+    Make vLLM decode ids that have no token, which may include the reward token's id, to empty text. With the tokenizers of Mistral, Gemma
+    and others, logprobs of such an id would crash vLLM's server: https://github.com/vllm-project/vllm/pull/56100
     """
     restore = detokenizer_utils._restore_leading_spaces
     detokenizer_utils._restore_leading_spaces = lambda raw, text, marker: restore(raw or "", text, marker)

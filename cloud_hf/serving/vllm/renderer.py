@@ -1,8 +1,8 @@
 """Turn vLLM requests into prompts from which a reward can be read, or reject them.
 
-vLLM calls the renderer for every route. Chat messages are encoded by [`CritiqueFormat`], so that any chat client gets the same results as
-from `score`. Prompts that a client rendered itself are checked, because without an open critique turn, the number returned at the end would
-not be the reward.
+vLLM calls the renderer for every route. Chat messages are encoded by [`CritiqueFormat`], so any chat client gets the results that `score`
+would return. Prompts that a client rendered itself are checked: if a prompt does not open the critique turn, the number returned at the end
+is not the reward.
 """
 
 import asyncio
@@ -46,14 +46,14 @@ class CLoudRenderer(HfRenderer):
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
-        # The critique turn opens with the trailing ids that chats with different texts share
+        # The ids that open the critique turn are the trailing ids that two chats with different texts have in common
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(*(reversed(ids) for ids in probes), strict=False))
         self._opening = tuple(token_id for token_id, _ in alike)[::-1]
         self._bos_count = self._count_bos(probes[0], tokenizer.bos_token_id)
         super().__init__(config, tokenizer)
 
     def warmup(self, chat_params: ChatParams):
-        """Do nothing: vLLM's warm-up chat ends with a user message, and `__init__` has already compiled the template."""
+        """Do nothing: vLLM's warm-up chat ends with a user message, which cannot be judged, and the template is already compiled."""
 
     def get_eos_token_id(self) -> int:
         """Return the token that carries the reward and ends every request, which is not always the tokenizer's EOS."""
@@ -142,7 +142,7 @@ class CLoudRenderer(HfRenderer):
             raise VLLMValidationError(error)
 
     def _error_of(self, ids: tuple[int, ...]) -> str | None:
-        """Return why the reward of a prompt would be wrong, or `None`."""
+        """Return the reason why a prompt's reward would be wrong, or `None`."""
         if self._count_bos(ids, self.get_bos_token_id()) != self._bos_count:
             return (
                 f"The prompt must begin with {self._bos_count} BOS tokens, as this model's conversations do (vLLM adds one to "
@@ -169,8 +169,8 @@ class CLoudRenderer(HfRenderer):
             )
         if len(ids) + CLOSING_TOKENS > self.model_config.max_model_len:
             return (
-                f"The prompt has {len(ids)} tokens; with the {CLOSING_TOKENS} that close a critique it exceeds the context of "
-                f"{self.model_config.max_model_len}."
+                f"The prompt has {len(ids)} tokens. With the {CLOSING_TOKENS} tokens that close a critique, it exceeds the context of "
+                f"{self.model_config.max_model_len} tokens."
             )
         return None
 

@@ -142,7 +142,7 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
     has_integers = any((group.get("weights") or {}).get("type") == "int" for group in groups.values())
     if has_integers and current_platform.is_cpu() and _dtype(config, options) == torch.float32:
         raise ValueError(
-            "On a CPU, vLLM supports integer-quantised weights only in bf16. Start it with `dtype='bfloat16'` (in commands "
+            "On a CPU, vLLM supports integer-quantised weights only in bf16. Start vLLM with `dtype='bfloat16'` (in commands "
             "`--dtype bfloat16`)."
         )
 
@@ -156,7 +156,7 @@ def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig)
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
         raise ValueError(
-            "On a CPU, vLLM 0.32 crashes when the prefill of a request with a `seed` is split into chunks. Start it "
+            "On a CPU, vLLM 0.32 crashes when the prefill of a request with a `seed` is split into chunks. Start vLLM "
             "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or "
             "omit `seed`."
         )
@@ -189,17 +189,17 @@ class VLLMRequests:
         return cls(critique_format, config), folder, {**memory_options(config, options), **options}
 
     def __post_init__(self):
-        # In vLLM, the model only knows the stop tokens of the config, not those of the tokenizer
+        # In vLLM, the model knows only the config's stop tokens, not the tokenizer's
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
-                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques at tokens other than the "
-                "reference's. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
+                f"model's config says {self.config.text_config.eos_token_id}: vLLM would not end critiques at the same tokens as the "
+                "reference implementation. Set `text_config.eos_token_id` in the model's config to the tokenizer's `eos_token_id`."
             )
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens that must fit after the longest critique."""
+        """Number of tokens for which there must be room after the longest critique."""
         # If the reward is read in a second pass, one more token shows whether the critique would have ended
         return CLOSING_TOKENS + self.critique_format.rereads_critiques
 
@@ -210,8 +210,8 @@ class VLLMRequests:
         switch = position_switch(self.config.text_config)
         if switch is not None and max_model_len > switch:
             raise ValueError(
-                f"vLLM's `max_model_len` is {max_model_len}, and above {switch} it applies the long-context factors "
-                f"(longrope) to all requests. Start it with `max_model_len={switch}`."
+                f"vLLM's `max_model_len` is {max_model_len}; if it is above {switch}, vLLM applies the long-context factors "
+                f"(longrope) to all requests. Start vLLM with `max_model_len={switch}`."
             )
         if sampling.stop_when_stable is not None:
             raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique based on its reward.")
@@ -234,7 +234,7 @@ class VLLMRequests:
         )
 
     def context_length(self, max_model_len: int) -> int:
-        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
+        """Maximum sequence length in tokens, minus the tokens that the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:

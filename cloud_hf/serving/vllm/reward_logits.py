@@ -11,8 +11,8 @@ import torch
 
 
 # The number is -exp(54 + 2.8 asinh(reward)). For rewards between -80,000 and 80,000, the exponent is between 20 and 88, so the number is
-# below -1e8, unlike any logit, and fits in fp32, whose maximum is exp(88.7). Rounding the number to fp32, by 6e-8 of its value, changes
-# asinh(reward) by 2e-8, so the reward keeps fp32 precision.
+# below -1e8, unlike any logit, and fits in fp32, whose maximum is exp(88.7). Rounding to fp32 changes the number by at most 6e-8 of its
+# value, and asinh(reward) by at most 2.2e-8, so the reward keeps fp32 precision.
 _OFFSET, _SCALE = 54.0, 2.8
 _LOWEST = 20.0
 

@@ -32,7 +32,7 @@ class CLoudVLLM:
             to half of the free memory if that is less.
 
     Raises:
-        `ValueError`: If `model` is not a CLoud or classic model, or a vLLM option is unknown or cannot be used.
+        `ValueError`: If `model` is not a CLoud or classic model, or if a vLLM option is unknown or cannot be used.
 
     Examples:
 
@@ -53,7 +53,7 @@ class CLoudVLLM:
 
     @property
     def context_length(self) -> int:
-        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
+        """Maximum sequence length in tokens, minus the tokens that the engine needs to close a critique."""
         return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
 
     def score(
@@ -71,8 +71,8 @@ class CLoudVLLM:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is not supported,
-        and neither is `read_every` with given critiques.
+        Judge responses. See [`Scorer`]. Even with the same seed, samples differ from those of transformers. `stop_when_stable` is not
+        supported, and neither is `read_every` with given critiques.
         """
         sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
         max_model_len = self.llm.llm_engine.model_config.max_model_len

@@ -1,4 +1,4 @@
-"""Write the critiques of a model in training, with a vLLM engine into which the model's current weights are reloaded."""
+"""Write critiques with a model in training: a vLLM engine reloads the model's current weights, then writes the critiques."""
 
 import tempfile
 from dataclasses import replace
@@ -14,7 +14,7 @@ from .scorer import CLoudVLLM
 
 class VLLMWriter:
     """
-    vLLM engine that runs next to a trainer, for a model whose weights change in every step.
+    vLLM engine that runs alongside a trainer, for a model whose weights change at every step.
 
     Args:
         model ([`CLoudForRewardModeling`]):
@@ -39,8 +39,8 @@ class VLLMWriter:
 
     def write(self, model: Any, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
         """
-        Write the critiques of each prefix with the current weights of `model`. A critique of `max_new_tokens` tokens counts as cut off,
-        because vLLM closes it without sampling an end.
+        Write critiques for each prefix with the current weights of `model`. A critique of `max_new_tokens` tokens counts as truncated,
+        because vLLM closes it without sampling an end token.
         """
         model.save_pretrained(self._folder.name)
         self._scorer.llm.collective_rpc("reload_weights", kwargs={"weights_path": self._folder.name})
@@ -55,7 +55,7 @@ class VLLMWriter:
         ]
 
     def close(self):
-        """Stop the engine and remove the weights."""
+        """Stop the engine and delete the temporary copy of the weights."""
         try:
             self._scorer.close()
         finally:

@@ -24,7 +24,7 @@ def on_zero_gpu() -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise the error that argparse would print, because a Space shows it on the page."""
+        """Raise an exception instead of printing the message and exiting, so that a Space can show the message on its page."""
         raise UsageError(message)
 
 
@@ -75,8 +75,8 @@ class DemoArguments:
         max_waiting_per_user (`int`, *optional*, defaults to `2`):
             Maximum number of waiting or running requests from one browser tab or client.
         max_waiting_per_address (`int`, *optional*, defaults to `8`):
-            Maximum number of waiting or running requests from one network address (for IPv6, from one /64 network). Behind a proxy, name
-            the proxy in the environment variable FORWARDED_ALLOW_IPS; otherwise all visitors appear to have the proxy's address.
+            Maximum number of waiting or running requests from one network address (for IPv6, from one /64 network). Behind a proxy, set
+            the environment variable FORWARDED_ALLOW_IPS to the proxy's address; otherwise all visitors appear to have that address.
         concurrency (`int`, *optional*):
             Maximum number of concurrently running requests. Defaults to 1 with transformers, otherwise to 16.
         policy_url (`str`, *optional*):
@@ -86,9 +86,9 @@ class DemoArguments:
         policy_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
             Environment variable that contains that server's API key, if it needs one.
         host (`str`, *optional*):
-            Address to listen on. Defaults to the local machine only, and on a Space to its public address.
+            Address to listen on. By default, the demo is reachable only from this machine or, on a Space, at the Space's public address.
         port (`int`, *optional*):
-            Port to listen on. Defaults to the first free one from 7860.
+            Port to listen on. Defaults to the first free port, starting at 7860.
         analytics (`bool`, *optional*, defaults to `False`):
             Let Gradio send usage statistics.
     """
@@ -135,11 +135,11 @@ class DemoArguments:
             if self.server_url or self.classic_server_url:
                 raise ValueError("`server_url` and `classic_server_url` require `backend` 'server'.")
         if self.results is not None and self.rows is None:
-            raise ValueError("`results` requires `rows`: give the rows that were scored.")
+            raise ValueError("`results` requires `rows`: set `rows` to the rows that were scored.")
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` require `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
-            raise ValueError("`policy_url` and `policy_model` go together: give both or neither.")
+            raise ValueError("`policy_url` and `policy_model` go together: set both or neither.")
         limits = ("max_characters", "max_waiting", "max_waiting_per_user", "max_waiting_per_address")
         at_least_one = ("batch_size", "max_new_tokens", *limits)
         check_bounds(self, reference_rows=0, concurrency=1, **dict.fromkeys(at_least_one, 1))
@@ -154,7 +154,7 @@ class DemoArguments:
     def _open_shipped(self):
         if not SHIPPED.is_dir():
             raise ValueError(
-                "The demo's `model` folder is missing. Name a reward model with `--model` (on a Space: `DEMO_MODEL`), such as "
+                "The demo's `model` folder is missing. Set `--model` (on a Space: `DEMO_MODEL`) to a reward model, such as "
                 "org/my-cloud-rm."
             )
         self.model = str(SHIPPED / "cloud")
@@ -182,7 +182,8 @@ def parse_arguments(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, description: str | None = None
 ) -> DemoArguments:
     """
-    Parse the command line and, for options that it omits, the environment. (TRL's parser would take seconds to import.)
+    Parse the command line. Options that it omits are read from environment variables. Does not use TRL's parser, which takes seconds to
+    import.
 
     Raises [`UsageError`] if an option is unknown, missing or unusable. `description` comes first in the `--help` text.
     """

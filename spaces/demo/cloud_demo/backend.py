@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds between heartbeats. Gradio notices that a visitor has left only when it sends an update.
 HEARTBEAT = 0.5
-# Maximum number of visitors' requests for candidates that are served concurrently, each with several requests to the policy server
+# Maximum number of concurrent requests for candidates from visitors. Each of them sends several requests to the policy server
 _MOST_POLICY_REQUESTS = 4
 
 

@@ -212,6 +212,6 @@ def _best_of(rewards: list[float]) -> int:
 
 def _best_of_n_curve(rewards: list[float]) -> list[float]:
     """Return, for each n, the expected highest reward among n of the candidates."""
-    from cloud_hf.evaluation.metrics.best_of_n import expected_best_of  # loading the model has already imported it
+    from cloud_hf.evaluation.metrics.best_of_n import expected_best_of  # already imported when the model was loaded
 
     return [expected_best_of(rewards, rewards, n) for n in range(1, len(rewards) + 1)]

@@ -33,7 +33,7 @@ from .rows import Judgement, read_results
 
 
 _END = object()
-# Largest difference in a response's reward between batches, by dtype; README.md explains "too close to rank"
+# How much a response's reward may vary between batches, by dtype. README.md explains "too close to rank"
 _NOISE = {"float32": 0.001, "unknown": 0.05}
 
 
@@ -44,7 +44,7 @@ class Models:
     evaluation, could not be loaded, `rows_problem` says why.
 
     `made` describes the computation, such as "float32 with transformers on cpu", and `warnings` lists what readers must know about the
-    rewards. `results` contains a label for an evaluation (its models and folder) and its scores of the rows.
+    rewards. `results` contains a label that names an evaluation's models and folder, and the evaluation's scores for the rows.
     """
 
     cloud: RewardEngine
@@ -56,7 +56,7 @@ class Models:
     results: tuple[str, dict[int, Judgement]] | None = None
     # A smaller difference between rewards may be due to rounding alone, which depends on the other sequences in the batch
     noise: float = _NOISE["float32"]
-    # Responses to judge concurrently when each is shown as it finishes
+    # Number of responses to judge concurrently if each result is shown as soon as it is ready
     at_once: int = 16
 
     @staticmethod
@@ -231,7 +231,7 @@ class RemoteEngine:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """Query the server for its kind of model unless it is known. Requests are not checked here, because the server does that."""
+        """Query the server for its kind of model if it is not yet known. The server itself checks the request."""
         if self.critique is None:
             self.ask_kind()
 

@@ -203,8 +203,9 @@ async def judge(
     backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling, as_they_finish: bool = False
 ) -> AsyncGenerator[Progress | list[Score], None]:
     """
-    Score responses to one prompt; identical responses are scored only once. Each step contains the scores known so far; the list of
-    `Score` comes last. With `as_they_finish`, only a few responses are scored concurrently, so that the first scores arrive early.
+    Score responses to one prompt; identical responses are scored only once. Each step contains the scores known so far; the last
+    item is the list of all scores. With `as_they_finish`, only a few responses are scored concurrently, so that the first scores arrive
+    early.
     """
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
@@ -309,7 +310,10 @@ async def _score_all(
 
 
 async def _gathered(pieces: AsyncGenerator) -> AsyncGenerator[list, None]:
-    """Batch the pieces of a stream: the first one immediately, then one batch per `_REFRESH`, or an empty one after an idle `HEARTBEAT`."""
+    """
+    Batch the pieces of a stream. Yields the first piece immediately and then one batch per `_REFRESH`. If no piece arrives within a
+    `HEARTBEAT`, yields an empty batch.
+    """
     loop, got, end = asyncio.get_running_loop(), [], object()
     step, look = None, loop.time()
     async with aclosing(pieces):

@@ -1,4 +1,4 @@
-"""The page: its tabs, its API endpoints, and the page that a Space shows if its variables are invalid."""
+"""The demo page with its tabs and API endpoints, and the page that a Space shows instead if its variables are invalid."""
 
 import asyncio
 import os

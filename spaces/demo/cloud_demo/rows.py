@@ -1,4 +1,4 @@
-"""Judged rows: which model is right in each, where a reward falls in the model's distribution, and scores loaded from an evaluation."""
+"""Judged rows: which models get each row right, where a reward falls in the model's distribution, and scores loaded from an evaluation."""
 
 import math
 import statistics
@@ -20,12 +20,12 @@ Pair = tuple[Score, Score]
 
 
 def is_right(scores: Sequence[Score]) -> bool:
-    """Check that the chosen response has the strictly higher reward."""
+    """Return whether the chosen response has the strictly higher reward."""
     return scores[0].reward > scores[1].reward
 
 
 def is_tie(scores: Sequence[Score]) -> bool:
-    """Check that both responses have the same reward."""
+    """Return whether both responses have the same reward."""
     return scores[0].reward == scores[1].reward
 
 
@@ -171,7 +171,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     and the judgements by row index.
 
     Raises:
-        `ValueError`: Unless the folder contains scores from exactly one model with critiques and one without, for some of these rows.
+        `ValueError`: Unless the folder contains scores of some of these rows, from exactly one model with critiques and one without.
     """
     from pyarrow import parquet
 
@@ -183,7 +183,9 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
     pages = read_results(folder, "results").pages
     if "report.json" not in pages:
-        raise ValueError("The results come from best_of_n.py; give results from evaluate_rewards.py.")
+        raise ValueError(
+            "The results come from best_of_n.py; set `results` to an output folder of evaluate_rewards.py."
+        )
     names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:
@@ -205,7 +207,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     (cloud, ours), (classic, theirs) = found[True], found[False]
     common = [index for index in sorted(ours) if index in theirs]
     if not common:
-        raise ValueError("The results contain none of the rows; `rows` must name the pairs that were evaluated.")
+        raise ValueError("The results contain none of the demo's rows; set `rows` to the pairs that were evaluated.")
     return (cloud, classic), {
         index: Judgement((ours[index][0], ours[index][1]), (theirs[index][0], theirs[index][1])) for index in common
     }

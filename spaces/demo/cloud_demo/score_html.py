@@ -76,8 +76,8 @@ def show_writing(critique: str, count: int = 1) -> str:
 
 def show_critiques(score: Score, effects: Effects | None = None, name: str = "critique") -> str:
     """
-    Show the critiques; if there are several, as tabs titled with their rewards. The sentences of the first critique are tinted by their
-    `effects`. `name` distinguishes several sets of tabs on a page.
+    Show the critiques; if there are several, each gets a tab whose title contains its reward. The sentences of the first critique are
+    tinted according to their `effects`. `name` distinguishes several sets of tabs on a page.
     """
     parts = []
     for critique, reason in zip(score.critiques, score.finish_reasons, strict=True):
@@ -91,7 +91,7 @@ def show_critiques(score: Score, effects: Effects | None = None, name: str = "cr
 
 
 def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "critique") -> str:
-    """Lay out critiques as radio buttons that each show one critique. This needs no script."""
+    """Lay out critiques as radio buttons that each show one critique. This needs no JavaScript."""
     if len(bodies) == 1:
         return f"<h3>Critique</h3>{bodies[0]}"
     parts = [

@@ -75,7 +75,10 @@ class _Outcome:
     async def run(
         self, user: Visitor, asked: Any, given: dict[str, str], sampling: Sampling
     ) -> AsyncGenerator[dict, None]:
-        """Judge the response in `given`, the texts of the boxes. Yields updates as the critique is written, then its reward and effects."""
+        """
+        Judge `given["response"]`, where `given` maps the names of the boxes to their texts. Yields updates while the critique is
+        written, when the reward is known, and when the effects of the critique's sentences are known.
+        """
         result = None
         yield self.clear()
         async for step in judging.write(self.backend, user, asked, given["response"], sampling):
@@ -173,8 +176,8 @@ def endpoints(backend: Backend) -> list[Callable]:
     ) -> dict:
         """
         Judge one response. `turns` are earlier turns as pairs [user, assistant]. Returns reward, rewards, reward_std,
-        critiques, finish_reasons ("length" if the critique was truncated), and percentile, which is the percentage of this
-        model's known rewards that are lower, or null.
+        critiques, finish_reasons ("length" if the critique was truncated), and percentile: the percentage of this model's
+        known rewards that are lower (equal ones count half), or null if too few rewards are known.
         """
         sampling = judging.read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = judging.read_prompt(backend, prompt, system, judging.read_turns(turns))

@@ -20,7 +20,7 @@ from . import Problem
 from .judging import Effects
 
 
-# Maximum length of a link in characters, so that messengers and browsers do not cut it off, and of its unpacked content in bytes
+# Maximum length of a link in characters (messengers and browsers cut off longer links), and maximum size of its unpacked content in bytes
 _LONGEST_LINK = 16_000
 _LONGEST_CONTENT = 2**20
 _MOST_SCORES = 32
@@ -75,7 +75,7 @@ class Result:
         raise Problem("The texts are too long for a link. Copy the result as Markdown instead.")
 
     def markdown(self, title: str) -> str:
-        """Return the result as Markdown, with each text in a code fence too long for the text to close."""
+        """Return the result as Markdown, with each text in a code fence that the text cannot close."""
         parts = [f"### {title}"]
         parts += [f"**{name.capitalize()}**\n\n{block(text)}" for name, text in self.texts.items() if text]
         names = self.names or [f"response {number}" for number in range(1, len(self.scores) + 1)]

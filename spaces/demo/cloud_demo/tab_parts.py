@@ -65,7 +65,7 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
 
 
 def example_prompts(backend: Backend) -> dict[str, tuple[str, list[str]]]:
-    """Return named prompts with responses, from the first rows if there are rows, otherwise the built-in ones."""
+    """Return example prompts with responses, by name: the first rows with a text prompt or, if none are loaded, built-in examples."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
         return {
             row.id.removeprefix(f"{row.subset}/"): (row.prompt, list(row.responses)) for row in rows[:_EXAMPLE_ROWS]
@@ -158,7 +158,7 @@ class Controls:
             shown = dict(zip(texts, values, strict=True))
             if not texts:
                 return kept or Result(self.link)
-            # A result does not belong to texts that were edited after the run
+            # Once the texts have been edited, the result no longer belongs to them
             return kept if kept is not None and _filled(kept.texts) == _filled(shown) else Result(self.link, shown)
 
         def make_link(kept, *values):
@@ -263,7 +263,7 @@ async (text) => {
 
 
 def opened(result: Result, controls: Controls, options: Sequence[gr.Slider], run: gr.Button) -> dict:
-    """Return updates that announce a result from a link, and set the options with which it was computed."""
+    """Return updates that announce a result from a link, and set the sliders to the options with which it was computed."""
     words = "Opened from a link: this result was not computed here, and whoever shared the link may have changed it."
     updates: dict = {controls.said: status(words), run: gr.update(value="Judge again")}
     if (made := result.sampling) is not None:
@@ -280,7 +280,7 @@ def _filled(texts: dict[str, str]) -> dict[str, str]:
 
 def in_words(handler: Callable[..., AsyncGenerator], said: gr.HTML | None = None) -> Callable[..., AsyncGenerator]:
     """
-    Wrap an event handler (an async generator) so that a failure shows one sentence. Unexpected errors are logged.
+    Wrap an event handler (an async generator) so that a failure is shown as one sentence. Unexpected errors are logged.
 
     `said`, a status line among the outputs, also shows the sentence until the next event.
     """

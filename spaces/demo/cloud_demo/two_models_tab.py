@@ -74,7 +74,7 @@ def row_at(backend: Backend, index: int) -> "BenchmarkRow":
 async def judge_row(
     backend: Backend, user: Visitor, row: "BenchmarkRow", index: int
 ) -> AsyncGenerator[Progress | Judgement, None]:
-    """Score both responses of a row with both models, with one critique each at temperature 0, unless the row was already judged."""
+    """Unless a row was already judged, score both of its responses with both models, with one critique each at temperature 0."""
     if (known := backend.judged.found.get(index)) is not None and known.classic is not None:
         yield known
         return

@@ -645,7 +645,7 @@ def test_arguments():
         (["--backend", "vllm", "--data_parallel_size", "0"], "--data_parallel_size is 0"),
         (
             ["--backend", "vllm", "--data_parallel_size", "2", "--vllm_options", '{"data_parallel_size": 2}'],
-            "give it once",
+            "set it only once",
         ),
     ):
         with pytest.raises(UsageError, match=says):
