@@ -216,7 +216,7 @@ def _closed_template(critique_format: CritiqueFormat, variables: dict[str, Any])
 
 
 def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) -> str:
-    """Choose a padding token other than the end of turn: sequence classifiers read the reward at the last id that is not padding."""
+    """Choose a padding token other than the end-of-turn token: sequence classifiers read the reward at the last id that is not padding."""
     tokenizer, spare = critique_format.tokenizer, config.reward_token_id
     reserved = tokenizer.convert_ids_to_tokens(spare) if spare is not None and spare < len(tokenizer) else None
     named = (tokenizer.pad_token, reserved, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)

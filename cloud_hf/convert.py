@@ -279,7 +279,7 @@ def _check_publishable(source: str, config: CLoudConfig):
                 f"{source}: the published layout cannot store `{key}`, which is {getattr(config, key)!r}."
             )
     if not config.base_model_name_or_path:
-        raise ValueError("The published layout names a base model: pass `--base_model_name_or_path`.")
+        raise ValueError("A config in the published layout must name a base model: pass `--base_model_name_or_path`.")
 
 
 def check_empty(folder: Path):

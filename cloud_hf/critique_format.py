@@ -256,13 +256,13 @@ class CritiqueFormat:
         return cast(str, self.tokenizer.decode(critique_ids, skip_special_tokens=True)).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
-        """Return the ids that end a critique in addition to the end of turn: the language model's end-of-sequence ids."""
+        """Return the ids, other than that of the end-of-turn token, that end a critique: the language model's end-of-sequence ids."""
         eos = config.text_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
         return [token_id for token_id in eos_ids if token_id not in (None, self.end_token_id)]
 
     def banned_ids(self, config: CLoudConfig) -> list[int]:
-        """Return the ids that must not be generated: the reward token, which vLLM uses in place of the end of turn."""
+        """Return the ids that must not be generated: the reward token, which vLLM uses in place of the end-of-turn token."""
         return [] if config.reward_token_id is None else [config.reward_token_id]
 
     def truncate_prompt(self, prompt, excess: int):

@@ -267,7 +267,7 @@ class _Ends:
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=model.device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
-        """Give the end of turn the highest score among all end tokens, and forbid the other end tokens and banned tokens, in place."""
+        """Give the end-of-turn token the highest score of all end tokens, and forbid the other end tokens and banned tokens, in place."""
         scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
         return scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
 

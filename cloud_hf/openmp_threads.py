@@ -17,7 +17,7 @@ class Cpus:
     """Numbers of CPUs available to this process, with `free` ≤ `quota` ≤ `visible`."""
 
     visible: int  # size of the affinity mask, which is the number of threads that OpenMP starts by default
-    quota: float  # how many the control group (for example, a container) may use at a time
+    quota: float  # how many its control group (for example, of a container) lets it use at a time
     free: float  # how many are not in use by other processes
 
     @property

@@ -259,7 +259,7 @@ def _encode_given(
         for text in texts:
             encoded.append(critique_format.complete(prefix, text))
             if len(encoded[-1].input_ids) > most:
-                break  # encode no more, because the request will be rejected
+                break  # stop encoding: the request will be rejected
         return encoded
 
     texts = [[given] if isinstance(given, str) else list(given) for given in critiques]

@@ -1,4 +1,4 @@
-"""Stage 4: improve a CLoud model's critiques by rewarding those that lead it to the right preference."""
+"""Stage 4: improve a CLoud model's critiques by rewarding those after which its reward head prefers the chosen response."""
 
 from ..training import CLoudOutcomeConfig, CLoudOutcomeTrainer
 from ..training.arguments import DataArguments, RewardModelConfig

@@ -73,7 +73,7 @@ class JournaledClient:
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """
-        Return the answer of [`CompletionClient.chat`], or the journaled one. `key` (such as the row id and the sample number)
+        Return the journaled answer or, if there is none, call [`CompletionClient.chat`]. `key` (such as the row id and the sample number)
         distinguishes requests that are otherwise identical.
         """
         # The journal key contains everything that defines the request, so a changed prompt or option causes a new request
@@ -85,8 +85,7 @@ class JournaledClient:
         truncated: str = "drop", **sampling,
     ) -> Answer:  # fmt: skip
         """
-        Return the answer of [`JournaledClient.chat`]. As long as the answer is truncated, retry with twice the tokens, up to `longer_tries`
-        times.
+        Call [`JournaledClient.chat`]. As long as the answer is truncated, retry with twice the tokens, up to `longer_tries` times.
 
         Returns the first answer that is not truncated. If there is none, returns the last answer, with the `finish_reason` `"length"`, or
         an empty answer with the `finish_reason` `"no room"` if the model's context has no room for more tokens. `truncated="retry"` retries
@@ -113,7 +112,7 @@ class JournaledClient:
         return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
-        """Return the answer of [`CompletionClient.complete`], or the journaled one."""
+        """Return the journaled answer or, if there is none, call [`CompletionClient.complete`]."""
         asked = self._key(key, list(prompt_ids), sampling)
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 

@@ -255,7 +255,7 @@ def _summarize_combined(*parts) -> ModelResults:
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
-    """Compute the judge's results, without sampled critiques or probes."""
+    """Compute the judge's results, except for sampled critiques and probes."""
     fitted, scores, report = sets.judged(args, args.seed, folder)
     return _summarize_combined(sets, fitted, scores, args.group_column, shown), report
 
@@ -267,7 +267,7 @@ def summarize_ensemble(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """Compute an ensemble's results, without sampled critiques or probes, from its members' results, which are keyed by short name."""
+    """Compute an ensemble's results, except for sampled critiques and probes, from its members' results, keyed by short name."""
     chosen = [members[name] for name in ensemble.members]
     combined = {
         key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))

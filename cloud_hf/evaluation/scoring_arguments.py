@@ -12,11 +12,11 @@ from ..combine_critiques import check_combination
 from ..critique_format import CritiqueFormat
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import check_policy
-from ..data.rows import check_columns, load_rows, short_names  # noqa: F401 (its place in version 0.1)
+from ..data.rows import check_columns, load_rows, short_names  # noqa: F401 (re-exported: `short_names` was here in version 0.1)
 from ..scoring import Scorer
 from ..serving.backends import AnyModelArguments, open_any_model
 from .ensembles import read_ensembles
-from .formatting import file_name, picture_name  # noqa: F401 (their place in version 0.1)
+from .formatting import file_name, picture_name  # noqa: F401 (re-exported: they were here in version 0.1)
 
 
 @documented

@@ -198,7 +198,7 @@ class _Settings:
         if self.num_generations is not None and self.normalize is None and not self.compares:
             raise ValueError('`num_generations` is the size of a group, so it needs `normalize="group"` or a cascade.')
         if self.num_critiques > 1 and self.temperature == 0:
-            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 
     @property
     def score_options(self) -> dict:

@@ -1,5 +1,5 @@
 """
-Stage 4: reward critiques that lead the reward head to the right preference.
+Stage 4: reward critiques after which the reward head prefers the chosen response.
 
 Shape suffixes: N pairs, K critiques of each response, P labelled tokens; a dimension of size 2 holds chosen and rejected.
 """

@@ -382,7 +382,7 @@ def _prepare_batches(
 
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Count pairs and labelled tokens of a micro-batch."""
+    """Count the pairs and labelled tokens in a micro-batch."""
     # No position predicts the first token of a row, so its label does not count
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
     return torch.stack([tokens.new_full((), num_pairs(batch)), tokens])

@@ -123,7 +123,7 @@ class CloudReward(evaluate.Metric):
 
 
 def check_rows(prompts, predictions):
-    """Check that all predictions are text, and all prompts text or all chats. Otherwise, raises a `ValueError` that names the row."""
+    """Raise a `ValueError` that names the row unless all predictions are text, and the prompts are either all text or all chats."""
     for name, values in (("prompts", prompts), ("predictions", predictions)):
         if values is None or isinstance(values, str) or not len(values):
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")

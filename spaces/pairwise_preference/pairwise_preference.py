@@ -22,7 +22,7 @@ Args:
         with the configuration "subsets".
     num_bins (`int`, *optional*, defaults to 10): Number of bins for the calibration error.
 Returns:
-    accuracy (`float`): Share of pairs whose chosen response has the strictly higher reward; a tie counts as wrong.
+    accuracy (`float`): Share of pairs whose chosen response has a strictly higher reward; a tie counts as wrong.
     accuracy_ci95 (`tuple[float, float]`): 95 % Wilson interval of the accuracy.
     accuracy_ties_half (`float`): The accuracy when each tie counts half.
     n (`int`): Number of pairs.

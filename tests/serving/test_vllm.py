@@ -480,7 +480,7 @@ def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
     wrong = {
         "does not open the critique turn": [*bos, *tokenizer.encode("x", add_special_tokens=False)],
         "contains no critique turn": [*ids[:-9], model.config.reward_token_id],
-        "exceeds the context": [*ids[:1], *[ids[5]] * (511 - len(ids)), *ids[1:]],
+        "exceed the context": [*ids[:1], *[ids[5]] * (511 - len(ids)), *ids[1:]],
     }
     if bos:
         wrong["must begin with 1 BOS"] = [*bos, *ids]

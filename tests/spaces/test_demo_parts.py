@@ -492,7 +492,7 @@ def test_scores_of_an_evaluation_are_read_by_what_rows_hold(tmp_path):
     names, found = read_results(str(tmp_path), rows)
     assert names == ("cloud", "classic") and list(found) == [1, 2]
     assert [score.reward for score in found[2].cloud] == [1.0, 2.0] and found[1].cloud[0].critique == "good"
-    with pytest.raises(ValueError, match="none of the demo's rows"):
+    with pytest.raises(ValueError, match="no scores for the demo's rows"):
         read_results(str(tmp_path), [replace(rows[0], prompt="other")])
     page["arguments"]["models"] = ["cloud"]
     (tmp_path / "report.json").write_text(json.dumps(page | {"benchmarks": entries[:1]}))

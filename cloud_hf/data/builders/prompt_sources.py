@@ -39,7 +39,7 @@ class PromptReject(Reject):
 
     @classmethod
     def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
-        """Reject a usable prompt."""
+        """Create the reject for a prompt that is usable but is dropped for some `reason`, such as being a duplicate."""
         return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details=details)
 
 

@@ -112,9 +112,10 @@ def read_texts(
     Load the judge's prompts, and return them as the `template` and `systems` of [`JudgeSettings`]. The defaults are the prompts in this
     package; if `system_role` is `False`, the default is a single prompt for all categories.
 
-    `system_files` contains paths, or `CATEGORY=FILE` for a single category. If it is empty, a `prompt_file` must contain the complete
-    prompt. Raises `ValueError` or `OSError` if a prompt lacks a verdict or a placeholder, if a system file is empty or contains a
-    placeholder, if a category has no file or more than one, or if a file is unreadable.
+    `system_files` contains paths, or `CATEGORY=FILE` for a single category. If `system_files` is empty and a `prompt_file` is given, that
+    file must contain the complete prompt. Raises `ValueError` or `OSError` if a prompt does not mention both verdicts or lacks a
+    placeholder, if a system file is empty or contains a placeholder, if a category has no file or more than one, or if a file cannot be
+    read.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}

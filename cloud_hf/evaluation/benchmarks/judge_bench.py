@@ -85,10 +85,12 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Derive verdicts from rewards as the official code does: a game's second response wins unless the first has a strictly higher reward.
+    Derive verdicts from rewards as the official code does: the response shown first wins if its reward is strictly higher; otherwise, the
+    other response wins.
 
-    Each game consists of the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
-    default the second game repeats the first, because a scorer does not see the order: rewards differ only if the scorer samples critiques.
+    `first` and `second` are the two games, each with the rewards of the right and the wrong response. The first game shows A first, and the
+    second shows B first. By default, both games have the same rewards: a scorer does not see the order, so its rewards differ only if it
+    samples critiques.
     """
     first_a, first_b = first if label == "A>B" else first[::-1]
     second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]

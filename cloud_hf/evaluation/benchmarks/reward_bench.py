@@ -109,9 +109,9 @@ class RewardBenchScores:
     pooled: dict[str, float]
     subsets: dict[str, float]
     counts: dict[str, int]  # rows in each section
-    ignored: int  # rows that are neither in a section nor a prior set
+    ignored: int  # rows that belong to neither a section nor a prior set
     prior_sets: float = math.nan  # mean over the prior sets that have rows
-    # Mean of the sections and of the prior sets, which have half the weight of a section; without prior sets, the `Average`
+    # Weighted mean of the sections (weight 1 each) and `prior_sets` (weight 0.5). If there are no prior sets, it equals `Average`
     score: float = math.nan
     missing: tuple[str, ...] = field(default=())  # subsets without rows
 

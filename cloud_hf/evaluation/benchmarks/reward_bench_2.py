@@ -115,8 +115,8 @@ def _gaps(
     kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]
 ) -> tuple[dict[int, float], dict[int, tuple[float, float]], np.ndarray]:
     """
-    Return the gaps of ref rows by prompt, the gaps and spreads of tied rows by prompt, and an array of shape (3, pairs) with all three
-    values for the prompts that have both rows.
+    Return the ref rows' gaps by prompt, the tied rows' gaps and spreads by prompt, and an array of shape (3, pairs): the ref gaps, tied
+    gaps and tied spreads of the prompts that have both rows.
     """
     rows = list(zip(kinds, pairs, rewards, strict=True))
     ref = {pair: gap(*row) for kind, pair, row in rows if kind == "ref"}

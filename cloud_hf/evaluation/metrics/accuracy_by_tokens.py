@@ -48,7 +48,7 @@ class Anytime(Summarised):
     """A model's accuracy on a set against the number of tokens read."""
 
     read_every: int
-    points: list[AnytimePoint]  # limits double from `read_every`, and the last point reads complete critiques
+    points: list[AnytimePoint]  # limits start at `read_every` and double; the last point uses complete critiques
 
 
 # The critiques of each response of a row

@@ -42,7 +42,7 @@ def load_problems(
     bad_rows: str = "error",
 ) -> list[Problem]:  # fmt: skip
     """
-    Load problems with existing candidates and, if `judged`, the candidates' values. Raises `ValueError` if there are bad rows (unless
+    Load problems with their candidates and, if `judged`, the values of the candidates. Raises `ValueError` if there are bad rows (unless
     `bad_rows` is `"drop"`) or if two rows have the same id; the message names the rows.
 
     The columns are `prompt`; either `responses` (list of strings) and `correct` (list of booleans or scores), or `candidates` (list of

@@ -12,7 +12,7 @@ from ...data.row_values import response_of
 from ...data.rows import check_columns
 from ...scoring import Score, Scorer
 from ..benchmarks.preference_pairs import score_preferences
-from ..context_fitting import FittedRow, FittedRows, fit_rows, score_rows, share_cut  # noqa: F401 (version 0.1's path)
+from ..context_fitting import FittedRow, FittedRows, fit_rows, score_rows, share_cut  # noqa: F401 (`FittedRow` was here in 0.1)
 
 
 @dataclass(frozen=True)

@@ -106,12 +106,14 @@ class RewardRequest(_Body):
         if 0 < self.temperature < 0.001:
             raise ValueError("`temperature` must be 0 or at least 0.001")
         if self.num_critiques > 1 and self.temperature == 0:
-            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same")
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical")
         if self.stop_when_stable is not None and self.read_every is None:
             raise ValueError("`stop_when_stable` compares partial rewards, so it needs `read_every`")
         given = [row for row, item in enumerate(self.inputs or []) if item.critiques is not None]
         if given and self.num_critiques > 1:
-            raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; omit `num_critiques`")
+            raise ValueError(
+                f"`num_critiques` cannot be combined with `inputs[{given[0]}].critiques`; omit `num_critiques`"
+            )
         if self.stream and (len(self.inputs or self.chats or []) != 1 or self.num_critiques != 1 or given):
             raise ValueError(
                 "`stream` takes a single input, writes a single critique, and does not accept `critiques`"

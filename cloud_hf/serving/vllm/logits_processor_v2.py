@@ -48,7 +48,7 @@ class CloseCritique(LogitsProcessor):
         budget = torch.minimum(self.max_tokens.gpu[slot].long(), self.max_model_len - prompt_len)
         end, penalty = logits[:, self.reward_id], self.penalty.gpu[slot]
         end = torch.where(end > 0, end / penalty, end * penalty)
-        # In reward rows, only the end of turn's logit is finite, and nothing below touches it
+        # In reward rows, only the end-of-turn token's logit is finite, and nothing below touches it
         is_reward_row = ctx.input_ids == self.reward_id
         is_forced = (written == budget - 2) & ~is_reward_row
         is_lost = (written == budget - 1) & ~is_reward_row

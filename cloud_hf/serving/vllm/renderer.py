@@ -169,8 +169,8 @@ class CLoudRenderer(HfRenderer):
             )
         if len(ids) + CLOSING_TOKENS > self.model_config.max_model_len:
             return (
-                f"The prompt has {len(ids)} tokens. With the {CLOSING_TOKENS} tokens that close a critique, it exceeds the context of "
-                f"{self.model_config.max_model_len} tokens."
+                f"The prompt has {len(ids)} tokens, and closing a critique takes {CLOSING_TOKENS} more. Together, they exceed the context "
+                f"of {self.model_config.max_model_len} tokens."
             )
         return None
 

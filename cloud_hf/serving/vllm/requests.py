@@ -239,8 +239,8 @@ class VLLMRequests:
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
         """Build the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
-        # Both options return the logprobs of sampled tokens. The second also returns the end of turn's logprob, which carries the rewards
-        # inside the critique
+        # Both options return the logprobs of sampled tokens. The second also returns the end-of-turn token's logprob, which carries the
+        # rewards inside the critique
         more: dict[str, Any] = {"logprobs": 0}
         if sampling.read_every is not None:
             more = {"logprob_token_ids": [self.critique_format.end_token_id]}
@@ -271,8 +271,8 @@ class VLLMRequests:
         # Possible only in the reference format, which leaves room for one more token; see `reserved_tokens`
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
-            # The processor closes every critique of this length; the model itself would have ended it only if no other token was
-            # likelier
+            # At this length, the processor forces the reward token. The critique counts as finished if the model, too, ranked that
+            # token first
             is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
@@ -296,7 +296,7 @@ class VLLMRequests:
         )
 
     def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
-        """Build the prompt from which the reward is read: its last end of turn becomes the reward token."""
+        """Build the prompt from which the reward is read: its last end-of-turn token becomes the reward token."""
         return tokens_input([*encoded.input_ids[:-1], self.reward_id])
 
     def reward(self, output: RequestOutput) -> float:

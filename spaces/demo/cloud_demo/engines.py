@@ -209,7 +209,7 @@ _MAX_RETRIES = 1
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 300.0
 _EVENT = b"data: "
-# Maximum bytes of an error response, and of an event stream per critique token
+# Maximum bytes of an error response. An event stream may also contain `_BYTES_PER_TOKEN` for each critique token
 _LONGEST_MESSAGE = 2**20
 _BYTES_PER_TOKEN = 2**12
 
@@ -231,7 +231,7 @@ class RemoteEngine:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """Query the server for its kind of model if it is not yet known. The server itself checks the request."""
+        """Ask the server which kind of model it serves, unless this is already known. The server itself checks the request."""
         if self.critique is None:
             self.ask_kind()
 

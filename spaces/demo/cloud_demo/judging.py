@@ -40,7 +40,7 @@ def read_sampling(backend: Backend, num_critiques, temperature, max_new_tokens, 
     if not isinstance(temperature, int | float) or not (temperature == 0 or 0.01 <= temperature <= 5):
         raise Problem("Choose a temperature of 0, or between 0.01 and 5.")
     if num_critiques > 1 and temperature == 0:
-        raise Problem("Several critiques need a temperature above 0: at 0 they are all the same.")
+        raise Problem("Several critiques need a temperature above 0: at 0, they are identical.")
     if seed is not None and not (is_integer(seed) and -(2**63) <= seed < 2**63):
         raise Problem("The seed must be a whole number that fits in 64 bits.")
     seed = None if seed is None else int(seed)

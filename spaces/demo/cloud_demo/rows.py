@@ -20,7 +20,7 @@ Pair = tuple[Score, Score]
 
 
 def is_right(scores: Sequence[Score]) -> bool:
-    """Return whether the chosen response has the strictly higher reward."""
+    """Return whether the chosen response has a strictly higher reward."""
     return scores[0].reward > scores[1].reward
 
 
@@ -207,7 +207,9 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     (cloud, ours), (classic, theirs) = found[True], found[False]
     common = [index for index in sorted(ours) if index in theirs]
     if not common:
-        raise ValueError("The results contain none of the demo's rows; set `rows` to the pairs that were evaluated.")
+        raise ValueError(
+            "The results contain no scores for the demo's rows; set `rows` to the pairs that were evaluated."
+        )
     return (cloud, classic), {
         index: Judgement((ours[index][0], ours[index][1]), (theirs[index][0], theirs[index][1])) for index in common
     }

@@ -56,7 +56,7 @@ def find_row(backend: Backend, key: str) -> tuple[int, "BenchmarkRow"]:
     for index, row in enumerate(backend.models.rows):
         if key_of(row) == key:
             return index, row
-    raise Problem("This link's row is not among this demo's rows.")
+    raise Problem("The row in this link is not one of the demo's rows.")
 
 
 def row_at(backend: Backend, index: int) -> "BenchmarkRow":
