@@ -8,6 +8,7 @@ without `ARGUMENTS`, it accepts the command line. The module is imported when it
 import argparse
 import dataclasses
 import importlib
+import itertools
 import logging
 import os
 import re
@@ -69,12 +70,12 @@ def _raising(parser: Any) -> Any:
         try:
             return parser.parse_known_args(self, args, namespace)
         except UsageError as error:
-            # If the name of a required option is misspelt, argparse reports that the option is missing
+            # argparse reports a required option whose name is misspelt as missing. A word that contains a space is a value
             if "arguments are required" in str(error):
-                for word in sys.argv[1:] if args is None else args:
-                    if word.startswith("--") and not any(
-                        option.startswith(word.split("=")[0]) for option in self._option_string_actions
-                    ):
+                words = iter(sys.argv[1:] if args is None else args)
+                for word in itertools.takewhile(lambda word: word != "--", words):
+                    option = word.split("=")[0]
+                    if option.startswith("--") and " " not in option and option not in self.format_help():
                         raise UsageError(_unknown(word)) from None
             raise
 
@@ -204,6 +205,8 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
     else:
         from trl import TrlParser
 
+        # TrlParser does not know `--config=FILE`
+        arguments = [part for word in arguments for part in word.split("=", word.startswith("--config="))]
         if "--config" in arguments[-1:]:
             raise UsageError("`--config` needs the name of a YAML file.")
         *parsed, unknown_keys, unknown = _raising(TrlParser)(types, **options).parse_args_and_config(

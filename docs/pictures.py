@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-from browser import start_app, start_chromium
-from demo_page import judge, open_demo, open_tab
+from browser import start_app, start_chromium  # noqa: E402
+from demo_page import judge, open_demo, open_tab  # noqa: E402
 
 
 DEMO = ROOT / "spaces" / "demo"
@@ -25,7 +25,9 @@ def take(chromium, url: str, folder: Path):
         page = visit.page
         open_tab(page, "Two models")
         # While rows are still being judged, the summary says how many there will be: "15 of 200 rows of …"
-        page.wait_for_function("/^[^]*McNemar[^]*\\.\\d+ rows of /.test(document.querySelector('#versus-summary')?.textContent)")
+        page.wait_for_function(
+            "/^[^]*McNemar[^]*\\.\\d+ rows of /.test(document.querySelector('#versus-summary')?.textContent)"
+        )
         page.get_by_label("Guess first").uncheck()
         page.locator("#versus-list a").first.click()
         page.locator("#versus-result .card").first.wait_for()

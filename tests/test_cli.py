@@ -333,6 +333,8 @@ def test_mistakes_cover_every_script():
         (["score", "--model", "{base}", "--input", "{files}/absent.jsonl"], "absent.jsonl: No such file"),
         (["score", "--model", "{base}", "--input", "{files}/responses.jsonl"], "responses.jsonl: Row 1 has no `response`."),
         (["score", "--model", "{base}", "--input", "{files}/latin.jsonl"], "is not UTF-8"),
+        (["score", "--prompt", "--verbose or not?", "--response", "x"], "The following arguments are required: --model"),
+        (["train-cloud", "--config={files}/absent.yaml"], "absent.yaml: No such file or directory."),
         (["convert", "{files}/absent"], "The following arguments are required: destination."),
         (["convert", "{files}/absent", "{files}/new"], "There is no folder"),
         (["convert", "{base}", "{files}"], "is not an empty folder"),

@@ -159,7 +159,7 @@ def test_models_are_checked_before_any_is_loaded(tmp_path):
     """Label weights that no model uses, and a tokenizer without a chat template, of which the config says nothing."""
     name = save_classifier(tmp_path / "rm")
     AnyModelArguments().check_models([name])
-    with pytest.raises(ValueError, match="`label_weights` apply only to scalar models with several labels, and none"):
+    with pytest.raises(ValueError, match="`label_weights` apply only to scalar models with several labels, but none"):
         AnyModelArguments(label_weights='{"LABEL_0": 1}').check_models([name])
     tokenizer = deepcopy(make_tokenizer("llama3"))
     tokenizer.chat_template = None

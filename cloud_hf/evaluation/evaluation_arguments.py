@@ -49,8 +49,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         self_consistency_temperatures (`list[float]`, *optional*):
             Sampling temperatures, each evaluated separately. Defaults to `temperature`.
         length_column (`str`, *optional*):
-            Numeric column of `dataset_name` to split self-consistency by, for example the number of reasoning steps a row
-            needs. Defaults to the length of the sampled critiques in tokens, which benchmarks always use.
+            Numeric column of `dataset_name` to split self-consistency by, such as the number of reasoning steps. Defaults to the
+            length of the sampled critiques in tokens, which benchmarks always use.
         probes (`list[str]`, *optional*):
             length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch, or all.
         probe_rows (`int`, *optional*, defaults to `200`):
@@ -58,13 +58,12 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
         cascade (`list[str]`, *optional*):
-            Cascades of `models` to evaluate as well, each with the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean reward of
+            Cascades of `models`, each with the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean reward of
             the first four critiques that `self_consistency` samples. The threshold and the weights are fitted on each half of a set's rows
             and evaluated on the other half.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal for choosing the threshold: `accuracy=` (minimum accuracy), `loss=` (maximum loss in accuracy compared with the last stage
-            alone or with all stages on all responses, whichever is less accurate), `tokens=` (maximum mean number of tokens per row),
-            or `threshold=` (the threshold itself).
+            Goal for choosing the threshold: `accuracy=` (minimum), `loss=` (maximum loss in accuracy compared with the last stage alone or
+            with all stages on all responses, whichever is less accurate), `tokens=` (maximum mean per row), or `threshold=` (itself).
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
             After the first stage, score one contender of a row at a time. A single critique may then decide a pair.
         chunk_size (`int`, *optional*):

@@ -1,6 +1,7 @@
 """Record the settings of a training run, and check them before the model loads."""
 
 import importlib.util
+import json
 import os
 from typing import Any
 
@@ -17,13 +18,13 @@ _SETTINGS = (
     "strategy", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed",
     "token_budget", "padding_free", "shared_prompt", "dataloader_drop_last", "train_sampling_strategy", "optim",
     "learning_rate", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "bf16", "fp16", "neftune_noise_alpha", "critique", "lm_loss_weight", "bradley_terry_weight",
+    "warmup_steps", "lr_scheduler_kwargs", "disable_dropout", "bf16", "fp16", "neftune_noise_alpha", "critique", "lm_loss_weight", "bradley_terry_weight",
     "center_rewards_coefficient", "num_generations", "max_completion_length", "outcome_objective", "policy_weight", "beta",
     "ref_model",
 )  # fmt: skip
 
-_ADDED_SETTINGS = ("partial_reward_weight", "use_vllm", "warmup_steps", "lr_scheduler_kwargs")
-
+# Checkpoints of version 3 may lack these, because they were recorded only later
+RECORDED_LATER = ("warmup_steps", "lr_scheduler_kwargs", "disable_dropout")
 # Sizes in accelerate's `ParallelismConfig` that split sequences or matrices
 _DIVIDING = ("cp_size", "sp_size", "tp_size")
 
@@ -35,9 +36,9 @@ def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
     # `None` if unused, to match checkpoints from earlier releases, which lack these settings
-    added = {name: settings.get(name) or None for name in _ADDED_SETTINGS}
-    added["disable_dropout"] = False if settings.get("disable_dropout") is False else None
-    return {**{name: settings.get(name) for name in _SETTINGS}, **added}
+    added = {name: settings.get(name) or None for name in ("partial_reward_weight", "use_vllm")}
+    # As read from a record: lists for tuples, text for numbers of NumPy
+    return json.loads(json.dumps({**{name: settings.get(name) for name in _SETTINGS}, **added}, default=str))
 
 
 def rows_per_step(args: TrainingArguments) -> int:

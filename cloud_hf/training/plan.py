@@ -129,7 +129,7 @@ class PlanArguments:
             computes only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
             Micro-batches per optimizer step. This option and those below default to the recipe's values. If the recipe does not
-            set them, their defaults are the same as in training, except those of the last two.
+            set them, their defaults are the same as in training, except that only an `outcome.yaml` is planned as stage 4.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -154,8 +154,7 @@ class PlanArguments:
             Critiques per response in a step of stage 4. Without it, the plan is for stage 3, unless the recipe is named
             `outcome.yaml`.
         beta (`float`, *optional*):
-            Weight of the KL divergence from a reference model in stage 4. With 0 (the default unless the recipe sets
-            another value), there is no reference model.
+            Weight of the KL divergence from a reference model in stage 4. With 0, there is no reference model.
     """
 
     model: str | None = None

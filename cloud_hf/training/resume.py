@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from .fsdp import check_fsdp, prepare_fsdp2
-from .launch import check_dataset_size, check_deepspeed, launch_settings
+from .launch import RECORDED_LATER, check_dataset_size, check_deepspeed, launch_settings
 from .launch import check_machine as check_machine  # version 0.1 had it here
 from .lora import shape_of_adapter
 
@@ -312,7 +312,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     differences = [
         f"`{name}` was {written.get(name)}, is {value}"
         for name, value in {**launch_settings(args), **trained}.items()
-        if written.get(name) != value
+        if written.get(name) != value and (name in written or name not in RECORDED_LATER)
     ]
     if differences:
         raise ValueError(

@@ -495,7 +495,7 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
         ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` requires a judge"),
         (
             {"arena_hard": "x", "gen_base_url": ["y"], "gen_temperature": 0.0},
-            "candidates of a question are identical",
+            "candidates for a question are identical",
         ),
         ({"arena_hard": "x", "candidates": "y", "judge_tries": 0}, "`judge_tries` is 0"),
     ],

@@ -60,7 +60,7 @@ def test_several_responses_on_a_side_of_a_pair_are_an_error(load, tmp_path):
     ]
     assert len(load([write_rows(tmp_path / "one.jsonl", rows[:1])])) == 1
     with pytest.raises(
-        ValueError, match=r"hep-go/1.*(2 rejected responses; give one of each|`rejected` contains 2 texts)"
+        ValueError, match=r"hep-go/1.*(2 rejected responses; give one of each|`rejected` contains 2 strings)"
     ):
         load([write_rows(tmp_path / "two.jsonl", rows)])
 

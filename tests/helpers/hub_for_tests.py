@@ -85,7 +85,7 @@ def serve_hub(repos: dict[str, Path]):
     """Serve folders by repository name; the server's `sent` says how many bytes of each file went out."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.repos, server.sent = repos, {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:

@@ -31,6 +31,17 @@ def stage3(request, tmp_path_factory):
     return str(folder / "cloud")
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    """An engine in this process starts in seconds; `make test-full` also has one in a process of its own, as users do."""
+    if "tied head" not in request.node.name:
+        yield
+        return
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def make(model, folder, **options):
     defaults = {
         "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2, "report_to": [],

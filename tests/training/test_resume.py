@@ -19,7 +19,8 @@ from transformers import Trainer, TrainerCallback
 from cloud_hf import CLoudTrainingConfig
 from cloud_hf.cli import parse
 from cloud_hf.commands import train_cloud, train_critique_sft
-from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, hash_rows, whole_checkpoints
+from cloud_hf.training.launch import RECORDED_LATER
+from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, find_checkpoint, hash_rows, whole_checkpoints
 
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 4}
@@ -136,8 +137,8 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"lm_loss_weight": 0.1}, 16, "`lm_loss_weight` was 1.25, is 0.1"),
         ({"center_rewards_coefficient": 0.1}, 16, "`center_rewards_coefficient` was None, is 0.1"),
         ({"lr_scheduler_type": "cosine"}, 16, "`lr_scheduler_type` was linear, is cosine"),
-        ({"warmup_steps": 2}, 16, "`warmup_steps` was None, is 2"),
-        ({"disable_dropout": False}, 16, "`disable_dropout` was None, is False"),
+        ({"warmup_steps": 2}, 16, "`warmup_steps` was 0.*, is 2"),
+        ({"disable_dropout": False}, 16, "`disable_dropout` was True, is False"),
         ({"max_grad_norm": 0.5}, 16, "`max_grad_norm` was 1.0, is 0.5"),
         ({"bf16": True}, 16, "`bf16` was False, is True"),
         ({"neftune_noise_alpha": 5.0}, 16, "`neftune_noise_alpha` was None, is 5.0"),
@@ -148,6 +149,16 @@ def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows
     trainer = make_trainer(str(base_folder), run, make_rows(rows), **{**OPTIONS, **changes})
     with pytest.raises(ValueError, match=says):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_settings_that_were_recorded_later(base_folder, run, tmp_path):
+    old = shutil.copytree(run, tmp_path / "old")
+    for record in old.glob(f"*/{RECORD}"):
+        content = json.loads(record.read_text())
+        content["launch"] = {key: value for key, value in content["launch"].items() if key not in RECORDED_LATER}
+        record.write_text(json.dumps(content))
+    trainer = make_trainer(str(base_folder), old, make_rows(16), **OPTIONS)
+    assert find_checkpoint(trainer.args, True).parent == old
 
 
 def test_a_checkpoint_of_other_rows(base_folder, run):
@@ -271,7 +282,7 @@ def test_a_save_that_fails_keeps_the_last_checkpoint(base_folder, tmp_path, monk
 
     monkeypatch.setattr(trainer, "_save_rng_state", fail)
     with pytest.raises(
-        NotSaved, match=r"checkpoint-4 could not be written.*The last complete checkpoint, checkpoint-2"
+        NotSaved, match=r"checkpoint-4 could not be written.*The last complete checkpoint is checkpoint-2"
     ):
         trainer.train()
     assert names(tmp_path) == ["checkpoint-2"]
