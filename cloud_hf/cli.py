@@ -86,7 +86,7 @@ def _raising(parser: Any) -> Any:
 
 
 def _unknown(option: str) -> str:
-    return f"Unknown option `{option}`. `--help` lists the options."
+    return f"Unknown option `{option}`. `--help_all` lists all options."
 
 
 # For commands with positional arguments

@@ -151,8 +151,8 @@ class CritiqueFormat:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
-                "Set `tokenizer.chat_template`, or set `--chat_template_path` to llama-3, chatml or a Jinja file, whichever the base was "
-                "trained with."
+                "Set `tokenizer.chat_template` or, in training, `--chat_template_path` to llama-3, chatml or a Jinja file, whichever the base "
+                "was trained with."
             )
         # Pin the date even if the config (such as a published checkpoint's) sets none: rewards must not change from day to day
         self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})

@@ -39,7 +39,7 @@ NOT_RUN = {
     "--mode self-gen": "downloads the published data, likewise",
     "--compare results": "reads two earlier runs; tests/evaluation/report/test_comparison.py has some",
     "--base_url http://127.0.0.1:8002/v1": "needs vLLM's server; tests/examples/test_self_critiques_with_vllm.py starts one",
-    "--output_dir judged": "needs a judge's server; tests/evaluation/test_judges.py has one",
+    "--output_dir judged": "needs a judge's server; tests/evaluation/test_generative_judges.py has one",
     "--ray_address auto": "needs a Ray cluster; tests/data/builders runs it on one node",
     "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",
     "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",
@@ -55,7 +55,7 @@ NOT_RUN = {
 
 # Python blocks that are compiled only, by a part of them: why
 COMPILED_ONLY = {
-    'CascadeFit.load("fit.json")': "needs a fit and two servers; tests/rl/test_served.py has them",
+    'CascadeFit.load("fit.json")': "needs a fit and two servers; tests/rl/test_environment_scorer.py has them",
     "gradio_client": "needs a running demo; tests/spaces/test_demo_sessions.py has one",
     "from openai import OpenAI": "needs vLLM's server; tests/serving/test_vllm.py makes the same request",
     "CLoudVLLM(": "needs vLLM; tests/serving/test_vllm.py makes the same calls",

@@ -22,7 +22,7 @@ COMPUTE = f"""\
 Row accuracy (for best-of-N, the value of the choice among all candidates) against the critique tokens of all responses in a row, without
 prompts and end tokens; a model without critiques has 0. Self-consistency counts all k critiques, an ensemble those of its members, and a
 judge all its tokens, including prompts. Seconds differ from run to run, so they appear only in the plot and in `compute.json`; each model's
-total is divided among its responses in proportion to their tokens.
+total is divided among its responses in proportion to their tokens plus one.
 
 ![accuracy against tokens and seconds]({PICTURE})"""
 
