@@ -1,10 +1,10 @@
 """
 Measure cascades and successive halving on the shell game, with the models from finished quickstart runs.
 
-Half of the pairs are easy (one swap), and half are hard (three or four swaps). The threshold is chosen on dev pairs, so that accuracy is
-at most one point below that of the CLoud model alone. There are only 144 pairs with one swap, so two thirds of the easy pairs have swaps
-that both models were trained on, but dev and test have no pairs in common. In the second mix, all easy pairs have such swaps. Hard pairs
-have swap sequences that are in no training set.
+Half of the pairs are easy (one swap), and half are hard (three or four swaps). The threshold is chosen on dev pairs, so that accuracy is at
+most one point below that of the CLoud model alone or of all stages on all responses, whichever is lower. There are only 144 pairs with one
+swap, so two thirds of the easy pairs have swaps that both models were trained on, but dev and test have no pairs in common. In the second
+mix, all easy pairs have such swaps. Hard pairs have swap sequences that are in no training set.
 
 python benchmarks/cascade.py --runs runs/quickstart-seed0 runs/quickstart-seed1 runs/quickstart-seed2
 """

@@ -72,11 +72,11 @@ def _raising(parser: Any) -> Any:
         except UsageError as error:
             # argparse reports a required option whose name is misspelt as missing. A word that contains a space is a value
             if "arguments are required" in str(error):
-                words = iter(sys.argv[1:] if args is None else args)
+                words = sys.argv[1:] if args is None else args
                 for word in itertools.takewhile(lambda word: word != "--", words):
                     option = word.split("=")[0]
                     if option.startswith("--") and " " not in option and option not in self.format_help():
-                        raise UsageError(_unknown(word)) from None
+                        raise UsageError(_unknown(option)) from None
             raise
 
     def error(self, message: str):
@@ -86,7 +86,7 @@ def _raising(parser: Any) -> Any:
 
 
 def _unknown(option: str) -> str:
-    return f"Unknown option `{option}`. `--help_all` lists all options."
+    return f"Unknown option `{option.split('=')[0]}`. `--help_all` lists all options."
 
 
 # For commands with positional arguments

@@ -451,7 +451,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             margin (`torch.Tensor`, *optional*):
                 Ignored. Accepted because [`~trl.RewardTrainer`] passes its entire batch to the model.
             token_type_ids (`torch.Tensor`, *optional*):
-                Accepted because tokenizers return them, but ignored because some language models would add embeddings for them.
+                Accepted because tokenizers return them. Ignored, because some language models would add embeddings for them.
             return_dict (`bool`, *optional*):
                 Whether to return a [`CLoudOutput`] or a tuple. Defaults to the config's.
 

@@ -354,8 +354,8 @@ def interval_coverage(result: dict) -> str:
 # The rule in benchmarks/claims/findings.py, in other words; the recorded reports quote that text, so it must not change
 CLAIMS_RULE = (
     "The rule was fixed before the test problems were scored. There are two 95% intervals of the difference: over seeds (Student's t), and "
-    "over seeds and problems (hierarchical bootstrap). On a task, a claim is *reproduced* if both lie above 0, and *not reproduced* if the "
-    "one over seeds lies below +2 points; otherwise, or with fewer than three seeds, it is *inconclusive*. Overall, a claim gets the "
+    "over seeds and problems (hierarchical bootstrap). On a task, a claim is *reproduced* if both lie above 0; otherwise *not reproduced* "
+    "if the one over seeds lies below +2 points; otherwise, or with fewer than three seeds, *inconclusive*. Overall, a claim gets the "
     "verdict that at least two tasks share (*reproduced* only if no task is *not reproduced*), otherwise *inconclusive*."
 )
 

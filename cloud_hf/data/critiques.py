@@ -326,7 +326,8 @@ class ScorerCritic:
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
 
         All rows are checked before anything is computed. If rows are unusable and the builder does not drop them, raises a `ValueError`
-        that lists them by kind of problem. After the first Ctrl-C, the chunk in progress is finished before `KeyboardInterrupt` is raised.
+        that lists them by kind of problem, or recommends limits if they are over-long. After the first Ctrl-C, the chunk in progress is
+        finished before `KeyboardInterrupt` is raised.
         """
         options = self.builder.options
         jobs = self._jobs(rows)

@@ -175,7 +175,7 @@ def _rows(
 ) -> list[dict]:  # fmt: skip
     """
     Generate rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, with at most `per_problem` rows per
-    problem. Raises `ValueError` if there are fewer than `num_rows` distinct rows.
+    problem. Raises `ValueError` if there are fewer than `num_rows` distinct held-out rows.
     """
     rng, held_out = random.Random(f"{seed}/{name}/{split}"), split != "train"
     left = {k: per_problem * count_problems(k, split) for k in num_swaps} if held_out else {}

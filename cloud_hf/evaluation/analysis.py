@@ -37,7 +37,8 @@ METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 class Uncertainty:
     """
     Uncertainty of a model on a set. Selective accuracy rejects the pairs with the smallest margins first. If responses have several
-    critiques, a second curve rejects the pairs with the largest spread (standard deviation of the margin over critiques) first.
+    critiques, a second curve rejects the pairs with the largest spread first: the square root of the sum of both rewards' variances over
+    critiques.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"

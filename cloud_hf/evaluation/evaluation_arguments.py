@@ -63,7 +63,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             and evaluated on the other half.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
             Goal for choosing the threshold: `accuracy=` (minimum), `loss=` (maximum loss in accuracy compared with the last stage alone or
-            with all stages on all responses, whichever is less accurate), `tokens=` (maximum mean per row), or `threshold=` (itself).
+            with all stages on all responses, whichever is less accurate), `tokens=` (maximum mean number of tokens per row), or
+            `threshold=` (the threshold itself).
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
             After the first stage, score one contender of a row at a time. A single critique may then decide a pair.
         chunk_size (`int`, *optional*):

@@ -159,7 +159,7 @@ class BenchmarkScores:
     unknown: dict[str, int] = field(default_factory=dict)
     # Subsets with fewer than `FEW_ROWS` rows, if some metrics are means over subsets
     few: tuple[str, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark; JSON-serializable
+    details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark; JSON-serialisable
 
     @property
     def value(self) -> float:

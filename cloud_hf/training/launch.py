@@ -18,7 +18,8 @@ _SETTINGS = (
     "strategy", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed",
     "token_budget", "padding_free", "shared_prompt", "dataloader_drop_last", "train_sampling_strategy", "optim",
     "learning_rate", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "warmup_steps", "lr_scheduler_kwargs", "disable_dropout", "bf16", "fp16", "neftune_noise_alpha", "critique", "lm_loss_weight", "bradley_terry_weight",
+    "warmup_steps", "lr_scheduler_kwargs", "disable_dropout", "bf16", "fp16", "neftune_noise_alpha", "critique",
+    "lm_loss_weight", "bradley_terry_weight",
     "center_rewards_coefficient", "num_generations", "max_completion_length", "outcome_objective", "policy_weight", "beta",
     "ref_model",
 )  # fmt: skip

@@ -142,7 +142,7 @@ def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
 
 def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
     """
-    Return a JSON-serializable dictionary of the options that two LoRA adapters must share for one to load the other's weights, or `None`
+    Return a JSON-serialisable dictionary of the options that two LoRA adapters must share for one to load the other's weights, or `None`
     if the model has no adapter.
     """
     if not isinstance(model, PeftModel):

@@ -86,7 +86,7 @@ _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
     "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
     "dtype": "float32", "lora_r": None, "lora_target_modules": None, "load_in_4bit": False, "num_generations": 0,
-    "beta": 0.0,
+    "beta": CLoudOutcomeConfig.beta,
 }  # fmt: skip
 # Keys that change a step's memory in ways that the plan does not model
 _UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
@@ -129,7 +129,7 @@ class PlanArguments:
             computes only once. Defaults to half of the tokens outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
             Micro-batches per optimizer step. This option and those below default to the recipe's values. If the recipe does not
-            set them, their defaults are the same as in training, except that only an `outcome.yaml` is planned as stage 4.
+            set them, their defaults are the same as in training; see `num_generations` for stage 4.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -151,8 +151,8 @@ class PlanArguments:
         load_in_4bit (`bool`, *optional*):
             QLoRA: an adapter on top of 4-bit weights.
         num_generations (`int`, *optional*):
-            Critiques per response in a step of stage 4. Without it, the plan is for stage 3, unless the recipe is named
-            `outcome.yaml`.
+            Critiques per response in a step of stage 4; 0 plans stage 3. Defaults to the recipe's value, or else to 4 if the
+            recipe is named `outcome.yaml`, and to 0 otherwise.
         beta (`float`, *optional*):
             Weight of the KL divergence from a reference model in stage 4. With 0, there is no reference model.
     """
@@ -196,9 +196,8 @@ class PlanArguments:
             raise ValueError("Set `model`, or set `config` to a recipe that names a model.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
-        stage_4 = ("num_generations", "beta") if stage == "outcome" else ()
-        defaults = {**_RECIPE_OPTIONS, **{name: getattr(CLoudOutcomeConfig, name) for name in stage_4}}
-        for name, default in defaults.items():
+        stage_4 = {"num_generations": CLoudOutcomeConfig.num_generations} if stage == "outcome" else {}
+        for name, default in (_RECIPE_OPTIONS | stage_4).items():
             key = "per_device_train_batch_size" if name == "micro_batch" else name
             value = recipe.get(key) if uses_lora or not name.startswith("lora") else None
             if getattr(self, name) is None:
@@ -493,9 +492,13 @@ def _read_recipe(path: str) -> dict:
     if unknown := sorted(recipe.keys() - known):
         raise ValueError(f"{path} sets {', '.join(unknown)}, which the training scripts do not accept.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
+        cure = (
+            "; instead, set `micro_batch` and `max_length` to the number of pairs and the sequence length of the largest batch"
+            if unplanned[0] == "token_budget"
+            else ""
+        )
         raise ValueError(
-            f"{path} sets `{unplanned[0]}`, which the plan does not model. Use a recipe without it; instead of "
-            "`token_budget`, set `micro_batch` and `max_length` to the number of pairs and the sequence length of the largest batch."
+            f"{path} sets `{unplanned[0]}`, which the plan does not model. Use a recipe without it{cure}."
         )
     return recipe
 

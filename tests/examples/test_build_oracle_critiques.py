@@ -254,19 +254,6 @@ def test_the_same_rows_elsewhere_and_their_tools(tmp_path, pairs):
         assert ended.status == 2 and "`hash` was" in ended.output
 
 
-def test_a_prompt_with_messages_and_tools_keeps_its_type(tmp_path):
-    prompt = {
-        "messages": [{"role": "user", "content": "What is 1 + 30?"}],
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
-    }
-    rows = [{**row, "prompt": prompt} for row in make_rows(4)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with serve_completions() as server:
-        ended = run_script(SCRIPT, *options(server, tmp_path / "pairs.jsonl", tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 0, ended.output
-    assert list(load_from_disk(tmp_path / "out")["prompt"]) == list(load_rows(str(tmp_path / "pairs.jsonl"))["prompt"])
-
-
 def test_no_room_for_more_tokens_is_no_failure(pairs, tmp_path):
     def write(body):
         if body["max_tokens"] > 8:

@@ -238,6 +238,16 @@ def test_the_first_interrupt_stops_after_the_batch(critic, pairs, tmp_path, monk
     assert read_rows(tmp_path / "out") == with_critiques(make_pairs(12), scores)
 
 
+def test_a_prompt_of_messages_and_tools_keeps_its_type(critic, tmp_path):
+    rows = make_pairs(4)
+    for row in rows:
+        messages = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
+        row["prompt"] = {"messages": messages, "tools": []}
+    ended = run(SCRIPT, *options(critic, save_pairs(tmp_path / "pairs.jsonl", rows), tmp_path / "out", *KEEP))
+    assert ended.status == 0, ended.output
+    assert [row["prompt"] for row in read_rows(tmp_path / "out")] == [row["prompt"] for row in rows]
+
+
 def test_overlong_rows(critic, tmp_path):
     rows = make_pairs(3)
     rows[1]["prompt"] = "word " * 600

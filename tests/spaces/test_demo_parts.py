@@ -50,6 +50,7 @@ from cloud_demo.rows import FILTERS, Comparison, JudgedRows, Judgement, preferen
 from cloud_demo.score_html import curve, reward_bars, reward_histogram, show_ranking, status
 from cloud_demo.sharing import Result, read_link
 from cloud_demo.tab_parts import Controls, example_prompts, visitor_of
+from cloud_demo.two_models_tab import _show_summary
 
 from cloud_hf.cli import UsageError
 from cloud_hf.evaluation.benchmarks import preference_pairs
@@ -460,6 +461,13 @@ def test_where_a_reward_falls():
 
 def test_ranks_follow_what_is_shown():
     assert [rank_of([1.0004, 1.0001, 0.9], index) for index in range(3)] == [1, 1, 3]
+
+
+def test_the_summary_of_two_models_is_escaped_once():
+    judged = JudgedRows("x", found={index: make_judgement(1, 0, 0, 1) for index in range(12)})
+    models = SimpleNamespace(rows=[0] * 12, rows_problem=None, names=("CLoud", "a<b"))
+    text = _show_summary(SimpleNamespace(models=models, judged=judged))
+    assert "exact McNemar test: p &lt; 0.001." in text and "only a&lt;b in 0" in text and "&amp;" not in text
 
 
 def test_both_models_are_compared_on_the_rows_that_both_judged():

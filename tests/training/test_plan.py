@@ -272,7 +272,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
         ({"gpus": 0}, "`gpus` is 0"),
-        ({"gpu_memory_gb": 4}, "leaves nothing for training"),
+        ({"gpu_memory_gb": 4}, r"of which `reserve_gb` \(4\) leaves nothing for training"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"dtype": "float16"}, "`dtype` is 'float16'"),
         ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),
@@ -317,6 +317,7 @@ def test_stage_4_holds_every_critique_and_a_reference_model(small, tmp_path):
     (tmp_path / "outcome.yaml").write_text("model_name_or_path: m")
     args = PlanArguments(config=str(tmp_path / "outcome.yaml"))
     assert (args.num_generations, args.beta) == (CLoudOutcomeConfig.num_generations, CLoudOutcomeConfig.beta)
+    assert PlanArguments(model="m", num_generations=2).beta == CLoudOutcomeConfig.beta
 
 
 @pytest.mark.parametrize(

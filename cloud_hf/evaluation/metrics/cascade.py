@@ -289,7 +289,7 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(
-            f"The accuracy target is {target:.3g}, but even if every stage scores every response, accuracy on the {rows} dev rows is only "
-            f"{curve[-1].accuracy.value:.3f}. Lower the target."
+            f"The accuracy target is {target:.3g}, but at threshold 1, where the search starts and every stage scores every response, accuracy "
+            f"on the {rows} dev rows is {curve[-1].accuracy.value:.3f}. Lower the target."
         )
     return min(enough, key=lambda point: (point.tokens_per_row.value, -point.accuracy.value))

@@ -74,7 +74,8 @@ BATCH_POSITION = Probe(
     title="Position in the batch",
     about=(
         f"At most {MOST_ROWS} unaltered rows, about equally many of each set, are scored one chat at a time, then in batches in "
-        "their order, then in batches of shuffled chats. Differences are absolute, between a chat's rewards in a batch and alone. "
+        "their order, then in batches of shuffled chats. Each difference is the absolute difference between a chat's rewards in a "
+        "batch and alone. "
         "They should be 0 up to rounding, which is below 0.001 in float32 and more in bfloat16."
     ),
     rescore=probe_batches,

@@ -113,7 +113,10 @@ def test_three_stages_and_many_candidates():
 @pytest.mark.parametrize(
     ("goal", "says"),
     [
-        ({"accuracy": 1.0}, "target is 1, but .* scores every response, accuracy on the 400 dev rows is only 0.9"),
+        (
+            {"accuracy": 1.0},
+            "target is 1, but .* every stage scores every response, accuracy on the 400 dev rows is 0.9",
+        ),
         ({"threshold": 0.9999999}, "full still scores every response of all 400 dev rows"),
         ({}, "0 fields; set exactly one of"),
         ({"accuracy": 0.9, "tokens": 3}, "2 fields; set exactly one of"),
