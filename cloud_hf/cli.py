@@ -201,21 +201,23 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
 
         parser = _raising(HfArgumentParser)(types, **options)
         *parsed, unknown = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
-        unknown_keys: list[str] = []
     else:
         from trl import TrlParser
+
+        class Parser(_raising(TrlParser)):
+            def set_defaults_with_config(self, **keys):
+                # Before the command line is parsed: a required option whose key is misspelt would be reported as missing
+                if unknown := super().set_defaults_with_config(**keys):
+                    raise UsageError(f"Unknown key `{unknown[0].removeprefix('--')}` in the `--config` file.")
+                return unknown
 
         # TrlParser does not know `--config=FILE`
         arguments = [part for word in arguments for part in word.split("=", word.startswith("--config="))]
         if "--config" in arguments[-1:]:
             raise UsageError("`--config` needs the name of a YAML file.")
-        *parsed, unknown_keys, unknown = _raising(TrlParser)(types, **options).parse_args_and_config(
-            arguments, return_remaining_strings=True, separate_remaining_strings=True
-        )
+        *parsed, unknown = Parser(types, **options).parse_args_and_config(arguments, return_remaining_strings=True)
     if unknown:
         raise UsageError(_unknown(unknown[0]))
-    if unknown_keys:
-        raise UsageError(f"Unknown key `{unknown_keys[0].removeprefix('--')}` in the `--config` file.")
     return tuple(parsed)
 
 

@@ -189,6 +189,7 @@ def files(base_folder, tmp_path_factory):
     (folder / "bad.yaml").write_text("dataset_name: [\n")
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "key.yaml").write_text("lm_loss_wieght: 1.0\n")
+    (folder / "required.yaml").write_text("dataset_nmae: pairs.jsonl\n")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe")
     (folder / "folder").mkdir()
     shutil.copytree(base_folder, folder / "torn")
@@ -251,6 +252,7 @@ MISTAKES = [
     ("train_cloud", (*PAIRS, *TRAIN, "--lm_loss_wieght", "1"), "Unknown option `--lm_loss_wieght`"),
     ("train_cloud", TRAIN, "The following arguments are required: --dataset_name"),
     ("train_cloud", ("--config", "{files}/key.yaml", *PAIRS, *TRAIN), "Unknown key `lm_loss_wieght`"),
+    ("train_cloud", ("--config", "{files}/required.yaml", *TRAIN), "Unknown key `dataset_nmae`"),
     ("train_cloud", (*PAIRS, *TRAIN, "--config"), "`--config` needs the name of a YAML file."),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--learning_rate", "-1"), "`learning_rate` is -1.0; it must be at least 0"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--critique_role", "system"), "`critique_role` is 'system'"),
