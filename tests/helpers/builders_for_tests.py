@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -14,14 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import load_from_disk
-from scripts_for_tests import command_module
+from scripts_for_tests import PROCESSES, command_module
 
 from cloud_hf import cli
-
-
-# Importing the libraries takes seconds: a server of forks does it once
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cloud_hf.data.build_run", "cloud_hf.data.builders.arguments", "trl"])
 
 
 def _run(script: str, options: list[str], log: str, environment: dict[str, str], file_size_limit: int | None):
@@ -53,7 +47,7 @@ class Builder:
     def __init__(self, script: str, *options, log_dir: Path, file_size_limit: int | None = None, **environment: str):
         self.log = log_dir / f"{script}-{time.monotonic_ns()}.log"
         arguments = (script, list(map(str, options)), str(self.log), environment, file_size_limit)
-        self.process = _CONTEXT.Process(target=_run, args=arguments)
+        self.process = PROCESSES.Process(target=_run, args=arguments)
         self.process.start()
 
     def wait(self, timeout: float = 300) -> Ended:

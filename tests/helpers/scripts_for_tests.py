@@ -16,7 +16,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 CPU = ["--use_cpu", "--bf16", "False", "--per_device_train_batch_size", "2", "--report_to", "none"]
 
-# The imports of a script take longer than most of these runs: each process is forked from one that has them
+# The imports of a script take longer than most of these runs: each process is forked from one that has them. A second list of modules
+# would replace this one
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [

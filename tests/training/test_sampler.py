@@ -1,13 +1,11 @@
 """Batches by a number of tokens, and rows kept together."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from models_for_tests import make_model
 from packed_batches import encoded_rows, make_budget_trainer, make_rows, train
 from tokenizers_for_tests import make_tokenizer
@@ -143,9 +141,5 @@ def test_fewer_batches_than_a_step_takes_are_refused(base_folder, tmp_path):
 def test_two_processes_resume_too(base_folder, tmp_path):
     """Equally many batches on both, each pair once, and the resumed run ends as the whole one."""
     script = Path(__file__).parents[1] / "helpers" / "budget_for_test.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "localhost:0", script, base_folder, tmp_path]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("ddp", script, base_folder, tmp_path).wait()
     assert (tmp_path / "compared").read_text() == "equal"
