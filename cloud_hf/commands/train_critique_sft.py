@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
@@ -11,7 +12,7 @@ from ..adapters import check_tied_layers
 from ..argument_help import check_bounds, documented
 from ..cards import CRITIC
 from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
-from ..critique_format import format_class
+from ..critique_format import IGNORE_INDEX, format_class
 from ..loading import read_model_config, record_base
 from ..training.arguments import DataArguments, TrainedModelConfig, load_tokenizer, model_init_kwargs, model_name
 from ..training.card import Origin, WritesCard
@@ -77,6 +78,22 @@ class CritiqueSFTTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactRe
     """[`~trl.SFTTrainer`] that resumes exactly, logs throughput, writes a model card, and stops if the loss is not finite."""
 
     kind = CRITIC
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        # No position predicts the first token of a row, so its label does not count
+        tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        self._evaluated.append((float(loss) * tokens, tokens))
+        return loss, *others
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among the batches. With several ranks,
+        # the rows that accelerate repeats to fill the last batch count twice
+        self._evaluated: list[tuple[float, int]] = []
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        losses, tokens = zip(*gather_object(self._evaluated), strict=True)
+        output.metrics[f"{metric_key_prefix}_loss"] = sum(losses) / max(sum(tokens), 1)
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -108,6 +108,7 @@ class CLoudTrainingConfig(RewardConfig):
             raise ValueError(f"`reward_head` is {self.reward_head!r}; use {' or '.join(REWARD_HEADS)}.")
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
         self._check_loss()
+        self._check_evaluation()
         flattened = next((name for name in ("padding_free", "shared_prompt") if getattr(self, name)), None)
         self._check_batches(flattened)
         check_machine(self)
@@ -153,10 +154,27 @@ class CLoudTrainingConfig(RewardConfig):
                 f"`partial_reward_weight` is {self.partial_reward_weight}, but only a CLoud model with `format` 'cloud' reads "
                 "rewards inside critiques."
             )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}, but the joint loss smooths no labels. Omit the option."
+            )
         if self.use_liger_kernel:
             raise ValueError(
                 "`use_liger_kernel` would have no effect: Liger patches only model types that it knows, and CLoud models are not among "
                 "them. Omit the option; the critique loss already computes its logits in chunks."
+            )
+
+    def _check_evaluation(self):
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is on, but it would round the reward head, which is kept in fp32, also in the model that is saved. Omit the "
+                    "option; to evaluate in less memory, lower `per_device_eval_batch_size`."
+                )
+        if not self.eval_do_concat_batches:
+            raise ValueError(
+                "`eval_do_concat_batches` is False, but all chosen rewards come before all rejected ones, which needs the batches in one "
+                "array. Omit the option."
             )
 
 

@@ -236,6 +236,10 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
         texts = [row[column]] if isinstance(row[column], str) else row[column]
         generated: Any = critiques_of(row, column)  # token ids, since the row has them
         for ids, text in zip(generated, texts, strict=True):
+            if min(ids, default=0) < 0:
+                raise ValueError(
+                    f"`{column}_ids` contain {min(ids)}, which no tokenizer writes. Drop the `_ids` column."
+                )
             if critique_format.decode(ids) != text.strip():
                 raise ValueError(
                     f"`{column}_ids` do not decode to `{column}`: they come from another tokenizer, or the text "

@@ -25,6 +25,12 @@ class PairMetrics(ExactResume):
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         super().__init__(*args, **kwargs)
 
+    def _inner_training_loop(self, *args, **kwargs):
+        # `auto_find_batch_size` starts the loop again after an out-of-memory error, and `train` may be called twice
+        self._sums["train"].clear()
+        self._total_train_tokens = 0
+        return super()._inner_training_loop(*args, **kwargs)
+
     def _count_tokens(self, inputs: dict[str, Any]):
         if self.model.training:
             self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()

@@ -93,7 +93,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             )
         fixed = {
             "critique": True, "format": "cloud", "token_budget": None, "center_rewards_coefficient": None,
-            "auto_find_batch_size": False, "partial_reward_weight": 0.0,
+            "auto_find_batch_size": False, "partial_reward_weight": 0.0, "neftune_noise_alpha": None,
         }  # fmt: skip
         for name, value in fixed.items():
             if getattr(self, name) != value:

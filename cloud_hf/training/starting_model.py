@@ -1,5 +1,6 @@
 """Load the model and the tokenizer to train, and choose which weights to train."""
 
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from .arguments import set_chat_template
 from .config import CLoudTrainingConfig
 from .lora import check_head, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
 
+
+logger = logging.getLogger(__name__)
 
 # Options that are stored in the model's config, and must not change once the model exists
 _MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format", "reward_head")
@@ -112,6 +115,17 @@ def check_model(model: Any, quantization_config, peft_config):
         )
 
 
+def disable_numeric_dropout(model: torch.nn.Module):
+    """
+    Turn off the dropout whose rate a module keeps as a number and passes to a function, as the attention of Llama and Qwen does.
+
+    TRL's `disable_dropout` turns off only modules of type `torch.nn.Dropout`.
+    """
+    for module in model.modules():
+        for name in [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+
+
 def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
     """Wrap the model in the adapter, if one is requested, check that the reward head is trained, and freeze an unused LM head."""
     if peft_config is not None and not is_peft_model(model):
@@ -122,6 +136,11 @@ def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revis
         check_head(model)
         check_tied_layers(model)
         report_dropout(model, disable_dropout)
+    if getattr(model.config.text_config, "output_router_logits", False):
+        logger.warning(
+            "The language model's config sets `output_router_logits`, but the loss of this stage does not include the router's load-balancing "
+            "loss."
+        )
     if not model.config.critique and not model.config.tie_word_embeddings:
         # A classic model generates nothing, so its LM head would get no gradient, and DDP would wait for that gradient
         model.get_output_embeddings().requires_grad_(False)

@@ -30,7 +30,7 @@ from .lora import HEAD, check_dropout
 from .metrics import PairMetrics, num_pairs
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
-from .starting_model import check_model, choose_trained_weights, load_model, prepare_tokenizer
+from .starting_model import check_model, choose_trained_weights, disable_numeric_dropout, load_model, prepare_tokenizer
 from .throughput import LogsThroughput
 
 
@@ -138,6 +138,8 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             processing_class=processing_class,
             **kwargs,
         )
+        if args.disable_dropout:
+            disable_numeric_dropout(self.model)
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
@@ -168,6 +170,11 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
             return encode_pairs(
                 dataset, self.critique_format, max_length, policy, dataset_name, num_proc, args.bad_rows
             )
+
+    def predict(self, test_dataset: Dataset, *args, **kwargs):
+        """See [`~transformers.Trainer.predict`]. The dataset may have any form that `evaluate` accepts."""
+        dataset: Any = self._prepare_dataset(test_dataset, self.processing_class, self.args, "test")
+        return super().predict(dataset, *args, **kwargs)
 
     def _check_dataset_size(self, rows: int):
         if self.args.token_budget is None:

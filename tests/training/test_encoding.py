@@ -109,6 +109,7 @@ def test_bad_rows_are_named(change, says):
         ({"chosen_feedback": [], "rejected_feedback": []}, "non-empty list"),
         ({"chosen_finish_reason": "stop"}, "give one per critique in both columns"),
         ({"chosen_feedback_ids": [5, 6, 7]}, "do not decode to"),
+        ({"chosen_feedback_ids": [5, -1]}, "`chosen_feedback_ids` contain -1"),
         ({"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "ends on a 'assistant'"),
     ],
 )  # fmt: skip

@@ -188,6 +188,7 @@ def test_critiques_that_are_all_cut_are_reported(stage3, tmp_path, caplog, monke
         ({"policy_weight": float("nan")}, "`policy_weight` is nan"),
         ({"outcome_objective": "mean"}, "`outcome_objective` is 'mean'; it must be one of likelihood, mean_log"),
         ({"beta": 0.0, "ref_model": "x"}, "`ref_model` is set, but `beta` is 0"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is 5.0, but training on outcomes"),
         ({"token_budget": 100}, "`token_budget` is 100, but training on outcomes"),
         ({"format": "reference"}, "`format` is 'reference', but training on outcomes"),
         ({"critique": False}, "`critique` is False, but training on outcomes"),

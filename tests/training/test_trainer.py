@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from models_for_tests import make_model
+from models_for_tests import make_model, save_language_model
 from peft import AutoPeftModelForSequenceClassification, LoraConfig
 from safetensors.torch import load_file
 from same_scores import assert_same_scores
@@ -184,7 +184,46 @@ def test_predictions_are_every_reward_in_order(base_folder, tmp_path, flat):
     made = trainer.predict(rows)
     torch.testing.assert_close(torch.from_numpy(made.predictions), torch.cat(one_by_one), atol=1e-5, rtol=0)
     assert trainer.evaluate()["eval_rows"] == 14
-    assert len(seen) == 2 and all((one.predictions == made.predictions).all() for one in seen)
+    trainer.predict(make_rows(7))  # not yet encoded
+    assert len(seen) == 3 and all((one.predictions == made.predictions).all() for one in seen)
+
+
+def test_dropout_whose_rate_is_a_number_is_off(tmp_path):
+    base = save_language_model(tmp_path / "base", attention_dropout=0.5)
+    for disable_dropout in (True, False):
+        trainer = make_trainer(str(base), tmp_path, disable_dropout=disable_dropout)
+        [batch] = [next(iter(trainer.get_train_dataloader()))]
+        trainer.model.train()
+        first, second = (trainer.compute_loss(trainer.model, dict(batch)) for _ in range(2))
+        assert (first.item() == pytest.approx(second.item(), abs=1e-5)) == disable_dropout
+
+
+def test_a_run_that_starts_again_with_smaller_batches_logs_only_those(base_folder, tmp_path, monkeypatch):
+    options = {"max_steps": 2, "logging_steps": 2, "train_sampling_strategy": "sequential"}
+    small = make_trainer(make_model(base_folder), tmp_path, per_device_train_batch_size=3, **options)
+    small.train()
+    trainer = make_trainer(make_model(base_folder), tmp_path, auto_find_batch_size=True, **options)
+    compute_loss, calls = trainer.compute_loss, []
+
+    def fail_once(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute_loss(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", fail_once)
+    trainer.train()
+    expected, found = small.state.log_history[0], trainer.state.log_history[0]
+    assert len(calls) == 4 and found["num_tokens"] == expected["num_tokens"]
+    assert found["critique_length"] == pytest.approx(expected["critique_length"])
+
+
+def test_a_routers_loss_is_left_out_with_a_warning(tmp_path, caplog):
+    base = save_language_model(
+        tmp_path / "base", "mixtral", num_local_experts=2, num_experts_per_tok=1, output_router_logits=True
+    )
+    make_trainer(str(base), tmp_path)
+    assert "does not include the router's load-balancing loss" in caplog.text
 
 
 def test_metrics_by_batch_get_chosen_before_rejected(base_folder, tmp_path):
@@ -298,6 +337,9 @@ def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classi
         ({"max_length": 0}, "`max_length` is 0"),
         ({"padding_free": True, "neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is set, but with `padding_free`"),
         ({"train_sampling_strategy": "group_by_length"}, "`token_budget` to group pairs by length"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` is on, but it would round the reward head"),
+        ({"eval_do_concat_batches": False}, "`eval_do_concat_batches` is False"),
     ],
 )
 def test_unusable_options_are_refused(tmp_path, options, says):
