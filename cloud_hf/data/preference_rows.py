@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .bad_rows import BadRows, without
 from .column_forms import ABSENT, MESSAGES, ONE_TEXT, SIDES, TEXT, TRANSCRIPT, TURN, WITH_TOOLS, read_column
 from .rows import check_columns
+from .tool_arguments import without_added_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def read_preferences(
         `ValueError`: If a column is missing, rows cannot be used, or rows have different forms. The message names every kind of problem.
     """
     check_columns(rows.column_names, (*SIDES, *required), name)
-    rows = rows.with_format(None)
+    rows = without_added_arguments(rows.with_format(None), name)
     found, plain = _Scan(name, bad_rows), True
     for index, row in tqdm(iterate_rows(rows), name, len(rows), unit=" rows", disable=None):
         with found.row(index, row):
@@ -131,7 +132,7 @@ def read_preferences(
 def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
     """Convert the column `prompt` of a dataset without responses to text or messages, just as [`read_preferences`] does."""
     check_columns(rows.column_names, ("prompt",), name)
-    rows = rows.with_format(None)
+    rows = without_added_arguments(rows.with_format(None), name)
     found = _Scan(name, bad_rows)
     for index, row in iterate_rows(rows):
         with found.row(index, row):

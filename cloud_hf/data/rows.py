@@ -18,6 +18,7 @@ from pandas.errors import ParserWarning
 
 from .journal import key_of
 from .public_layouts import conversion_hint, to_convert
+from .tool_arguments import without_added_arguments
 
 
 class Rows(Protocol):
@@ -137,16 +138,16 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     elif path.is_absolute() or name.startswith(".") or glob.has_magic(name) or name.endswith((*_COMPRESSED, *READERS)):
         raise ValueError(f"{name}: no such file or dataset folder.")
     else:
-        return load_dataset(name, config, split=split)
+        return without_added_arguments(load_dataset(name, config, split=split), name)
     if isinstance(rows, Dataset):
         if needs_split:
             raise ValueError(
                 f"{name} has no splits, so it has no split {split!r}; use another dataset for this split."
             )
-        return rows
+        return without_added_arguments(rows, name)
     if split not in rows:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")
-    return rows[split]
+    return without_added_arguments(rows[split], name)
 
 
 def _read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
