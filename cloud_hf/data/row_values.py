@@ -74,7 +74,9 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
 
     Raises `ValueError` if a critique is missing, empty or not text, or if the number of id lists differs from the number of texts.
     """
-    value = listed(row[column])
+    value, found = row[column], listed(row[column])
+    if isinstance(found, list) and all(isinstance(text, str) for text in found):
+        value = found  # other JSON lists, such as "[8]", are the text of a critique
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{column}` is {texts!r:.60}; give a string or a non-empty list of strings.")

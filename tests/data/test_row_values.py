@@ -5,6 +5,7 @@ from cloud_hf.data.row_values import critiques_of, prompt_column, prompt_of
 
 def test_critiques_in_a_csv_file():
     assert critiques_of({"chosen_feedback": '["A.", "B."]'}, "chosen_feedback") == ["A.", "B."]
+    assert critiques_of({"chosen_feedback": "[8]"}, "chosen_feedback") == ["[8]"]
     assert critiques_of({"chosen_feedback": "[A] is wrong."}, "chosen_feedback") == ["[A] is wrong."]
 
 
