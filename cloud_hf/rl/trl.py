@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..prompts import part_text
 from ..scores import Score, Scorer
 from .hidden_text import check_policy, report_hidden_text
 
@@ -324,12 +325,25 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
     """Convert TRL's prompt and completion to the prompt and response that a scorer expects."""
     if isinstance(completion, str):
         return prompt, completion
-    *context, last = completion
+    if not completion:
+        raise ValueError(
+            f"Row {row}: the completion has no messages; give text, or messages that end with the assistant's."
+        )
+    *context, last = (_with_text(row, message) for message in completion)
     if last["role"] != "assistant":
         raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not an assistant message.")
     messages = [*prompt, *context]
     if messages[-1]["role"] == "assistant":
         # The prompt ended with the start of the response, which the policy continued
-        start = messages.pop()
+        start = _with_text(row, messages.pop())
         last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
     return messages, last
+
+
+def _with_text(row: int, message: dict) -> dict:
+    """Return a message whose content is text: an assistant's content parts are joined as scorers join them."""
+    content = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, list):
+        return message
+    name = f"Row {row}: an assistant message"
+    return {**message, "content": "\n".join(part_text(part, name) for part in content)}

@@ -218,6 +218,26 @@ def test_last_message_is_judged_in_its_context():
         call(cloud_reward(scorer), [[user]], [[call_message, tool]])
 
 
+def test_content_parts_are_judged_as_text(scorer):
+    def parts(text):
+        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+    for function in both(scorer, max_new_tokens=8, judged_part=str.upper):
+        expected = call(function, CHAT[:2], ["IT IS 42.", "It is 42."])[0]
+        assert call(function, CHAT[:1], [parts("It is 42.")])[0] == pytest.approx(expected[:1], abs=1e-5)
+        assert call(function, [CHAT[1] + parts("It ")], [parts("is 42.")])[0] == pytest.approx(expected[1:], abs=1e-5)
+        image = [{"role": "assistant", "content": [{"type": "image"}]}]
+        for prompt, completion in ((CHAT[0], image), (CHAT[0] + image, parts("4"))):
+            with pytest.raises(ValueError, match=r"Row 0: an assistant message contains the content part.*text only"):
+                call(function, [prompt], [completion])
+
+
+def test_a_completion_without_messages():
+    for function in both(LengthScorer()):
+        with pytest.raises(ValueError, match=r"Row 1: the completion has no messages; give text"):
+            call(function, ["p", "p"], ["y", []])
+
+
 def test_text_that_the_reward_model_is_not_shown_is_told(caplog):
     class Hiding(LengthScorer):
         def score(self, prompts, responses, **options):
