@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
-from ..prompts import part_text
+from ..prompts import REASONING_FIELDS, part_text
 from ..scores import Score, Scorer
 from .hidden_text import check_policy, report_hidden_text
 
@@ -59,7 +59,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     Returns:
         `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages.
-        If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context.
+        If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context. Thinking that TRL
+        parsed into a field such as `reasoning_content` is put back into the text, in `<think>…</think>`.
 
     Raises:
         `ValueError`: If an option is invalid. The returned function raises `ValueError` if a completion cannot be judged.
@@ -341,9 +342,18 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
 
 
 def _with_text(row: int, message: dict) -> dict:
-    """Return a message whose content is text: an assistant's content parts are joined as scorers join them."""
-    content = message.get("content")
-    if message["role"] != "assistant" or not isinstance(content, list):
+    """
+    Return a message in which an assistant's content is text that includes its thinking. TRL parses thinking into a field if the policy's
+    tokenizer has a response template. Few chat templates show that field, and `judged_part` gets only the content.
+    """
+    if message["role"] != "assistant":
         return message
-    name = f"Row {row}: an assistant message"
-    return {**message, "content": "\n".join(part_text(part, name) for part in content)}
+    content = message.get("content")
+    if isinstance(content, list):
+        name = f"Row {row}: an assistant message"
+        content = "\n".join(part_text(part, name) for part in content)
+    for field in REASONING_FIELDS:
+        if isinstance(thinking := message.get(field), str) and thinking:
+            content = f"<think>\n{thinking}\n</think>\n\n{content or ''}"
+            message = {name: value for name, value in message.items() if name != field}
+    return message if content is None else {**message, "content": content}
