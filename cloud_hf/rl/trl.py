@@ -1,5 +1,6 @@
 """Reward functions that work with any scorer, for TRL's `GRPOTrainer` and `RLOOTrainer`."""
 
+import json
 import logging
 import math
 import statistics
@@ -132,6 +133,18 @@ class _Batch:
         while self._untried:
             yield self._untried.pop()
 
+    def separate(self, groups: list[list[int]]):
+        """Queue groups so that no call to the scorer contains two groups of one prompt: a cascade would merge them."""
+        starts, seen = [0], set()
+        for rows in groups:
+            prompt, _ = _read_row(rows[0], self.prompts[rows[0]], self.completions[rows[0]])
+            key = json.dumps(prompt, sort_keys=True)
+            if key in seen:
+                starts.append(rows[0])
+                seen.clear()
+            seen.add(key)
+        self._untried = list(map(range, starts, [*starts[1:], len(self.completions)]))
+
     def inputs(self, rows: range) -> tuple[list, list]:
         """Return the prompts and responses to pass to a scorer."""
         read = [_read_row(row - rows.start, self.prompts[row], self.completions[row]) for row in rows]
@@ -212,16 +225,20 @@ class _Settings:
         return function
 
     def check_groups(self, batch: _Batch):
-        """Raise `ValueError` if completions cannot be compared because a group is incomplete or completions have tool calls."""
+        """
+        Separate groups whose completions are compared with each other. Raises `ValueError` if a group is incomplete or completions have
+        tool calls.
+        """
         if not self.compares:
             return
-        _groups(batch.prompts, self.num_generations)
+        groups = _groups(batch.prompts, self.num_generations)
         for row, completion in enumerate(batch.completions):
             if not isinstance(completion, str) and len(completion) > 1:
                 raise ValueError(
                     f"Row {row}: the completion has {len(completion)} messages, but a cascade compares single responses to one prompt. "
                     "Use one of its stages as the scorer."
                 )
+        batch.separate(groups)
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
