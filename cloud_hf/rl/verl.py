@@ -23,6 +23,8 @@ import os
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 # These imports are absolute, because verl loads this file by its path, outside the package
 from cloud_hf.rl.environment_scorer import served_scorer
 from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
@@ -153,9 +155,26 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
     for key in PROMPT_KEYS:
         prompt = (extra_info or {}).get(key)
         if prompt is not None:
-            # Messages that were loaded from Parquet files are arrays
-            return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+            return _plain(prompt)
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "
         "there as `prompt` when you build the dataset: verl does not pass the prompt to a reward function in any other way."
     )
+
+
+def _plain(value: Any, is_argument: bool = False) -> Any:
+    """
+    Return chat messages as they were before they were stored in a Parquet file, which turns lists into arrays and fills missing fields with
+    null. In a tool call's arguments, null may be a value, so it stays.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item, is_argument) for item in value]
+    if isinstance(value, dict):
+        return {
+            key: _plain(item, is_argument or key == "arguments")
+            for key, item in value.items()
+            if item is not None or is_argument
+        }
+    return value

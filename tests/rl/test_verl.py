@@ -3,10 +3,12 @@
 import asyncio
 import importlib.util
 import inspect
+import json
 import math
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from models_for_tests import PROMPTS, RESPONSES
 
@@ -62,6 +64,34 @@ def test_scores_are_the_models_own(compute_score, scorer):
     # One set of keys, numbers and texts: verl collects them by key
     assert len({tuple(result) for result in results}) == 1
     assert all(isinstance(value, float | str) for result in results for value in result.values())
+
+
+def test_messages_from_a_parquet_file(tmp_path):
+    """Parquet turns lists into arrays at all depths, and gives each message the fields of all."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "12", "b": None}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What is 12 + 30?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "I add."}], "tool_calls": [call]},
+        {"role": "tool", "name": "add", "content": [{"type": "text", "text": "42"}]},
+    ]
+    pd.DataFrame({"extra_info": [{"prompt": messages}]}).to_parquet(tmp_path / "rows.parquet")
+    [info] = pd.read_parquet(tmp_path / "rows.parquet")["extra_info"]
+    assert isinstance(info["prompt"][1]["tool_calls"], np.ndarray) and info["prompt"][0]["name"] is None
+    assert verl._prompt("s", info) == messages
+    with_tools = {
+        "messages": np.array(MESSAGES, dtype=object),
+        "tools": np.array([{"index": np.int64(1)}], dtype=object),
+    }
+    assert verl._prompt("s", {"prompt": with_tools}) == {"messages": MESSAGES, "tools": [{"index": 1}]}
+    json.dumps([verl._prompt("s", {"prompt": prompt}) for prompt in (info["prompt"], with_tools)])
+
+
+def test_nested_arrays_are_judged_like_lists(compute_score, scorer):
+    messages = [*MESSAGES[:1], {"role": "user", "content": [{"type": "text", "text": PROMPTS[0]}], "name": None}]
+    arrays = np.array([MESSAGES[0], {**messages[1], "content": np.array(messages[1]["content"], dtype=object)}])
+    [row] = rows(None, [arrays], ["It is 42."])
+    [score] = scorer.score([MESSAGES], ["It is 42."], max_new_tokens=8)
+    assert asyncio.run(compute_score(**row))["score"] == pytest.approx(score.reward, abs=1e-4)
 
 
 def test_address_from_the_environment(compute_score, reward_server, scorer, monkeypatch):
