@@ -71,7 +71,8 @@ async def compute_score(
             What to do with responses in which the reward model's chat template hides or changes text, such as the text before a
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
-            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error.
+            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error. Not
+            available with verl's router, which does not tell a rejected request from a failure.
 
     Returns:
         `dict`: `score`, which is the reward for training, and the following values for logging: `critique`, `reward_std`, `critique_cut`
@@ -85,6 +86,11 @@ async def compute_score(
         raise ValueError(
             "`on_response_changed` is 'error', but the vLLM servers behind verl's router only log that their chat template changed "
             "a response. Use a reward server (CLOUD_REWARD_URL), or 'warn'."
+        )
+    if reward_router_address and unjudgeable_reward is not None:
+        raise ValueError(
+            f"`unjudgeable_reward` is {unjudgeable_reward}, but verl's router responds with status 500 both to responses that a vLLM server "
+            "rejects and to failures. Use a reward server (CLOUD_REWARD_URL), or drop it and limit the length of the responses."
         )
     client = _client(reward_router_address)
     options = {"num_critiques": num_critiques, "temperature": temperature}

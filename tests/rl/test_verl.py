@@ -139,3 +139,12 @@ def test_unjudgeable_responses(compute_score, reward_server):
     assert second["score"] == -9.0 and second["unjudgeable"] == 1
     assert first["score"] != -9.0 and first["unjudgeable"] == 0 and math.isfinite(first["score"])
     assert list(first) == list(second)
+
+
+@pytest.mark.parametrize(
+    "options", [{"unjudgeable_reward": -1.0}, {"unjudgeable_reward": 0}, {"on_response_changed": "error"}]
+)
+def test_what_the_router_does_not_tell_is_refused_before_any_request(compute_score, options):
+    [row] = rows("127.0.0.1:1", PROMPTS[:1], RESPONSES[:1])
+    with pytest.raises(ValueError, match=rf"`{next(iter(options))}` is .* verl's router.*Use a reward server"):
+        asyncio.run(compute_score(**row, **options))
