@@ -22,6 +22,7 @@ import logging
 import os
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from cloud_hf.serving.chat_client import CLoudChatClient
 
 
 logger = logging.getLogger(__name__)
+
+# Clients whose server has judged a response
+_has_judged: WeakSet = WeakSet()
 
 PROMPT_KEYS = ("prompt", "raw_prompt", "question")
 
@@ -71,8 +75,9 @@ async def compute_score(
             What to do with responses in which the reward model's chat template hides or changes text, such as the text before a
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
-            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error. Not
-            available with verl's router, which does not tell a rejected request from a failure.
+            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error. An
+            error is also raised if none has been judged yet and the server rejects even a short response to the same prompt, because wrong
+            settings are then the likely cause. Not available with verl's router, which does not tell a rejected request from a failure.
 
     Returns:
         `dict`: `score`, which is the reward for training, and the following values for logging: `critique`, `reward_std`, `critique_cut`
@@ -105,8 +110,10 @@ async def compute_score(
     except ValueError as error:
         if unjudgeable_reward is None:
             raise
+        await _check_accepted(client, prompt, options)
         logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
         return _result(unjudgeable_reward, unjudgeable=1.0)
+    _has_judged.add(client)
     report_hidden_text([score], on_response_changed)
     return _result(
         score.reward,
@@ -151,6 +158,22 @@ def _client(router_address: str | None) -> Any:
             "CLOUD_REWARD_URL is not set."
         )
     return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
+
+
+async def _check_accepted(client: Any, prompt: str | list[dict], options: dict):
+    """
+    Raise `ValueError` if the server has not judged any response so far and rejects even a short one, because wrong settings would give
+    every response the same reward. verl sends a batch at once, so waiting for the first reward would depend on the order of the responses.
+    """
+    if client in _has_judged:
+        return
+    try:
+        await client.ascore([prompt], ["Yes."], **options)
+    except ValueError as error:
+        raise ValueError(
+            f"No response has been judged so far, and a short one cannot be judged either: {error}"
+        ) from error
+    _has_judged.add(client)
 
 
 # Create only one client per server, so that all calls share its connections and its limit on concurrent requests

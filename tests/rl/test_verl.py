@@ -141,6 +141,19 @@ def test_unjudgeable_responses(compute_score, reward_server):
     assert list(first) == list(second)
 
 
+def test_wrong_settings_are_not_taken_for_unjudgeable_responses(compute_score, caplog):
+    """Critiques longer than the server allows: every response would get the same reward."""
+    short, long = rows(None, PROMPTS[:2], [RESPONSES[0], "long " * 1000])
+    for row in (short, long):
+        with pytest.raises(
+            ValueError, match=r"No response has been judged so far, and a short one cannot.*server's limit is 1024"
+        ):
+            asyncio.run(compute_score(**row, unjudgeable_reward=-9.0, max_new_tokens=5000))
+    # An over-long response that comes first is rejected for its own sake
+    assert asyncio.run(compute_score(**long, unjudgeable_reward=-9.0))["score"] == -9.0
+    assert "could not be judged and gets the reward -9.0" in caplog.text
+
+
 @pytest.mark.parametrize(
     "options", [{"unjudgeable_reward": -1.0}, {"unjudgeable_reward": 0}, {"on_response_changed": "error"}]
 )
