@@ -1,5 +1,6 @@
 """Reward functions that work with any scorer, for TRL's `GRPOTrainer` and `RLOOTrainer`."""
 
+import json
 import logging
 import math
 import statistics
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..prompts import REASONING_FIELDS, part_text
 from ..scores import Score, Scorer
 from .hidden_text import check_policy, report_hidden_text
 
@@ -58,7 +60,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     Returns:
         `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages.
-        If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context.
+        If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context. Thinking that TRL
+        parsed into a field such as `reasoning_content` is put back into the text, in `<think>…</think>`.
 
     Raises:
         `ValueError`: If an option is invalid. The returned function raises `ValueError` if a completion cannot be judged.
@@ -129,6 +132,18 @@ class _Batch:
     def untried(self) -> Iterator[range]:
         while self._untried:
             yield self._untried.pop()
+
+    def separate(self, groups: list[list[int]]):
+        """Queue groups so that no call to the scorer contains two groups of one prompt: a cascade would merge them."""
+        starts, seen = [0], set()
+        for rows in groups:
+            prompt, _ = _read_row(rows[0], self.prompts[rows[0]], self.completions[rows[0]])
+            key = json.dumps(prompt, sort_keys=True)
+            if key in seen:
+                starts.append(rows[0])
+                seen.clear()
+            seen.add(key)
+        self._untried = list(map(range, starts, [*starts[1:], len(self.completions)]))
 
     def inputs(self, rows: range) -> tuple[list, list]:
         """Return the prompts and responses to pass to a scorer."""
@@ -210,16 +225,20 @@ class _Settings:
         return function
 
     def check_groups(self, batch: _Batch):
-        """Raise `ValueError` if completions cannot be compared because a group is incomplete or completions have tool calls."""
+        """
+        Separate groups whose completions are compared with each other. Raises `ValueError` if a group is incomplete or completions have
+        tool calls.
+        """
         if not self.compares:
             return
-        _groups(batch.prompts, self.num_generations)
+        groups = _groups(batch.prompts, self.num_generations)
         for row, completion in enumerate(batch.completions):
             if not isinstance(completion, str) and len(completion) > 1:
                 raise ValueError(
                     f"Row {row}: the completion has {len(completion)} messages, but a cascade compares single responses to one prompt. "
                     "Use one of its stages as the scorer."
                 )
+        batch.separate(groups)
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
@@ -324,12 +343,34 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
     """Convert TRL's prompt and completion to the prompt and response that a scorer expects."""
     if isinstance(completion, str):
         return prompt, completion
-    *context, last = completion
+    if not completion:
+        raise ValueError(
+            f"Row {row}: the completion has no messages; give text, or messages that end with the assistant's."
+        )
+    *context, last = (_with_text(row, message) for message in completion)
     if last["role"] != "assistant":
         raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not an assistant message.")
     messages = [*prompt, *context]
     if messages[-1]["role"] == "assistant":
         # The prompt ended with the start of the response, which the policy continued
-        start = messages.pop()
+        start = _with_text(row, messages.pop())
         last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
     return messages, last
+
+
+def _with_text(row: int, message: dict) -> dict:
+    """
+    Return a message in which an assistant's content is text that includes its thinking. TRL parses thinking into a field if the policy's
+    tokenizer has a response template. Few chat templates show that field, and `judged_part` gets only the content.
+    """
+    if message["role"] != "assistant":
+        return message
+    content = message.get("content")
+    if isinstance(content, list):
+        name = f"Row {row}: an assistant message"
+        content = "\n".join(part_text(part, name) for part in content)
+    for field in REASONING_FIELDS:
+        if isinstance(thinking := message.get(field), str) and thinking:
+            content = f"<think>\n{thinking}\n</think>\n\n{content or ''}"
+            message = {name: value for name, value in message.items() if name != field}
+    return message if content is None else {**message, "content": content}

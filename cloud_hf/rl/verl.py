@@ -22,6 +22,9 @@ import logging
 import os
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
+
+import numpy as np
 
 # These imports are absolute, because verl loads this file by its path, outside the package
 from cloud_hf.rl.environment_scorer import served_scorer
@@ -30,6 +33,9 @@ from cloud_hf.serving.chat_client import CLoudChatClient
 
 
 logger = logging.getLogger(__name__)
+
+# Clients whose server has judged a response
+_has_judged: WeakSet = WeakSet()
 
 PROMPT_KEYS = ("prompt", "raw_prompt", "question")
 
@@ -69,7 +75,9 @@ async def compute_score(
             What to do with responses in which the reward model's chat template hides or changes text, such as the text before a
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
-            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error.
+            Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error. An
+            error is also raised if none has been judged yet and the server rejects even a short response to the same prompt, because wrong
+            settings are then the likely cause. Not available with verl's router, which does not tell a rejected request from a failure.
 
     Returns:
         `dict`: `score`, which is the reward for training, and the following values for logging: `critique`, `reward_std`, `critique_cut`
@@ -84,6 +92,11 @@ async def compute_score(
             "`on_response_changed` is 'error', but the vLLM servers behind verl's router only log that their chat template changed "
             "a response. Use a reward server (CLOUD_REWARD_URL), or 'warn'."
         )
+    if reward_router_address and unjudgeable_reward is not None:
+        raise ValueError(
+            f"`unjudgeable_reward` is {unjudgeable_reward}, but verl's router responds with status 500 both to responses that a vLLM server "
+            "rejects and to failures. Use a reward server (CLOUD_REWARD_URL), or drop it and limit the length of the responses."
+        )
     client = _client(reward_router_address)
     options = {"num_critiques": num_critiques, "temperature": temperature}
     if getattr(client, "compares_responses", False) and options != {"num_critiques": 1, "temperature": 0.0}:
@@ -97,8 +110,10 @@ async def compute_score(
     except ValueError as error:
         if unjudgeable_reward is None:
             raise
+        await _check_accepted(client, prompt, options)
         logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
         return _result(unjudgeable_reward, unjudgeable=1.0)
+    _has_judged.add(client)
     report_hidden_text([score], on_response_changed)
     return _result(
         score.reward,
@@ -145,6 +160,22 @@ def _client(router_address: str | None) -> Any:
     return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
 
 
+async def _check_accepted(client: Any, prompt: str | list[dict], options: dict):
+    """
+    Raise `ValueError` if the server has not judged any response so far and rejects even a short one, because wrong settings would give
+    every response the same reward. verl sends a batch at once, so waiting for the first reward would depend on the order of the responses.
+    """
+    if client in _has_judged:
+        return
+    try:
+        await client.ascore([prompt], ["Yes."], **options)
+    except ValueError as error:
+        raise ValueError(
+            f"No response has been judged so far, and a short one cannot be judged either: {error}"
+        ) from error
+    _has_judged.add(client)
+
+
 # Create only one client per server, so that all calls share its connections and its limit on concurrent requests
 _shared = lru_cache(maxsize=8)(lambda kind, *address: kind(*address))
 
@@ -153,9 +184,26 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
     for key in PROMPT_KEYS:
         prompt = (extra_info or {}).get(key)
         if prompt is not None:
-            # Messages that were loaded from Parquet files are arrays
-            return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+            return _plain(prompt)
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "
         "there as `prompt` when you build the dataset: verl does not pass the prompt to a reward function in any other way."
     )
+
+
+def _plain(value: Any, is_argument: bool = False) -> Any:
+    """
+    Return chat messages as they were before they were stored in a Parquet file, which turns lists into arrays and fills missing fields with
+    null. In a tool call's arguments, null may be a value, so it stays.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item, is_argument) for item in value]
+    if isinstance(value, dict):
+        return {
+            key: _plain(item, is_argument or key == "arguments")
+            for key, item in value.items()
+            if item is not None or is_argument
+        }
+    return value

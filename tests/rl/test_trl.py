@@ -4,19 +4,22 @@ import asyncio
 import logging
 import math
 import statistics
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 from datasets import Dataset
-from models_for_tests import PROMPTS, RESPONSES
+from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model
+from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.chat_template_utils import add_response_schema, parse_response
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from cloud_hf import CritiqueFormat
 from cloud_hf.rl.trl import async_cloud_reward, cloud_reward, normalize_by_group
-from cloud_hf.scoring import Score
+from cloud_hf.scoring import Score, TransformersScorer
 from cloud_hf.serving.client import CLoudClient
 
 
@@ -212,10 +215,64 @@ def test_last_message_is_judged_in_its_context():
         seen.extend(responses) or LengthScorer().score(prompts, [response["role"] for response in responses])
     )
     thoughtful = {**went_on, "reasoning_content": "It may rain."}
-    call(cloud_reward(scorer, judged_part=str.upper), [[user], [user]], [[call_message], [thoughtful]])
-    assert seen == [{**call_message, "content": None}, {**thoughtful, "content": "SHINES."}]
+    function = cloud_reward(scorer, judged_part=lambda text: text.split("</think>")[-1].upper())
+    call(function, [[user], [user]], [[call_message], [{**call_message, **thoughtful}]])
+    assert seen == [{**call_message, "content": None}, {**call_message, "content": "\n\nSHINES."}]
     with pytest.raises(ValueError, match=r"Row 0.*not an assistant message"):
         call(cloud_reward(scorer), [[user]], [[call_message, tool]])
+
+
+def test_thinking_that_trl_parsed_is_judged_like_text(tmp_path):
+    """Also in the context, which is the turn that called a tool."""
+    policy = add_response_schema(make_tokenizer("qwen3"))
+
+    def parse(text):
+        prefix = policy.apply_chat_template(CHAT[0], add_generation_prompt=True, return_dict=False)
+        return parse_response(policy, policy(text + "<|im_end|>")["input_ids"], prefix=prefix)
+
+    thinking = "<think>\nOr is it 41?\n</think>\n\n"
+    called = parse(thinking + 'I add.\n<tool_call>\n{"name": "add", "arguments": {"a": 12}}\n</tool_call>')
+    tool = {"role": "tool", "name": "add", "content": "42"}
+    answer = parse(thinking + "It is 42.")
+    assert called["reasoning_content"] == answer["reasoning_content"] == "Or is it 41?"
+    plain_call = {"role": "assistant", "content": thinking + "I add.", "tool_calls": called["tool_calls"]}
+    plain_answer = {"role": "assistant", "content": thinking + "It is 42."}
+    save_language_model(tmp_path, family="qwen3")
+    for keep in (False, True):
+        scorer = TransformersScorer(make_model(tmp_path, keep_thinking=keep), make_tokenizer("qwen3"))
+        for parsed, text in (
+            ([answer], [plain_answer]),
+            ([called, tool, answer], [plain_call, tool, plain_answer]),
+            ([called], [plain_call]),
+        ):
+            for function in both(scorer, max_new_tokens=8):
+                [[expected], _, _] = call(function, CHAT[:1], [text])
+                [[reward], _, metrics] = call(function, CHAT[:1], [parsed])
+                assert reward == pytest.approx(expected, abs=1e-5)
+                assert metrics["cloud_reward/response_changed"] == (not keep)
+            for function in both(scorer, max_new_tokens=8, on_response_changed="error"):
+                with nullcontext() if keep else pytest.raises(ValueError, match="hides or changes text in 1 of 1"):
+                    call(function, CHAT[:1], [parsed])
+
+
+def test_content_parts_are_judged_as_text(scorer):
+    def parts(text):
+        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+    for function in both(scorer, max_new_tokens=8, judged_part=str.upper):
+        expected = call(function, CHAT[:2], ["IT IS 42.", "It is 42."])[0]
+        assert call(function, CHAT[:1], [parts("It is 42.")])[0] == pytest.approx(expected[:1], abs=1e-5)
+        assert call(function, [CHAT[1] + parts("It ")], [parts("is 42.")])[0] == pytest.approx(expected[1:], abs=1e-5)
+        image = [{"role": "assistant", "content": [{"type": "image"}]}]
+        for prompt, completion in ((CHAT[0], image), (CHAT[0] + image, parts("4"))):
+            with pytest.raises(ValueError, match=r"Row 0: an assistant message contains the content part.*text only"):
+                call(function, [prompt], [completion])
+
+
+def test_a_completion_without_messages():
+    for function in both(LengthScorer()):
+        with pytest.raises(ValueError, match=r"Row 1: the completion has no messages; give text"):
+            call(function, ["p", "p"], ["y", []])
 
 
 def test_text_that_the_reward_model_is_not_shown_is_told(caplog):

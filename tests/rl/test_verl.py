@@ -3,10 +3,12 @@
 import asyncio
 import importlib.util
 import inspect
+import json
 import math
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from models_for_tests import PROMPTS, RESPONSES
 
@@ -64,6 +66,34 @@ def test_scores_are_the_models_own(compute_score, scorer):
     assert all(isinstance(value, float | str) for result in results for value in result.values())
 
 
+def test_messages_from_a_parquet_file(tmp_path):
+    """Parquet turns lists into arrays at all depths, and gives each message the fields of all."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "12", "b": None}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What is 12 + 30?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "I add."}], "tool_calls": [call]},
+        {"role": "tool", "name": "add", "content": [{"type": "text", "text": "42"}]},
+    ]
+    pd.DataFrame({"extra_info": [{"prompt": messages}]}).to_parquet(tmp_path / "rows.parquet")
+    [info] = pd.read_parquet(tmp_path / "rows.parquet")["extra_info"]
+    assert isinstance(info["prompt"][1]["tool_calls"], np.ndarray) and info["prompt"][0]["name"] is None
+    assert verl._prompt("s", info) == messages
+    with_tools = {
+        "messages": np.array(MESSAGES, dtype=object),
+        "tools": np.array([{"index": np.int64(1)}], dtype=object),
+    }
+    assert verl._prompt("s", {"prompt": with_tools}) == {"messages": MESSAGES, "tools": [{"index": 1}]}
+    json.dumps([verl._prompt("s", {"prompt": prompt}) for prompt in (info["prompt"], with_tools)])
+
+
+def test_nested_arrays_are_judged_like_lists(compute_score, scorer):
+    messages = [*MESSAGES[:1], {"role": "user", "content": [{"type": "text", "text": PROMPTS[0]}], "name": None}]
+    arrays = np.array([MESSAGES[0], {**messages[1], "content": np.array(messages[1]["content"], dtype=object)}])
+    [row] = rows(None, [arrays], ["It is 42."])
+    [score] = scorer.score([MESSAGES], ["It is 42."], max_new_tokens=8)
+    assert asyncio.run(compute_score(**row))["score"] == pytest.approx(score.reward, abs=1e-4)
+
+
 def test_address_from_the_environment(compute_score, reward_server, scorer, monkeypatch):
     """Without its own reward model, verl passes neither router address nor tokenizer."""
     [row] = rows(None, PROMPTS[:1], RESPONSES[:1])
@@ -109,3 +139,25 @@ def test_unjudgeable_responses(compute_score, reward_server):
     assert second["score"] == -9.0 and second["unjudgeable"] == 1
     assert first["score"] != -9.0 and first["unjudgeable"] == 0 and math.isfinite(first["score"])
     assert list(first) == list(second)
+
+
+def test_wrong_settings_are_not_taken_for_unjudgeable_responses(compute_score, caplog):
+    """Critiques longer than the server allows: every response would get the same reward."""
+    short, long = rows(None, PROMPTS[:2], [RESPONSES[0], "long " * 1000])
+    for row in (short, long):
+        with pytest.raises(
+            ValueError, match=r"No response has been judged so far, and a short one cannot.*server's limit is 1024"
+        ):
+            asyncio.run(compute_score(**row, unjudgeable_reward=-9.0, max_new_tokens=5000))
+    # An over-long response that comes first is rejected for its own sake
+    assert asyncio.run(compute_score(**long, unjudgeable_reward=-9.0))["score"] == -9.0
+    assert "could not be judged and gets the reward -9.0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"unjudgeable_reward": -1.0}, {"unjudgeable_reward": 0}, {"on_response_changed": "error"}]
+)
+def test_what_the_router_does_not_tell_is_refused_before_any_request(compute_score, options):
+    [row] = rows("127.0.0.1:1", PROMPTS[:1], RESPONSES[:1])
+    with pytest.raises(ValueError, match=rf"`{next(iter(options))}` is .* verl's router.*Use a reward server"):
+        asyncio.run(compute_score(**row, **options))
