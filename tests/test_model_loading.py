@@ -1,9 +1,10 @@
 """Models by name."""
 
+import json
 import shutil
 
 import pytest
-from models_for_tests import PROMPTS, RESPONSES
+from models_for_tests import PROMPTS, RESPONSES, save_language_model
 from peft import LoraConfig, get_peft_model
 from trainers_for_tests import make_trainer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -69,3 +70,20 @@ def test_an_adapter_that_is_no_reward_model_is_refused(folders, tmp_path):
     config = read_model_config(str(folders / "adapter"))
     with pytest.raises(ValueError, match="is loaded with its own config; drop `config`"):
         CLoudForRewardModeling.from_pretrained(folders / "adapter", config=config)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_with_a_layer_of_its_own_unties_it(tmp_path, layer):
+    base = save_language_model(tmp_path / "base", tie_word_embeddings=True)
+    lora = LoraConfig(r=4, modules_to_save=[layer, "reward_head"])
+    trainer = make_trainer(str(base), tmp_path / "adapter", peft_config=lora, learning_rate=1e-2)
+    trainer.train()
+    trainer.save_model()
+    model, tokenizer = load_reward_model(str(tmp_path / "adapter"))
+    assert rewards(model, tokenizer) == pytest.approx(rewards(trainer.model, tokenizer), abs=1e-5)
+    model.save_pretrained(tmp_path / "merged")
+    config = json.loads((tmp_path / "merged/config.json").read_text())
+    assert not config["tie_word_embeddings"] and not config["text_config"]["tie_word_embeddings"]
+    merged = CLoudForRewardModeling.from_pretrained(tmp_path / "merged")
+    assert not merged.config.tie_word_embeddings
+    assert rewards(merged, tokenizer) == pytest.approx(rewards(model, tokenizer), abs=1e-5)
