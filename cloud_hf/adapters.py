@@ -30,7 +30,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_cloud import CLoudConfig, check_name, check_types, language_config, read_config
 from .model_identity import hash_of_weights
-from .published import hub_options, is_published
+from .published import has_file, hub_options, is_published
 from .safe_paths import check_links
 
 
@@ -54,16 +54,30 @@ _PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
 def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) -> Any:
     """Load an adapter and merge it into its base, which is loaded with `model_class`; see [`loading.load_merged`]."""
     hub_kwargs = hub_options(kwargs)
-    model = load_adapter_base(model_class, name, read_model_config(name, **hub_kwargs), base, **kwargs)
-    merged = attach_adapter(model, name, **hub_kwargs).merge_and_unload()
+    config = read_model_config(name, base, **hub_kwargs)
+    if not isinstance(config, CLoudConfig):
+        raise ValueError(
+            f"{name} is an adapter of a language model, not of a reward model. Train a reward model from it with "
+            "`examples/train_cloud.py`."
+        )
+    model = load_adapter_base(model_class, name, config, base, **kwargs)
+    merged = merge(attach_adapter(model, name, **hub_kwargs))
     merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where to load the tokenizer from
+    return merged
+
+
+def merge(adapted: PeftModel) -> Any:
+    """Merge an adapter into the reward model that it is attached to."""
+    merged: Any = adapted.merge_and_unload()
+    # If the adapter has an LM head or embeddings of its own, PEFT unties the two, but only in the outermost config
+    merged.config.text_config.tie_word_embeddings = merged.config.tie_word_embeddings
     return merged
 
 
 def load_adapter_base(model_class: Any, name: str, config: CLoudConfig, base: str | None = None, **kwargs) -> Any:
     """Load an adapter's base as a reward model with the adapter's `config`. `base`, if given, replaces the recorded base."""
     base, revision = adapter_base(name, base, **hub_options(kwargs))
-    kwargs = {**_of_base(kwargs), "revision": revision}
+    kwargs = {**of_base(kwargs), "revision": revision}
     options = hub_options(kwargs)
     base_dict, _ = CLoudConfig.get_config_dict(base, **options)
     is_cloud = is_published(base_dict) or base_dict.get("model_type") == CLoudConfig.model_type
@@ -198,16 +212,16 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     """
     peft_config = read_adapter_config(name, **hub_kwargs)
     recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
-    if recorded and not base and (beside := Path(name) / recorded).is_dir():
+    if recorded and not base and (beside := Path(name, hub_kwargs.get("subfolder") or "", recorded)).is_dir():
         recorded = os.path.normpath(beside)
     moved = "If it has moved, pass its location to `examples/merge_adapter.py --base_model_name_or_path`."
     if not recorded:
         raise ValueError(f"{name} does not name its base model. {moved}")
     try:
-        found = has_file(recorded, "config.json", revision=revision, **_of_base(hub_kwargs))
+        found = has_file(recorded, "config.json", revision=revision, **of_base(hub_kwargs))
     except OSError as error:
         raise ValueError(f"{name} adapts {recorded}, which cannot be read: {error} {moved}") from error
-    if is_adapter(recorded, revision=revision, **_of_base(hub_kwargs)):
+    if is_adapter(recorded, revision=revision, **of_base(hub_kwargs)):
         raise ValueError(
             f"{name} adapts {recorded}, which is itself an adapter. Merge {recorded} into its base first."
         )
@@ -223,8 +237,8 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     config of the adapter's base. `base`, if given, replaces the recorded base. Raises `FileNotFoundError` if `name` is
     neither a folder nor a possible Hub id.
     """
-    check_name(name)
     hub_kwargs = hub_options(kwargs)
+    check_name(name, hub_kwargs.get("subfolder"))
     if not is_adapter(name, **hub_kwargs):
         return read_config(name, **kwargs)
     if has_file(name, "config.json", **hub_kwargs):
@@ -232,7 +246,7 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
         if isinstance(config, CLoudConfig):
             return config
     base, revision = adapter_base(name, base, **hub_kwargs)
-    config = read_config(base, revision=revision, **_of_base(hub_kwargs))
+    config = read_config(base, revision=revision, **of_base(hub_kwargs))
     if isinstance(config, CLoudConfig):
         raise ValueError(
             f"{name} adapts the CLoud model {base}, but has no config.json: it was not saved by CLoudTrainer."
@@ -277,7 +291,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
         )
 
 
-def _of_base(kwargs: dict[str, Any]) -> dict[str, Any]:
+def of_base(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Drop the options that locate an adapter but not its base: `revision` and `subfolder`."""
     return {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
 
@@ -289,8 +303,3 @@ def _check_architecture(name: str, config: CLoudConfig, base: str, base_config):
             raise ValueError(
                 f"{name} was trained on another base, in which `{field}` was {ours!r}; in {base}, it is {theirs!r}."
             )
-
-
-def has_file(name: str, file: str, **hub_kwargs) -> bool:
-    """Return whether a folder or a Hub repository contains a file."""
-    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) is not None

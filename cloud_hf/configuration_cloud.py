@@ -366,12 +366,12 @@ def is_local(name: str | None) -> bool:
     return bool(name) and (Path(name).is_absolute() or Path(name).exists())
 
 
-def check_name(name: str):
-    """Raise `FileNotFoundError` if `name` is neither a folder with a config nor a possible Hub id."""
-    folder = Path(name)
-    if folder.exists():
+def check_name(name: str, subfolder: str | None = None):
+    """Raise `FileNotFoundError` if `name` is neither a folder with a config (in its `subfolder`) nor a possible Hub id."""
+    if Path(name).exists():
+        folder = Path(name, subfolder or "")
         if not any((folder / config).exists() for config in ("config.json", "adapter_config.json")):
-            raise FileNotFoundError(f"{name} is not a model: it has neither config.json nor adapter_config.json.")
+            raise FileNotFoundError(f"{folder} is not a model: it has neither config.json nor adapter_config.json.")
     else:
         try:
             validate_repo_id(name)

@@ -9,7 +9,7 @@ from . import adapters
 from .adapters import adapt, adapter_base, attach_adapter, is_adapter, read_model_config, record_base
 from .configuration_cloud import CLoudConfig
 from .modeling_cloud import CLoudForRewardModeling
-from .published import hub_options
+from .published import has_file, hub_options
 from .scalar_models import is_scalar_model
 
 
@@ -55,7 +55,10 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
         kwargs["device_map"] = "cuda"
     load: Any = load_merged if is_adapter(name, **hub_kwargs) else CLoudForRewardModeling.from_pretrained
     model = load(name, **kwargs)
-    return model.eval(), AutoTokenizer.from_pretrained(tokenizer_source(name, **hub_kwargs), **hub_kwargs)
+    source = tokenizer_source(name, **hub_kwargs)
+    return model.eval(), AutoTokenizer.from_pretrained(
+        source, **(hub_kwargs if source == name else adapters.of_base(hub_kwargs))
+    )
 
 
 def load_merged(name: str, base: str | None = None, **kwargs) -> CLoudForRewardModeling:
@@ -86,7 +89,7 @@ def load_critic(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModel
         return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
     base, revision = adapter_base(name)
     model = CLoudForRewardModeling.from_language_model(base, config, revision=revision, **kwargs)
-    return attach_adapter(model, name).merge_and_unload()
+    return adapters.merge(attach_adapter(model, name))
 
 
 def load_adapter_base(
@@ -112,6 +115,6 @@ def check_reward_model(name: str, config):
 
 def tokenizer_source(name: str, base: str | None = None, **hub_kwargs) -> str:
     """Return the location of a model's tokenizer: the model itself or, for an adapter saved without a tokenizer, its base."""
-    if is_adapter(name, **hub_kwargs) and not adapters.has_file(name, "tokenizer_config.json", **hub_kwargs):
+    if is_adapter(name, **hub_kwargs) and not has_file(name, "tokenizer_config.json", **hub_kwargs):
         return adapter_base(name, base, **hub_kwargs)[0]
     return name

@@ -50,6 +50,7 @@ from .published import (
     PUBLISHED_PREFIX,
     check_shapes,
     find_weights,
+    has_file,
     hub_options,
     is_published,
     native_key,
@@ -307,7 +308,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         r"""
         Load a reward model: a native model, a checkpoint published by the paper's authors (which gets `format="reference"`), or an
-        adapter. Unlike in transformers, missing weights are an error, because rewards from a random head look like any others.
+        adapter, which is merged into its base. Unlike in transformers, missing weights are an error, because rewards from a random head look like any others.
 
         Args:
             text_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -323,8 +324,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """
         name = pretrained_model_name_or_path
         hub_kwargs = hub_options(kwargs)
-        if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # set by the Auto classes
-            return cls._load_adapter(name, kwargs, hub_kwargs)
+        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # set by the Auto classes
+        if adapter is None and name is not None and has_file(name, "adapter_config.json", **hub_kwargs):
+            if kwargs.get("config") is not None and "adapter_kwargs" not in kwargs:
+                raise ValueError(f"{name} is an adapter, which is loaded with its own config; drop `config`.")
+            adapter = name
+        if adapter is not None:
+            return cls._load_adapter(name, str(adapter), kwargs, hub_kwargs)
         config_dict = {} if name is None else CLoudConfig.get_config_dict(name, **hub_kwargs)[0]
         published = is_published(config_dict)
         if kwargs.get("config") is None and config_dict.get("model_type", "cloud") != "cloud":
@@ -354,7 +360,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         kwargs["key_mapping"] = {f"^{PUBLISHED_PREFIX}": NATIVE_PREFIX}
 
     @classmethod
-    def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
+    def _load_adapter(
+        cls, name, adapter: str, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]
+    ) -> "CLoudForRewardModeling":
         """
         Load an adapter and merge it into its base. The Auto classes pass the base's name as `name`, except for a local adapter with a
         `config.json`, for which they pass the adapter's folder.
@@ -364,9 +372,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             from cloud_hf.adapters import load_merged
         except ImportError as error:
             raise ImportError(f"{name} is an adapter; install the package cloud-hf to load adapters.") from error
-        adapter = kwargs.pop("adapter_kwargs")["_adapter_model_path"]
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("config", *hub_kwargs)}
-        return load_merged(cls, str(adapter), **(hub_kwargs if adapter == name else {}), **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("adapter_kwargs", "config", *hub_kwargs)}
+        return load_merged(cls, adapter, **(hub_kwargs if adapter == str(name) else {}), **kwargs)
 
     @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":

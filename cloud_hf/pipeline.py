@@ -1,6 +1,6 @@
 """The transformers pipeline "critique-reward", which turns a chat into a critique and a reward."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, cast
 
@@ -56,8 +56,8 @@ class CLoudPipeline(Pipeline):
             inputs (`dict` or `list` or generator or `Dataset`):
                 One or more inputs. An input is a list of messages that ends with the assistant's response; or
                 `{"messages": [...]}` with such a list, and optionally `"tools"`; or `{"prompt": ..., "response": ...}`, with a prompt
-                as in [`Scorer`]. A list of inputs is sorted by length and judged in one call; a generator or dataset is read
-                `batch_size` inputs at a time, as its results are consumed.
+                and a response as in [`Scorer`]. A list of inputs is sorted by length and judged in one call; a generator or dataset
+                (torch's, Hugging Face's or a column of the latter) is read `batch_size` inputs at a time, as its results are consumed.
             **kwargs:
                 `batch_size` and the options of [`CLoudPipeline`].
 
@@ -69,6 +69,9 @@ class CLoudPipeline(Pipeline):
         """
         if isinstance(inputs, list) and not inputs:
             return []
+        # Hugging Face's datasets and their columns, which transformers would take for a single input
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | Mapping | list | tuple):
+            inputs = (item for item in inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, **options):
@@ -79,8 +82,8 @@ class CLoudPipeline(Pipeline):
 
     def preprocess(self, inputs) -> dict[str, Any]:
         """Split an input into prompt and response."""
-        if isinstance(inputs, Chat):
-            inputs = {"messages": inputs.messages}
+        if isinstance(inputs, Chat | list):
+            inputs = {"messages": inputs.messages if isinstance(inputs, Chat) else inputs}
         if isinstance(inputs, dict) and set(inputs) == {"prompt", "response"}:
             return inputs
         if not (isinstance(inputs, dict) and "messages" in inputs and set(inputs) <= {"messages", "tools"}):
@@ -96,7 +99,7 @@ class CLoudPipeline(Pipeline):
                 f"The last message has the role {last.get('role')!r}; it must be the assistant's response to judge."
             )
         prompt = {"messages": context, "tools": inputs["tools"]} if inputs.get("tools") else context
-        return {"prompt": prompt, "response": last.get("content")}
+        return {"prompt": prompt, "response": last}
 
     def _forward(self, model_inputs: list[dict[str, Any]], **options) -> list[Score]:
         prompts = [row["prompt"] for row in model_inputs]

@@ -35,6 +35,11 @@ def hub_options(kwargs: dict[str, Any], *further: str) -> dict[str, Any]:
     return {key: kwargs[key] for key in (*HUB_KWARGS, *further) if key in kwargs}
 
 
+def has_file(name: str | Path, file: str, **hub_kwargs) -> bool:
+    """Return whether a folder or a Hub repository contains a file."""
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) is not None
+
+
 # Keys of published configs that a native config does not need
 _IGNORED_KEYS = {"_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}
 

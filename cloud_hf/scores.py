@@ -24,6 +24,14 @@ class NotFinite(ArithmeticError):
     """A reward, weight, loss or gradient is NaN or infinite."""
 
 
+def read_critiques(row: int, given) -> list[str]:
+    """Return a response's given critiques as a list. Raises a `ValueError` that names the row if they are not text."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"Row {row}: `critiques` is {texts!r:.60}; give a string or a non-empty list of strings.")
+    return list(texts)
+
+
 @dataclass(frozen=True)
 class Score:
     """

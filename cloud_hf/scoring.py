@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_cloud import longest_sequence, position_switch
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from .generation import CritiqueWriter, read_partial_rewards
-from .scores import OnScore, Sample, Sampling, Score, Scorer, report_scores
+from .scores import OnScore, Sample, Sampling, Score, Scorer, read_critiques, report_scores
 
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _encode_given(
                 break  # stop encoding: the request will be rejected
         return encoded
 
-    texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
+    texts = [read_critiques(row, given) for row, given in enumerate(critiques)]
     rows = [naming_row(row, complete_all, *pair) for row, pair in enumerate(zip(prefixes, texts, strict=True))]
     return [[text.strip() for text in row_texts] for row_texts in texts], rows
 
@@ -299,10 +299,8 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
         )
     if len(critiques) != len(responses):
         raise ValueError(f"{len(critiques)} critiques but {len(responses)} responses; give one entry per response.")
-    for row, texts in enumerate(critiques):
-        texts = [texts] if isinstance(texts, str) else texts
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"Row {row}: `critiques` is {texts!r:.60}; give a string or a non-empty list of strings.")
+    for row, given in enumerate(critiques):
+        read_critiques(row, given)
 
 
 def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critiques):

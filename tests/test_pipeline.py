@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from datasets import Dataset
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForCausalLM, pipeline
@@ -62,6 +64,31 @@ def test_several_inputs(judge, expected, batch_size):
     same(list(judge((pair for pair in PAIRS), batch_size=batch_size)), expected)
 
 
+class Stream(torch.utils.data.Dataset):
+    """One of torch's datasets."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Stream(CHATS), Stream([chat["messages"] for chat in CHATS]), Dataset.from_list(CHATS), Dataset.from_list(PAIRS),
+        Dataset.from_list(CHATS).to_iterable_dataset(), Dataset.from_list(CHATS)["messages"],
+    ],
+    ids=["torch", "torch_messages", "datasets", "datasets_pairs", "datasets_iterable", "column"],
+)  # fmt: skip
+def test_datasets(judge, expected, dataset):
+    same(list(judge(dataset, batch_size=2)), expected)
+
+
 def test_a_list_is_judged_in_batches_and_a_generator_as_it_is_read(judge):
     widths = []
     hook = judge.model.trunk.register_forward_hook(
@@ -98,6 +125,25 @@ def test_tools_and_system_messages_reach_the_model(tmp_path):
     assert judge({"messages": messages})["reward"] != pytest.approx(score.reward, abs=1e-5)
 
 
+def test_all_fields_of_the_response_reach_the_model(tmp_path):
+    model = make_model(save_language_model(tmp_path, family="qwen3"))
+    tokenizer = make_tokenizer("qwen3")
+    judge = pipeline("critique-reward", model=model, tokenizer=tokenizer, max_new_tokens=BUDGET, device="cpu")
+    prompt = [{"role": "user", "content": "1+1?"}]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    responses = [
+        {"role": "assistant", "content": "I add."},
+        {"role": "assistant", "content": "I add.", "tool_calls": [call]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": [{"type": "text", "text": "2"}]},
+    ]
+    scores = model.score([prompt] * 4, responses, tokenizer, max_new_tokens=BUDGET)
+    assert len({score.reward for score in scores}) == 4
+    same(judge([{"messages": [*prompt, response]} for response in responses]), scores)
+    with pytest.raises(ValueError, match=r"Row 0: .*`mood`"):
+        judge({"messages": [*prompt, {**responses[0], "mood": "good"}]})
+
+
 def test_a_classic_model(classic_model):
     tokenizer = make_tokenizer("llama3")
     judge = pipeline("critique-reward", model=classic_model, tokenizer=tokenizer, device="cpu")
@@ -117,7 +163,7 @@ def test_no_inputs(judge):
         ([CHATS[0], {"messages": []}], r"Row 1: `messages` is \[\]"),
         ([CHATS[0], {"messages": CHATS[0]["messages"][:1]}], "Row 1: The last message has the role 'user'"),
         ({"messages": CHATS[0]["messages"][1:]}, "Row 0: .*prompt"),
-        ({"messages": [*CHATS[0]["messages"][:1], {"role": "assistant", "content": None}]}, "Row 0: `response` is of type NoneType"),
+        ({"messages": [*CHATS[0]["messages"][:1], {"role": "assistant", "content": None}]}, r"Row 0: `response` \(assistant\) has no text `content`"),
         ([PAIRS[0], {"prompt": None, "response": "x"}], "Row 1: `prompt` is None"),
         ([PAIRS[0], {"prompt": "long " * 600, "response": "x"}], r"Row 1: \d+ tokens .* context holds 512"),
     ],

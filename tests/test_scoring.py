@@ -235,6 +235,8 @@ def test_training_mode_is_left_as_it_was(talker):
         ({"critiques": ["only one"]}, "1 critiques but 4 responses"),
         ({"critiques": ["a", "b", "c", None]}, "Row 3: `critiques` is"),
         ({"critiques": ["a", "b", "c", []]}, "Row 3: `critiques` is"),
+        ({"critiques": ["a", "b", "c", {"d": 1}]}, "Row 3: `critiques` is"),
+        ({"critiques": ["a", "b", "c", 5]}, "Row 3: `critiques` is"),
         ({"prompts": ["x", "x", "long " * 600, "x"]}, r"Row 2: \d+ tokens .* context holds 512 \(1 of 4"),
         ({"max_new_tokens": 500}, r"context holds 512"),
     ],

@@ -62,6 +62,8 @@ class CLoudChatClient(CLoudClient):
             "top_logprobs": 2,
             "return_token_ids": True,
         }
+        if chat.get("tools"):
+            body["tool_choice"] = "none"  # by default, vLLM lets the critic call the tools, or refuses the request
         # Greedy critiques need no seed, and a seed may crash a CPU engine (see `seed_for` in `vllm/requests.py`)
         return body | ({"seed": options["seed"]} if "seed" in options and options["temperature"] > 0 else {})
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from ..printable import printable
-from ..scores import OnScore, Score
+from ..scores import OnScore, Score, read_critiques
 from .http_answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
 from .replicas import Replica, Replicas
 
@@ -351,8 +351,7 @@ class CLoudClient:
         for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             item, count = {"prompt": prompt, "response": response}, options["num_critiques"]
             if critiques is not None:
-                given = critiques[index]
-                item["critiques"] = [given] if isinstance(given, str) else list(given)
+                item["critiques"] = read_critiques(index, critiques[index])
                 count *= len(item["critiques"])
             try:
                 body = json.dumps(self._body(item, options), allow_nan=False)

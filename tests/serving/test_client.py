@@ -149,6 +149,8 @@ def test_a_key(talker):
         (["x"], ["y", "z"], {}, r"1 prompts but 2 responses"),
         ("x", ["y"], {}, r"`prompts` is 'x'"),
         (["x"], ["y"], {"critiques": []}, r"0 critiques but 1 responses"),
+        (["x"] * 2, ["y"] * 2, {"critiques": ["a", None]}, r"Row 1: `critiques` is None; give a string"),
+        (["x"] * 2, ["y"] * 2, {"critiques": ["a", {"b": 1}]}, r"Row 1: `critiques` is {'b': 1}; give a string"),
     ],
 )
 def test_bad_input_is_a_value_error_that_names_the_row(url, prompts, responses, options, says):

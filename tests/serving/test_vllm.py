@@ -138,6 +138,7 @@ CHATS = [
     for i in range(24)
     for prompt in PROMPTS
 ]
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}]
 ANSWERS = [response + " no" * (i % 6) for i in range(24) for response in RESPONSES]
 
 LLAMA = ("llama", "llama3", {})
@@ -563,7 +564,7 @@ def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):
 def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
     from cloud_hf.serving.vllm.engine import VLLMEngine
 
-    model, tokenizer = save_talker(tmp_path, *LLAMA), make_tokenizer("llama3")
+    model, tokenizer = save_talker(tmp_path, "llama", "qwen3", {}), make_tokenizer("qwen3")
     expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=BUDGET)
     given = model.score(CHATS[:2], ANSWERS[:2], tokenizer, critiques=[["Good.", "Bad."]] * 2)
 
@@ -608,7 +609,7 @@ def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
 
 
 @asynccontextmanager
-async def stock_server(llm, folder):
+async def stock_server(llm, folder, *options):
     """vLLM's own OpenAI server over an engine that runs already."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -616,7 +617,7 @@ async def stock_server(llm, folder):
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(
-        ["--model", str(folder), "--served-model-name", "judge"]
+        ["--model", str(folder), "--served-model-name", "judge", *options]
     )
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
@@ -634,7 +635,6 @@ async def ask_the_stock_server(engine, folder, expected):
     """The `openai` client gets critique and reward from the plain messages, or an error."""
     from openai import AsyncOpenAI, BadRequestError
 
-    tokenizer = make_tokenizer("llama3")
     async with stock_server(engine._llm, folder) as url:
         client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
@@ -671,7 +671,7 @@ async def ask_the_stock_server(engine, folder, expected):
         with pytest.raises(BadRequestError, match="does not end with an assistant message"):
             await client.chat.completions.create(model="judge", messages=CHATS[0], logprobs=True)
         with pytest.raises(BadRequestError, match="does not open the critique turn"):
-            await client.completions.create(model="judge", prompt=f"{tokenizer.bos_token}What is 2+2?", logprobs=0)
+            await client.completions.create(model="judge", prompt="What is 2+2?", logprobs=0)
         ours = CLoudChatClient(url)
         for score, theirs in zip(
             await ours.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=BUDGET), expected, strict=False
@@ -680,6 +680,14 @@ async def ask_the_stock_server(engine, folder, expected):
             assert score.rewards == pytest.approx(theirs.rewards, abs=1e-4)
         [several] = await ours.ascore(CHATS[:1], ANSWERS[:1], num_critiques=3, temperature=1.0, max_new_tokens=BUDGET)
         assert len(several.rewards) == 3 and several.reward_std > 0
+        chat = {"messages": CHATS[0], "tools": TOOLS}
+        [score] = await ours.ascore([chat], ANSWERS[:1], max_new_tokens=BUDGET)
+        direct = await engine.score(chat, ANSWERS[0], Sampling(max_new_tokens=BUDGET))
+        assert score.critique_ids == direct.critique_ids and score.rewards == pytest.approx(direct.rewards, abs=1e-4)
+        assert score.reward != pytest.approx(expected[0].reward, abs=1e-4)
+        async with stock_server(engine._llm, folder, "--exclude-tools-when-tool-choice-none") as hiding:
+            with pytest.raises(ValueError, match="hides the tools from the model"):
+                await CLoudChatClient(hiding).ascore([chat], ANSWERS[:1], max_new_tokens=BUDGET)
         with pytest.raises(ValueError, match="drop `critiques`"):
             await ours.ascore(CHATS[:1], ANSWERS[:1], critiques=["Good."])
         with pytest.raises(ValueError, match="status 400"):

@@ -127,7 +127,11 @@ class RewardService:
             for index, (text, prompt) in enumerate(zip(texts, prompts or [None] * len(texts), strict=True)):
                 self._check_length(index, f"`{field}`", len(text))
                 rows.append(await self._encoding.run(len(text), _read_chat, self.chats, text, prompt, index, field))
-            return await self._score(rows, sampling, record)
+            try:
+                return await self._score(rows, sampling, record)
+            except HTTPException as error:  # these requests have no such field
+                error.detail = str(error.detail).replace("`max_new_tokens`", "the server's `--max_new_tokens`")
+                raise
 
     async def stream(self, row: Row, sampling: Sampling, record: RequestRecord) -> AsyncGenerator[str | Score, None]:
         """Check a row, then return an iterator that yields its critique piece by piece, and then its score."""

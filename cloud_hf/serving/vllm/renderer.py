@@ -67,6 +67,11 @@ class CLoudRenderer(HfRenderer):
         chat: Any = [_without_nulls(message) for message in messages]
         if tools := params.chat_template_kwargs.get("tools"):
             chat = {"messages": chat, "tools": tools}
+        elif params.tool_choice is not None:  # set only if the request has tools
+            raise VLLMValidationError(
+                "This server hides the tools from the model, which changes the reward: start it without "
+                "`--exclude-tools-when-tool-choice-none`."
+            )
         row = split_chat(chat, "messages")
         with self._format_lock:
             prefix = self._format.encode_prefix(row.prompt, row.response)
