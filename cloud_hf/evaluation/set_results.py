@@ -129,12 +129,10 @@ def outcome(margins: Sequence[float]) -> float:
 
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
-    """Build the evaluation of a preference set, whose groups become subsets."""
+    """Build the evaluation of a preference set, whose groups become subsets. Without a group column, the subset of all rows is `"all"`."""
     # Rows are identified by index, because the ids in a preference set need not be unique
     rows = [
-        BenchmarkRow(
-            str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
-        )
+        BenchmarkRow(str(pair.index), pair.subset if result.by_group else "all", row.prompt, tuple(row.responses))
         for pair, row in zip(result.pairs, fitted.rows, strict=True)
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]

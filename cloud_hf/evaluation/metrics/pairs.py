@@ -25,6 +25,11 @@ class ScoredPair:
     chosen: Score
     rejected: Score
 
+    @property
+    def subset(self) -> str:
+        """The name of the pair's group; the pairs without one form a group of their own."""
+        return "(none)" if self.group is None else str(self.group)
+
 
 @dataclass(frozen=True)
 class PairEvaluation:
@@ -43,7 +48,7 @@ class PairEvaluation:
         critiques_cut (`float`):
             Share of critiques that were truncated at the token limit.
         by_group (`dict[str, dict]`):
-            `accuracy`, `ci95` and `n` for each value of the group column.
+            `accuracy`, `ci95` and `n` for each value of the group column, and for the pairs without a value (`"(none)"`).
         pairs (`list[ScoredPair]`):
             The pairs with their scores.
     """
@@ -133,7 +138,7 @@ def summarize_pairs(
     found = score_preferences(
         [pair.chosen.reward for pair in pairs],
         [pair.rejected.reward for pair in pairs],
-        [str(pair.group) for pair in pairs],
+        [pair.subset for pair in pairs],
     )
     assert found.accuracy.ci95 is not None  # a share of outcomes that are 0 or 1 always has an interval
     groups = sorted(found.subsets.items()) if group_column else []

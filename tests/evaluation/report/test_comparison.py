@@ -26,7 +26,7 @@ def write_run(folder, models, **arguments):
         "version": 1,
         "arguments": {"models": [*models, "not-scored-yet"], "temperature": 0.0, **arguments},
         "environment": {"versions": {"torch": "2"}, "device": "CPU", "models": dict.fromkeys(models, "5f0c")},
-        "styles": dict.fromkeys([*models, "not-scored-yet"], {}),
+        "styles": {name: {} for name in (*models, "not-scored-yet")},
         "benchmarks": [{"model": name, **part.summary()} for name, found in models.items() for part in found],
     }
     (folder / "report.json").write_text(json.dumps(json_safe(page)))
