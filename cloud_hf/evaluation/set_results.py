@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.journal import key_of
+from ..data.row_values import prompt_of
 from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
 from .context_fitting import FittedRows, score_columns, share_cut
@@ -29,7 +30,7 @@ class Evaluation:
         scores ([`BenchmarkScores`]):
             The metrics.
         rows (`list[BenchmarkRow]`):
-            The scored rows.
+            The scored rows, with their prompts before shortening.
         row_scores (`list[list[Score]]`):
             The scores of each row's responses.
         dropped, shortened (`int`):
@@ -130,9 +131,12 @@ def outcome(margins: Sequence[float]) -> float:
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
     """Build the evaluation of a preference set, whose groups become subsets. Without a group column, the subset of all rows is `"all"`."""
-    # Rows are identified by index, because the ids in a preference set need not be unique
+    # Rows are identified by index, because the ids in a preference set need not be unique. Their prompts are those of the set, as in
+    # benchmarks, because a shortened prompt and its hash depend on the model
     rows = [
-        BenchmarkRow(str(pair.index), pair.subset if result.by_group else "all", row.prompt, tuple(row.responses))
+        BenchmarkRow(
+            str(pair.index), pair.subset if result.by_group else "all", prompt_of(row.row), tuple(row.responses)
+        )
         for pair, row in zip(result.pairs, fitted.rows, strict=True)
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
