@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 from ..combine_critiques import combine_scores
 from ..critique_format import CritiqueFormat
 from ..data.journal import key_of
-from ..data.preference_rows import SIDES, read_preferences, read_prompts
+from ..data.preference_rows import POSITION, SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
 from ..data.rows import row_name
 from ..scoring import Score
@@ -107,7 +107,10 @@ class Sets:
 
 def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
     """Return rows with their prompts and responses unchanged, for a judge, whose server has its own context length."""
-    found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows)]
+    found = [
+        FittedRow(row.get(POSITION, place), row, prompt_of(row), responses_of(row), [])
+        for place, row in enumerate(rows)
+    ]
     return FittedRows(found, 0, 0)
 
 
@@ -117,18 +120,19 @@ def load_sets(args: EvaluationArguments) -> Sets:
     wrong.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
-    source = (args.dataset_test_split, args.dataset_config)
     pairs = load_datasets(args, (*SIDES, *columns))
     sets = Sets(
-        pairs={name: read_preferences(rows, name, bad_rows=args.bad_rows) for name, rows in pairs.items()},
+        pairs={
+            name: read_preferences(rows, name, bad_rows=args.bad_rows, numbered=True) for name, rows in pairs.items()
+        },
         problems={
-            name: read_prompts(rows, name, args.bad_rows)
+            name: read_prompts(rows, name, args.bad_rows, numbered=True)
             for name, rows in load_datasets(args, PROBLEM_COLUMNS, args.best_of_n).items()
         },
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
         critiques={
-            name: critique_quality.load([name], *source, args.bad_rows)[: args.limit]
-            for name in args.reference_critiques
+            name: critique_quality.read_critique_rows(name, rows, args.bad_rows)
+            for name, rows in load_datasets(args, (), args.reference_critiques).items()
         },
     )
     shown = short_names(args.dataset_name)
@@ -148,14 +152,14 @@ def load_sets(args: EvaluationArguments) -> Sets:
 
 def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
     """Raise `ValueError` if a column that is needed only after scoring contains an invalid value."""
-    for index, row in enumerate(rows):
+    for row in rows:
         try:
             if args.length_column:
                 read_length(row, args.length_column)
             if args.paraphrase_column:
                 read_paraphrases(row[args.paraphrase_column])
         except ValueError as error:
-            raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
+            raise ValueError(f"{name}, {row_name(row[POSITION], row)}: {error}") from error
 
 
 def _check_shares(name: str, args: EvaluationArguments):

@@ -498,6 +498,7 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
         write_rows(tmp_path / "a.jsonl", [single, {**single, "prompt": "Is it 2?"}]),
         write_rows(tmp_path / "b.jsonl", [double]),
     ]
+    two = write_rows(tmp_path / "two.jsonl", [{**double, "prompt": f"Is it {n}?"} for n in range(3)])
     options = {"dataset_name": [], "benchmarks": [], "best_of_n": [], "reference_critiques": files}
     report = evaluate(models, data, tmp_path / "out", **options)
     found = {part["dataset"]: part for part in report["critique_quality"]}
@@ -521,6 +522,8 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
     )
     text = (tmp_path / "out" / "report.md").read_text()
     assert "## Critiques compared with references" in text and "| b.jsonl | cloud | 2 |" in text
+    report = evaluate(models, data, tmp_path / "two", "cloud", **{**options, "reference_critiques": [two], "limit": 2})
+    assert [part["n"] for part in report["critique_quality"]] == [4]  # both responses of two rows
     with pytest.raises(ValueError, match="none of `models` writes critiques"):
         evaluate(models, data, tmp_path / "out", "classic", **options)
     with pytest.raises(ValueError, match=r"row 0: `critique` is '  '; give a critique as text"):
@@ -623,6 +626,17 @@ def test_rows_that_do_not_fit(models, data, tmp_path):
     [part] = report["benchmarks"]
     assert (part["rows"], part["dropped"], part["shortened"]) == (2, 1, 1)
     assert "hep-rust" in part["missing"] and "Rows scored with a shortened prompt: 1." in part["notes"]
+
+
+def test_rows_left_out_as_bad(models, tmp_path):
+    """The other rows keep their positions in the file."""
+    rows = [{"prompt": f"Is it {n}?", "chosen": "Yes." * (n % 4 > 0), "rejected": "No."} for n in range(8)]
+    options = {"benchmarks": [], "best_of_n": [], "dataset_name": [write_rows(tmp_path / "bad.jsonl", rows)]}
+    evaluate(models, tmp_path, tmp_path / "out", "classic", bad_rows="drop", **options)
+    lines = (tmp_path / "out" / "scores_classic_bad.jsonl.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [1, 2, 3, 5, 6, 7]
+    table = parquet.read_table(tmp_path / "out" / "scores_classic.parquet").to_pylist()
+    assert [row["row"] for row in table[::2]] == ["1", "2", "3", "5", "6", "7"]
 
 
 def test_a_run_that_scored_nothing_does_not_bar_its_folder(models, data, tmp_path):

@@ -84,7 +84,12 @@ def test_rows_without_a_group_are_a_subset_of_their_own():
 
 def test_rows_keep_their_prompt_when_it_is_shortened():
     """Otherwise the hash of a row, by which runs are compared, would depend on the model's context."""
-    row = {"prompt": [{"role": "user", "content": "long"}] * 2, "chosen": "a", "rejected": "b", "tools": '[{"name": "f"}]'}
+    row = {
+        "prompt": [{"role": "user", "content": "long"}] * 2,
+        "chosen": "a",
+        "rejected": "b",
+        "tools": '[{"name": "f"}]',
+    }
     tables = []
     for prompt in (row["prompt"][1:], row["prompt"]):
         fitted = FittedRows([FittedRow(0, row, prompt, ["a", "b"], [1, 1])], 0, len(prompt) % 2)

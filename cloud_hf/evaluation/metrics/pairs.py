@@ -117,7 +117,7 @@ def evaluate_pairs(
     name = "Evaluation of pairs"
     if group_column is not None:
         check_columns(rows.column_names, (group_column,), "`group_column`")
-    rows = read_preferences(rows, name, bad_rows=bad_rows)
+    rows = read_preferences(rows, name, bad_rows=bad_rows, numbered=True)
     limits = context_length, overlong_policy, max_new_tokens, bad_rows
     fitted = fit_rows(rows, pair_responses, critique_format, *limits, name)
     scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
