@@ -38,7 +38,8 @@ class Evaluation:
         repeated_ids (`int`, *optional*, defaults to `0`):
             Number of rows of a preference set that repeat the `id` of an earlier row.
         bad (`int`, *optional*, defaults to `0`):
-            Number of rows left out because the chat template or tokenizer rejects them (only with `bad_rows="drop"`).
+            Number of rows left out because they cannot be used, for example because the chat template rejects them (only with
+            `bad_rows="drop"`).
         benchmark ([`Benchmark`], *optional*):
             The benchmark, whose own tables and result files are added to the report. `None` for a preference set.
     """
@@ -103,6 +104,7 @@ class Evaluation:
             "row_accuracy": self.row_accuracy().summary(),
             "dropped": self.dropped,
             "shortened": self.shortened,
+            "bad": self.bad,
             "repeated_ids": self.repeated_ids,
             "critiques_cut": share_cut(self.row_scores),
             "notes": self.notes(),
@@ -256,6 +258,7 @@ class CritiqueResult:
     quality: CritiqueQuality
     dropped: int  # rows that do not fit in the model's context
     shortened: int  # rows with a shortened prompt
+    bad: int  # rows that cannot be used
     without_loss: int  # rows that do not fit in the context together with their reference critique
 
     @classmethod
@@ -266,7 +269,7 @@ class CritiqueResult:
         rows, scores = fitted_rows(fitted), [score for [score] in row_scores]
         quality = score_critiques([score.critique for score in scores], [row.critique for row in rows], losses)
         without = sum(loss.tokens == 0 for loss in losses or [])
-        return cls(name, rows, scores, quality, fitted.dropped, fitted.shortened, without)
+        return cls(name, rows, scores, quality, fitted.dropped, fitted.shortened, fitted.bad, without)
 
     def notes(self) -> list[str]:
         """Return caveats for readers of the results, as sentences."""
@@ -275,6 +278,7 @@ class CritiqueResult:
             {
                 "Rows left out because they do not fit the model's context": self.dropped,
                 "Rows scored with a shortened prompt": self.shortened,
+                "Rows left out because they cannot be used": self.bad,
                 without: self.without_loss,
             },
             share_cut([self.scores]),

@@ -639,6 +639,33 @@ def test_rows_left_out_as_bad(models, tmp_path):
     assert [row["row"] for row in table[::2]] == ["1", "2", "3", "5", "6", "7"]
 
 
+def test_rows_left_out_are_counted_in_the_report(models, data, tmp_path):
+    """In sets of all kinds, whether loading or the model's context rejects them."""
+    single = {"prompt": "Is it 1?", "response": "Yes, it is.", "critique": "It is short."}
+    double = pair("x", chosen_feedback="Good.", rejected_feedback="Bad.")
+    problem = {"prompt": "1+1?", "responses": ["2", "3"], "correct": [True, False]}
+    files = {
+        "dataset_name": [pair("x"), pair("x", chosen=""), pair("x", rejected=" ")],
+        "best_of_n": [problem, {**problem, "prompt": None}, {**problem, "correct": [True]}],
+        "reference_critiques": [single, {**single, "critique": ""}, {**single, "prompt": None}],
+    }
+    options = {"benchmarks": [], "bad_rows": "drop"}
+    options |= {name: [write_rows(tmp_path / f"{name}.jsonl", rows)] for name, rows in files.items()}
+    options["reference_critiques"].append(write_rows(tmp_path / "two.jsonl", [double, {**double, "chosen": ""}]))
+    report = evaluate(models, data, tmp_path / "out", "cloud", **options)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Some rows were left out: see the notes on each set." in text and "All rows were scored" not in text
+    assert "- cloud: Rows left out because they cannot be used: 2." in text
+    assert "- cloud: Problems left out because they cannot be used: 2." in text
+    assert "- cloud, reference_critiques.jsonl: Rows left out because they cannot be used: 2." in text
+    assert "- cloud, two.jsonl: Rows left out because they cannot be used: 1." in text
+    assert report["benchmarks"][0]["bad"] == report["best_of_n"]["best_of_n.jsonl"]["cloud"]["bad"] == 2
+    rows = [pair("x"), pair("x", prompt="word " * 600)]
+    options = {"dataset_name": [write_rows(tmp_path / "long.jsonl", rows)], "benchmarks": [], "best_of_n": []}
+    evaluate(models, data, tmp_path / "long", "cloud", overlong_policy="drop", **options)
+    assert "Some rows were left out" in (tmp_path / "long" / "report.md").read_text()
+
+
 def test_a_run_that_scored_nothing_does_not_bar_its_folder(models, data, tmp_path):
     """The message says to lower `max_new_tokens`, and that must then work."""
     options = {"benchmarks": [], "best_of_n": []}

@@ -137,8 +137,9 @@ class BestOfN(Summarised):
     Best-of-N by reward.
 
     Args:
-        problems, dropped (`int`):
-            Number of problems scored, and number of problems dropped because they are too long.
+        problems, dropped, bad (`int`):
+            Number of problems scored, number of problems dropped because they are too long, and number of problems left out because they
+            cannot be used (only with `bad_rows="drop"`).
         rates (`dict[int, float]`):
             For each n, the expected correctness of the best of n candidates drawn without replacement. Candidates with equal rewards
             are equally likely to be chosen. `rates[1]` is chance.
@@ -153,6 +154,7 @@ class BestOfN(Summarised):
     standard_errors: dict[int, float]
     oracle: dict[int, float]
     dropped: int
+    bad: int = 0
 
 
 def evaluate_best_of_n(
@@ -199,7 +201,7 @@ def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -
     sizes = range(1, min(map(len, rewards)) + 1)
     curve = best_of_n_curve([rewards], correct, sizes)
     oracle = best_of_n_curve([correct], correct, sizes)
-    return BestOfN(len(rewards), curve.values, curve.standard_errors, oracle.values, fitted.dropped)
+    return BestOfN(len(rewards), curve.values, curve.standard_errors, oracle.values, fitted.dropped, fitted.bad)
 
 
 # --------------------------------------------------------------------------------------------------------- choosing
