@@ -21,6 +21,7 @@ from ..evaluation.scored_sets import (
     ModelResults,
     Sets,
     card_results,
+    check_all_scored,
     load_sets,
     sample_critiques,
     score_sets,
@@ -120,6 +121,8 @@ def evaluate(
     with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
+        if args.update_card:
+            check_all_scored({key: (part.dropped, part.bad) for key, part in fitted.items()})
         by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
         journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
         # Computed before scoring, so that a row that is too long with its reference critique fails early

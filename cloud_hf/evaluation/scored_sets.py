@@ -145,6 +145,8 @@ def load_sets(args: EvaluationArguments) -> Sets:
     for name, rows in critiques.items():
         # The ids of a row's critiques differ only in the last part
         sets.bad["critiques", name] = len(rows) - len({one.id.rpartition("/")[0] for one in sets.critiques[name]})
+    if args.update_card:
+        check_all_scored({key: (0, count) for key, count in sets.bad.items()})
     shown = short_names(args.dataset_name)
     for found in sets.benchmarks:
         if found.name in shown.values():
@@ -158,6 +160,20 @@ def load_sets(args: EvaluationArguments) -> Sets:
     for name, rows in sets.pairs.items():
         _check_columns(name, rows, args)
     return sets
+
+
+def check_all_scored(left_out: Mapping[tuple[str, str], tuple[int, int]]):
+    """
+    Raise `ValueError` if `update_card` is not possible because a set is incomplete. `left_out` maps kinds and names of sets to the number of
+    over-long rows and the number of bad rows.
+    """
+    for (kind, name), (overlong, bad) in left_out.items():
+        if kind in ("benchmark", "pairs") and (overlong or bad):  # the other kinds are not in cards
+            rows = f"{overlong} over-long" if overlong else f"{bad} bad"
+            cure = "shorten or remove them" if overlong else "repair or remove them"
+            raise ValueError(
+                f"`update_card` needs metrics over all rows, but {rows} row(s) of {name} would be left out: {cure}, or omit `update_card`."
+            )
 
 
 def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):

@@ -703,6 +703,23 @@ def test_figures_go_into_the_card(models, data, tmp_path, capsys):
         evaluate(models, data, tmp_path, "base", update_card=True)
 
 
+def test_a_card_is_not_updated_if_rows_are_left_out(models, data, tmp_path, monkeypatch):
+    """Bad rows are an error before the model is loaded, over-long rows before the first row is scored."""
+    card = (models / "cloud" / "README.md").read_text()
+    files = {"bad": [pair("x"), pair("x", chosen="")], "long": [pair("x"), pair("x", prompt="word " * 600)]}
+    options = {"benchmarks": [], "best_of_n": [], "bad_rows": "drop", "overlong_policy": "drop", "update_card": True}
+    sets = {name: {"dataset_name": [write_rows(tmp_path / f"{name}.jsonl", rows)]} for name, rows in files.items()}
+    monkeypatch.setattr(TransformersScorer, "score", None)
+    with pytest.raises(
+        ValueError, match=r"1 over-long row\(s\) of .*long.jsonl would be left out: shorten or remove them"
+    ):
+        evaluate(models, data, tmp_path / "long", "cloud", **options, **sets["long"])
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
+    with pytest.raises(ValueError, match=r"1 bad row\(s\) of .*bad.jsonl would be left out: repair or remove them, or omit"):
+        evaluate(models, data, tmp_path / "bad", "cloud", **options, **sets["bad"])
+    assert (models / "cloud" / "README.md").read_text() == card
+
+
 def test_every_benchmark_and_probe_is_named_in_the_help():
     assert all(name in SCRIPT.read_text() for name in (*BENCHMARKS, *NAMES))
 
