@@ -172,7 +172,8 @@ def check_all_scored(left_out: Mapping[tuple[str, str], tuple[int, int]]):
             rows = f"{overlong} over-long" if overlong else f"{bad} bad"
             cure = "shorten or remove them" if overlong else "repair or remove them"
             raise ValueError(
-                f"`update_card` needs metrics over all rows, but {rows} row(s) of {name} would be left out: {cure}, or omit `update_card`."
+                f"`update_card` needs metrics over all rows, but {rows} row(s) of {name} would be left out: {cure}, or "
+                "omit `update_card`."
             )
 
 

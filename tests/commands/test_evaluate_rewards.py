@@ -703,6 +703,23 @@ def test_figures_go_into_the_card(models, data, tmp_path, capsys):
         evaluate(models, data, tmp_path, "base", update_card=True)
 
 
+def test_a_card_tells_settings_apart(models, data, tmp_path):
+    """Results with other settings do not replace each other, and the table names the settings that are not the defaults."""
+    folder = models / "cloud"
+    options = {"benchmarks": [], "best_of_n": [], "num_critiques": 3, "temperature": 1.0, "update_card": True}
+    changes = [
+        {"combine": "median"}, {"seed": 7}, {"read_every": 2}, {"read_every": 2, "stop_when_stable": 0.5},
+        {"overlong_policy": "truncate_prompt"}, {"dtype": "float32"},
+    ]  # fmt: skip
+    sampling = {"num_critiques": 3, "temperature": 1.0, "max_new_tokens": BUDGET}
+    for place, change in enumerate([{}, *changes, {}]):
+        evaluate(models, data, tmp_path / str(place), "cloud", **options, **change)
+    card = ModelCard.load(folder / "README.md")
+    found = [{key: value for key, value in one.metric_args.items() if key != "ci95"} for one in card.data.eval_results]
+    assert found == [*({**sampling, **change} for change in changes), sampling]
+    assert "| num_critiques 3, temperature 1.0, max_new_tokens 8, combine `median` |" in card.text
+
+
 def test_a_card_is_not_updated_if_rows_are_left_out(models, data, tmp_path, monkeypatch):
     """Bad rows are an error before the model is loaded, over-long rows before the first row is scored."""
     card = (models / "cloud" / "README.md").read_text()
@@ -715,7 +732,9 @@ def test_a_card_is_not_updated_if_rows_are_left_out(models, data, tmp_path, monk
     ):
         evaluate(models, data, tmp_path / "long", "cloud", **options, **sets["long"])
     monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
-    with pytest.raises(ValueError, match=r"1 bad row\(s\) of .*bad.jsonl would be left out: repair or remove them, or omit"):
+    with pytest.raises(
+        ValueError, match=r"1 bad row\(s\) of .*bad.jsonl would be left out: repair or remove them, or omit"
+    ):
         evaluate(models, data, tmp_path / "bad", "cloud", **options, **sets["bad"])
     assert (models / "cloud" / "README.md").read_text() == card
 
