@@ -24,7 +24,11 @@ def results_section(results: Sequence[EvalResult], notes: str = "") -> str:
             f"{result.metric_value:.1%}" if isinstance(result.metric_value, float) else in_code(result.metric_value),
             _interval(result.metric_args),
             str((result.dataset_args or {}).get("rows", "")),
-            ", ".join(f"{key} {value}" for key, value in (result.metric_args or {}).items() if key != "ci95"),
+            ", ".join(
+                f"{key} {in_code(value) if isinstance(value, str) else value}"
+                for key, value in (result.metric_args or {}).items()
+                if key != "ci95"
+            ),
         )
         for result in results
     ]

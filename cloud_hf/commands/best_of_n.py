@@ -82,7 +82,7 @@ ARGUMENTS = (BestOfNArguments,)
 
 
 def main(args: BestOfNArguments):
-    load_datasets(args, (), [])  # checks the models
+    rows = load_datasets(args, ())  # also checks the models
     sets = {
         name: load_problems(name, args.dataset_test_split, args.dataset_config, args.limit, bad_rows=args.bad_rows)
         for name in args.dataset_name
@@ -93,7 +93,8 @@ def main(args: BestOfNArguments):
     if arena is not None:
         folder = output_dir / "arena_hard_candidates"
         sets[ARENA_HARD], counts = gather_candidates(args, arena, args.seed, folder)
-    scored, formats = score_all(sets, args)
+    bad = {name: len(rows[name]) - len(sets[name]) for name in args.dataset_name}
+    scored, formats = score_all(sets, bad, args)
     halvings = compare_halvings([scored[name] for name in args.dataset_name], formats, args)
     results = [replay_result(scored[name], args.largest_n) for name in args.dataset_name]
     judged, unjudged = None, []
@@ -113,7 +114,8 @@ def main(args: BestOfNArguments):
             selected += found.selected(name, judged if found.name == ARENA_HARD else None)
         write_json_lines(rename(selected, names), output_dir / file_name("selected", name, "jsonl"))
     described = [describe_set("problems", name, problems) for name, problems in sets.items()]
-    write_report(results, unjudged, counts, args, output_dir, described, halvings)
+    left_out = any(found.left_out or found.bad for found in scored.values())
+    write_report(results, unjudged, counts, args, output_dir, described, halvings, left_out)
     if counts.get("failed"):
         print(
             f"The requests for {counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. "
@@ -135,9 +137,12 @@ def compare_halvings(
 
 
 def score_all(
-    sets: dict[str, list[Problem]], args: BestOfNArguments
+    sets: dict[str, list[Problem]], bad: dict[str, int], args: BestOfNArguments
 ) -> tuple[dict[str, ScoredSet], dict[str, CritiqueFormat]]:
-    """Score all datasets with all models. Returns the scored sets by dataset, and the models' formats by short name."""
+    """
+    Score all datasets with all models. `bad` counts the problems left out while loading, by dataset. Returns the scored sets by dataset, and
+    the models' formats by short name.
+    """
     shown, titles = short_names(args.models), short_names(args.dataset_name)
     fitted: dict[str, dict[str, FittedRows]] = {}
     scores: dict[str, dict[str, Scores]] = {}
@@ -154,6 +159,7 @@ def score_all(
             problems,
             {model: parts[name] for model, parts in fitted.items()},
             {model: parts[name] for model, parts in scores.items()},
+            bad.get(name, 0),
         )
         for name, problems in sets.items()
     }
@@ -244,8 +250,12 @@ def write_report(
     output_dir: Path,
     sets: list[dict[str, Any]],
     halvings: list[HalvingResult],
+    left_out: bool,
 ):
-    """Write the report with its plots and JSON. `unjudged` are notes on datasets without results; `sets` describe the candidates."""
+    """
+    Write the report with its plots and JSON. `unjudged` are notes on datasets without results, `sets` describe the candidates, and
+    `left_out` says whether problems were left out.
+    """
     models = {shown: name for name, shown in short_names(args.models).items()}
     models |= {one.name: one.name for one in read_ensembles(args.ensembles, args.models)}
     sections: list[Section] = []
@@ -265,7 +275,7 @@ def write_report(
     names = names_without_folders(args, short_names(args.models) | short_names(args.dataset_name))
     run = rename(environment(args) | {"sets": sets}, names)
     sections.append(Section("Settings", SETTINGS_TEXT.format(**asdict(args)).rstrip()))
-    text = f"{opening(spell_command('best-of-n', args, names), run)}\n\n{contents(sections)}"
+    text = f"{opening(spell_command('best-of-n', args, names), run, left_out)}\n\n{contents(sections)}"
     sections.insert(0, Section("Best-of-N", text, level=1))
     page = {
         "version": BEST_OF_N_VERSION,

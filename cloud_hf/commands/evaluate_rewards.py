@@ -1,9 +1,10 @@
 """Evaluate reward models on benchmarks, preference pairs and best-of-N, and analyse their failures."""
 
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ..card_results import add_results
 from ..data.journal import Journal
@@ -21,6 +22,7 @@ from ..evaluation.scored_sets import (
     ModelResults,
     Sets,
     card_results,
+    check_all_scored,
     load_sets,
     sample_critiques,
     score_sets,
@@ -90,9 +92,18 @@ def main(args: EvaluationArguments):
     )
 
 
+def card_settings(args: EvaluationArguments) -> dict[str, Any]:
+    """Return the settings that a card records with its metrics. Results with other settings are other results."""
+    settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
+    # Leave these out at their defaults, so that a rerun replaces the results of earlier releases, which did not record them
+    others = ("combine", "seed", "read_every", "stop_when_stable", "overlong_policy", "dtype", "label_weights")
+    defaults = {option.name: option.default for option in fields(args)}
+    return settings | {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
+
+
 def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, ModelResults]):
     """Add the models' headline metrics to their cards."""
-    settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
+    settings = card_settings(args)
     for name in args.models:
         evaluations = results[name].evaluations
         found = card_results(evaluations, sets, settings, args.dataset_test_split)
@@ -120,6 +131,8 @@ def evaluate(
     with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
+        if args.update_card:
+            check_all_scored({key: (part.dropped, part.bad) for key, part in fitted.items()})
         by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
         journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
         # Computed before scoring, so that a row that is too long with its reference critique fails early

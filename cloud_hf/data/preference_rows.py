@@ -24,6 +24,7 @@ from .tool_arguments import without_added_arguments
 logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("prompt", *SIDES)
+POSITION = "_position"  # column with the position that a row had before bad rows were left out
 
 # Text or, if the response is more than a single turn of plain text, a list of messages, the last of which is judged. The type is `Any`
 # because most code accepts only text
@@ -86,6 +87,7 @@ def read_preferences(
     required: tuple[str, ...] = (),
     bad_rows: str = "error",
     check: Callable[[dict[str, Any]], Any] | None = None,
+    numbered: bool = False,
 ) -> Dataset:
     """
     Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if any response is
@@ -102,6 +104,8 @@ def read_preferences(
             `"error"` or `"drop"`; see [`BadRows`].
         check (`Callable`, *optional*):
             Called with each row in our columns; raises `ValueError` if the row cannot be used.
+        numbered (`bool`, *optional*, defaults to `False`):
+            Add the column `POSITION`.
 
     Raises:
         `ValueError`: If a column is missing, rows cannot be used, or rows have different forms. The message names every kind of problem.
@@ -117,7 +121,7 @@ def read_preferences(
             found.add(index, read.form)
             found.note(row, read)
             plain &= isinstance(read.chosen, str) and isinstance(read.rejected, str)
-    rows, form = found.settle(rows)
+    rows, form = found.settle(rows, numbered)
     found.report_notes(len(rows))
     if form is None or form in _OURS:
         return rows
@@ -129,7 +133,7 @@ def read_preferences(
     return _convert(rows, kinds, _read_batch, plain=plain)
 
 
-def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
+def read_prompts(rows: Dataset, name: str, bad_rows: str = "error", numbered: bool = False) -> Dataset:
     """Convert the column `prompt` of a dataset without responses to text or messages, just as [`read_preferences`] does."""
     check_columns(rows.column_names, ("prompt",), name)
     rows = without_added_arguments(rows.with_format(None), name)
@@ -138,7 +142,7 @@ def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
         with found.row(index, row):
             kind, _ = read_column(row["prompt"], "prompt")
             found.add(index, kind)
-    rows, kind = found.settle(rows)
+    rows, kind = found.settle(rows, numbered)
     if kind in (None, TEXT, MESSAGES, WITH_TOOLS):
         return rows
     return _convert(rows, {"prompt": List(Json())}, _read_prompt_batch)
@@ -188,8 +192,8 @@ class _Scan:
                 "again. Give chat messages."
             )
 
-    def settle(self, rows: Dataset) -> tuple[Dataset, Any]:
-        """Return the usable rows and their form. Raises `ValueError` if they differ in form, or if [`BadRows.settle`] raises it."""
+    def settle(self, rows: Dataset, numbered: bool) -> tuple[Dataset, Any]:
+        """Return the usable rows, `numbered` or not, and their form. Raises `ValueError` if they differ in form, or if [`BadRows.settle`] raises it."""
         if len(self.forms) > 1:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()
@@ -197,7 +201,8 @@ class _Scan:
             raise ValueError(
                 f"{self.name} mixes rows of different forms: {found}. Convert all rows to one form, or split the dataset."
             )
-        rows = without(rows, self.bad.settle(len(rows)))
+        left_out = self.bad.settle(len(rows))
+        rows = without(rows.add_column(POSITION, list(range(len(rows)))) if numbered else rows, left_out)
         [form] = self.forms or [None]
         level = logging.INFO if form in (TEXT, Form(TEXT, TEXT)) else logging.WARNING
         logger.log(level, "%s: %d rows are read as %s.", self.name, len(rows), form)

@@ -42,10 +42,12 @@ class ScoredSet:
     scores: dict[str, Scores]
     left_out: list[str]  # ids of the problems that do not fit in every model's context
     shortened: dict[str, int]  # number of problems whose prompt was shortened
+    bad: int = 0  # number of problems left out while loading, because they cannot be used
 
     @classmethod
     def of(
-        cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
+        cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores],
+        bad: int = 0,
     ) -> "ScoredSet":  # fmt: skip
         """
         Keep the problems that fit in every model's context. `fitted` and `scores` are keyed by model. Raises `ValueError` if no problem is
@@ -62,7 +64,7 @@ class ScoredSet:
             kept[model] = [[of_seed[where[place]] for place in common] for of_seed in of_model]
         shortened = {model: part.shortened for model, part in fitted.items()}
         left_out = [problem.id for place, problem in enumerate(problems) if place not in set(common)]
-        return cls(name, title, [problems[place] for place in common], kept, left_out, shortened)
+        return cls(name, title, [problems[place] for place in common], kept, left_out, shortened, bad)
 
     def rewards(self, model: str) -> list[list[list[float]]]:
         """Return a model's rewards by seed, problem and candidate."""
@@ -74,7 +76,7 @@ class ScoredSet:
 
     def counts(self) -> dict[str, int]:
         """Count problems and candidates."""
-        return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
+        return {**candidate_counts(self.problems), "dropped": len(self.left_out), "bad": self.bad}
 
     def notes(self, largest_n: int) -> list[str]:
         """
@@ -93,6 +95,8 @@ class ScoredSet:
             notes.append(f"Candidates that repeat another one of the same problem: {counts['repeated_candidates']}.")
         if self.left_out:
             notes.append(f"Problems left out because they do not fit every model's context: {len(self.left_out)}.")
+        if self.bad:
+            notes.append(f"Problems left out because they cannot be used: {self.bad}.")
         for model, number in self.shortened.items():
             if number:
                 notes.append(f"{model}: {number} prompts were shortened to fit its context.")

@@ -9,14 +9,17 @@ from tqdm import tqdm
 from ..critique_format import CritiqueFormat
 from ..data.bad_rows import BadRows, OverlongRows
 from ..data.fit_to_context import Overlong, check_policy, fit_to_context
-from ..data.preference_rows import Response
+from ..data.preference_rows import POSITION, Response
 from ..data.row_values import judged_chat, prompt_of
 from ..scoring import Score, Scorer
 
 
 @dataclass(frozen=True)
 class FittedRow:
-    """A row whose sequences fit in the model's context; `prompt` may be shortened. `lengths` counts the tokens before each critique."""
+    """
+    A row whose sequences fit in the model's context. `index` is its position in the dataset, `prompt` may be shortened, and `lengths` counts
+    the tokens before each critique.
+    """
 
     index: int
     row: dict[str, Any]
@@ -61,7 +64,8 @@ def fit_rows(
     def needed(lengths: list[int]) -> int:
         return max(lengths) + reserve
 
-    for index, row in enumerate(tqdm(rows, f"Checking {name}", unit=" rows", disable=None)):
+    for place, row in enumerate(tqdm(rows, f"Checking {name}", unit=" rows", disable=None)):
+        index = row.get(POSITION, place)
         total += 1
         try:
             responses, prompt = responses_of(row), prompt_of(row)

@@ -76,16 +76,19 @@ def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -
     return " ".join(words)
 
 
-def opening(command: str, found: Mapping[str, Any]) -> str:
-    """Return the opening of a report: its command, and the [`environment`] described in a few sentences."""
+def opening(command: str, found: Mapping[str, Any], left_out: bool) -> str:
+    """
+    Return the opening of a report: its command, and the [`environment`] described in a few sentences. `left_out` says whether rows were left
+    out as bad or over-long.
+    """
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     models = ", ".join(f"{name} ({revision or 'no revision'})" for name, revision in found["models"].items())
     limit = found["limit"]
-    rows = (
-        "All rows were scored."
-        if limit is None
-        else f"Only the first {limit} rows of each set or subset were scored (`limit`)."
-    )
+    rows = "" if limit is None else f"Only the first {limit} rows of each set or subset were scored (`limit`). "
+    if left_out:
+        rows += "Some rows were left out: see the notes on each set."
+    elif limit is None:
+        rows = "All rows were scored."
     sets = [f"{part['name']} ({part['rows']} rows, {part['content_hash'][:12]})" for part in found.get("sets", [])]
-    text = f"```bash\n{command}\n```\n\n{rows} Written on {found['date']} (UTC) with {versions}; device: {found['device']}. Models and their revisions: {models}."
+    text = f"```bash\n{command}\n```\n\n{rows.strip()} Written on {found['date']} (UTC) with {versions}; device: {found['device']}. Models and their revisions: {models}."
     return f"{text} Sets and hashes of their contents: {', '.join(sets)}." if sets else text

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 from ..combine_critiques import combine_scores
 from ..critique_format import CritiqueFormat
 from ..data.journal import key_of
-from ..data.preference_rows import SIDES, read_preferences, read_prompts
+from ..data.preference_rows import POSITION, SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
 from ..data.rows import row_name
 from ..scoring import Score
@@ -41,12 +41,16 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Sets:
-    """All sets of a run. Benchmarks are a list; other kinds are keyed by name."""
+    """
+    All sets of a run. Benchmarks are a list; other kinds are keyed by name. `bad` counts the rows left out as bad while loading, by kind and
+    name.
+    """
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]
     problems: dict[str, Dataset]
     critiques: dict[str, list[CritiqueRow]]
+    bad: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe each set by kind, name, number of rows and a hash of the rows' contents, in JSON form."""
@@ -79,11 +83,12 @@ class Sets:
         Fit the rows of all sets to a model's context; `limits` are the options of [`~context_fitting.fit_rows`]. Returns the rows by kind
         and name. The kinds are `"benchmark"`, `"pairs"`, `"problems"` and, for models that write critiques, `"critiques"`, in this order.
         """
-        return {
+        fitted = {
             (kind, name): fit_rows(rows, responses_of, critique_format, **limits, name=name)
             for (kind, name), (rows, responses_of) in self._rows().items()
             if kind != "critiques" or critique_format.critique
         }
+        return {key: replace(part, bad=part.bad + self.bad.get(key, 0)) for key, part in fitted.items()}
 
     def judged(
         self, args: EvaluationArguments, seed: int, folder: Path
@@ -96,7 +101,9 @@ class Sets:
         """
         kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
         fitted = {
-            key: _unfitted(rows, responses_of) for key, (rows, responses_of) in self._rows().items() if key[0] in kinds
+            key: _unfitted(rows, responses_of, self.bad.get(key, 0))
+            for key, (rows, responses_of) in self._rows().items()
+            if key[0] in kinds
         }
         if args.judge_mode != "pairwise":
             return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
@@ -105,10 +112,13 @@ class Sets:
         return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
 
 
-def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
+def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list], bad: int) -> FittedRows:
     """Return rows with their prompts and responses unchanged, for a judge, whose server has its own context length."""
-    found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows)]
-    return FittedRows(found, 0, 0)
+    found = [
+        FittedRow(row.get(POSITION, place), row, prompt_of(row), responses_of(row), [])
+        for place, row in enumerate(rows)
+    ]
+    return FittedRows(found, 0, 0, bad)
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
@@ -117,20 +127,26 @@ def load_sets(args: EvaluationArguments) -> Sets:
     wrong.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
-    source = (args.dataset_test_split, args.dataset_config)
     pairs = load_datasets(args, (*SIDES, *columns))
+    problems = load_datasets(args, PROBLEM_COLUMNS, args.best_of_n)
+    critiques = load_datasets(args, (), args.reference_critiques)
     sets = Sets(
-        pairs={name: read_preferences(rows, name, bad_rows=args.bad_rows) for name, rows in pairs.items()},
-        problems={
-            name: read_prompts(rows, name, args.bad_rows)
-            for name, rows in load_datasets(args, PROBLEM_COLUMNS, args.best_of_n).items()
+        pairs={
+            name: read_preferences(rows, name, bad_rows=args.bad_rows, numbered=True) for name, rows in pairs.items()
         },
+        problems={name: read_prompts(rows, name, args.bad_rows, numbered=True) for name, rows in problems.items()},
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
         critiques={
-            name: critique_quality.load([name], *source, args.bad_rows)[: args.limit]
-            for name in args.reference_critiques
+            name: critique_quality.read_critique_rows(name, rows, args.bad_rows) for name, rows in critiques.items()
         },
     )
+    for kind, loaded, kept in (("pairs", pairs, sets.pairs), ("problems", problems, sets.problems)):
+        sets.bad.update({(kind, name): len(rows) - len(kept[name]) for name, rows in loaded.items()})
+    for name, rows in critiques.items():
+        # The ids of a row's critiques differ only in the last part
+        sets.bad["critiques", name] = len(rows) - len({one.id.rpartition("/")[0] for one in sets.critiques[name]})
+    if args.update_card:
+        check_all_scored({key: (0, count) for key, count in sets.bad.items()})
     shown = short_names(args.dataset_name)
     for found in sets.benchmarks:
         if found.name in shown.values():
@@ -146,16 +162,31 @@ def load_sets(args: EvaluationArguments) -> Sets:
     return sets
 
 
+def check_all_scored(left_out: Mapping[tuple[str, str], tuple[int, int]]):
+    """
+    Raise `ValueError` if `update_card` is not possible because a set is incomplete. `left_out` maps kinds and names of sets to the number of
+    over-long rows and the number of bad rows.
+    """
+    for (kind, name), (overlong, bad) in left_out.items():
+        if kind in ("benchmark", "pairs") and (overlong or bad):  # the other kinds are not in cards
+            rows = f"{overlong} over-long" if overlong else f"{bad} bad"
+            cure = "shorten or remove them" if overlong else "repair or remove them"
+            raise ValueError(
+                f"`update_card` needs metrics over all rows, but {rows} row(s) of {name} would be left out: {cure}, or "
+                "omit `update_card`."
+            )
+
+
 def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
     """Raise `ValueError` if a column that is needed only after scoring contains an invalid value."""
-    for index, row in enumerate(rows):
+    for row in rows:
         try:
             if args.length_column:
                 read_length(row, args.length_column)
             if args.paraphrase_column:
                 read_paraphrases(row[args.paraphrase_column])
         except ValueError as error:
-            raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
+            raise ValueError(f"{name}, {row_name(row[POSITION], row)}: {error}") from error
 
 
 def _check_shares(name: str, args: EvaluationArguments):

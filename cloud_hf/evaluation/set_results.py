@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.journal import key_of
+from ..data.row_values import prompt_of
 from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
 from .context_fitting import FittedRows, score_columns, share_cut
@@ -29,7 +30,7 @@ class Evaluation:
         scores ([`BenchmarkScores`]):
             The metrics.
         rows (`list[BenchmarkRow]`):
-            The scored rows.
+            The scored rows, with their prompts before shortening.
         row_scores (`list[list[Score]]`):
             The scores of each row's responses.
         dropped, shortened (`int`):
@@ -37,7 +38,8 @@ class Evaluation:
         repeated_ids (`int`, *optional*, defaults to `0`):
             Number of rows of a preference set that repeat the `id` of an earlier row.
         bad (`int`, *optional*, defaults to `0`):
-            Number of rows left out because the chat template or tokenizer rejects them (only with `bad_rows="drop"`).
+            Number of rows left out because they cannot be used, for example because the chat template rejects them (only with
+            `bad_rows="drop"`).
         benchmark ([`Benchmark`], *optional*):
             The benchmark, whose own tables and result files are added to the report. `None` for a preference set.
     """
@@ -102,6 +104,7 @@ class Evaluation:
             "row_accuracy": self.row_accuracy().summary(),
             "dropped": self.dropped,
             "shortened": self.shortened,
+            "bad": self.bad,
             "repeated_ids": self.repeated_ids,
             "critiques_cut": share_cut(self.row_scores),
             "notes": self.notes(),
@@ -129,11 +132,12 @@ def outcome(margins: Sequence[float]) -> float:
 
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
-    """Build the evaluation of a preference set, whose groups become subsets."""
-    # Rows are identified by index, because the ids in a preference set need not be unique
+    """Build the evaluation of a preference set, whose groups become subsets. Without a group column, the subset of all rows is `"all"`."""
+    # Rows are identified by index, because the ids in a preference set need not be unique. Their prompts are those of the set, as in
+    # benchmarks, because a shortened prompt and its hash depend on the model
     rows = [
         BenchmarkRow(
-            str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
+            str(pair.index), pair.subset if result.by_group else "all", prompt_of(row.row), tuple(row.responses)
         )
         for pair, row in zip(result.pairs, fitted.rows, strict=True)
     ]
@@ -254,6 +258,7 @@ class CritiqueResult:
     quality: CritiqueQuality
     dropped: int  # rows that do not fit in the model's context
     shortened: int  # rows with a shortened prompt
+    bad: int  # rows that cannot be used
     without_loss: int  # rows that do not fit in the context together with their reference critique
 
     @classmethod
@@ -264,7 +269,7 @@ class CritiqueResult:
         rows, scores = fitted_rows(fitted), [score for [score] in row_scores]
         quality = score_critiques([score.critique for score in scores], [row.critique for row in rows], losses)
         without = sum(loss.tokens == 0 for loss in losses or [])
-        return cls(name, rows, scores, quality, fitted.dropped, fitted.shortened, without)
+        return cls(name, rows, scores, quality, fitted.dropped, fitted.shortened, fitted.bad, without)
 
     def notes(self) -> list[str]:
         """Return caveats for readers of the results, as sentences."""
@@ -273,6 +278,7 @@ class CritiqueResult:
             {
                 "Rows left out because they do not fit the model's context": self.dropped,
                 "Rows scored with a shortened prompt": self.shortened,
+                "Rows left out because they cannot be used": self.bad,
                 without: self.without_loss,
             },
             share_cut([self.scores]),

@@ -90,7 +90,7 @@ class PairwisePreference(evaluate.Metric):
         }
         if subsets is not None:
             results["subset_accuracies"] = {name: figure.value for name, figure in scores.subsets.items()}
-        if not set(OFFICIAL_COUNTS).isdisjoint(subsets or ()):
+        if not set(OFFICIAL_COUNTS).isdisjoint(() if subsets is None else subsets):
             scored = score_reward_bench(subsets, chosen, rejected)
             results["section_scores"] = {
                 name: score for name, score in scored.official.items() if not math.isnan(score)

@@ -157,6 +157,19 @@ def test_where_the_curve_ends(models, data, tmp_path):
         assert any(f"The curve ends at {end}, because not all problems have more" in note for note in result["notes"])
 
 
+def test_problems_left_out_are_counted(models, tmp_path):
+    problem = {"prompt": "1+1?", "responses": ["2", "3"], "correct": [True, False]}
+    rows = [{**problem, "prompt": None}, problem, {**problem, "correct": [True]}, {**problem, "prompt": "1 + 1?"}]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    page = choose(models, tmp_path / "out", "classic", dataset_name=[file], bad_rows="drop")
+    [result] = page["results"]
+    assert (result["problems"], result["bad"]) == (2, 2)
+    assert [row["id"] for row in read_selected(tmp_path / "out", "classic")] == ["1", "3"]
+    text = (tmp_path / "out" / "best_of_n.md").read_text()
+    assert "Some rows were left out: see the notes on each set." in text and "All rows were scored" not in text
+    assert "- Problems left out because they cannot be used: 2." in text
+
+
 def test_a_second_run_scores_nothing(models, data, tmp_path, monkeypatch):
     first = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")])
     monkeypatch.setattr(TransformersScorer, "score", None)

@@ -498,6 +498,7 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
         write_rows(tmp_path / "a.jsonl", [single, {**single, "prompt": "Is it 2?"}]),
         write_rows(tmp_path / "b.jsonl", [double]),
     ]
+    two = write_rows(tmp_path / "two.jsonl", [{**double, "prompt": f"Is it {n}?"} for n in range(3)])
     options = {"dataset_name": [], "benchmarks": [], "best_of_n": [], "reference_critiques": files}
     report = evaluate(models, data, tmp_path / "out", **options)
     found = {part["dataset"]: part for part in report["critique_quality"]}
@@ -521,6 +522,8 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
     )
     text = (tmp_path / "out" / "report.md").read_text()
     assert "## Critiques compared with references" in text and "| b.jsonl | cloud | 2 |" in text
+    report = evaluate(models, data, tmp_path / "two", "cloud", **{**options, "reference_critiques": [two], "limit": 2})
+    assert [part["n"] for part in report["critique_quality"]] == [4]  # both responses of two rows
     with pytest.raises(ValueError, match="none of `models` writes critiques"):
         evaluate(models, data, tmp_path / "out", "classic", **options)
     with pytest.raises(ValueError, match=r"row 0: `critique` is '  '; give a critique as text"):
@@ -625,6 +628,44 @@ def test_rows_that_do_not_fit(models, data, tmp_path):
     assert "hep-rust" in part["missing"] and "Rows scored with a shortened prompt: 1." in part["notes"]
 
 
+def test_rows_left_out_as_bad(models, tmp_path):
+    """The other rows keep their positions in the file."""
+    rows = [{"prompt": f"Is it {n}?", "chosen": "Yes." * (n % 4 > 0), "rejected": "No."} for n in range(8)]
+    options = {"benchmarks": [], "best_of_n": [], "dataset_name": [write_rows(tmp_path / "bad.jsonl", rows)]}
+    evaluate(models, tmp_path, tmp_path / "out", "classic", bad_rows="drop", **options)
+    lines = (tmp_path / "out" / "scores_classic_bad.jsonl.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [1, 2, 3, 5, 6, 7]
+    table = parquet.read_table(tmp_path / "out" / "scores_classic.parquet").to_pylist()
+    assert [row["row"] for row in table[::2]] == ["1", "2", "3", "5", "6", "7"]
+
+
+def test_rows_left_out_are_counted_in_the_report(models, data, tmp_path):
+    """In sets of all kinds, whether loading or the model's context rejects them."""
+    single = {"prompt": "Is it 1?", "response": "Yes, it is.", "critique": "It is short."}
+    double = pair("x", chosen_feedback="Good.", rejected_feedback="Bad.")
+    problem = {"prompt": "1+1?", "responses": ["2", "3"], "correct": [True, False]}
+    files = {
+        "dataset_name": [pair("x"), pair("x", chosen=""), pair("x", rejected=" ")],
+        "best_of_n": [problem, {**problem, "prompt": None}, {**problem, "correct": [True]}],
+        "reference_critiques": [single, {**single, "critique": ""}, {**single, "prompt": None}],
+    }
+    options = {"benchmarks": [], "bad_rows": "drop"}
+    options |= {name: [write_rows(tmp_path / f"{name}.jsonl", rows)] for name, rows in files.items()}
+    options["reference_critiques"].append(write_rows(tmp_path / "two.jsonl", [double, {**double, "chosen": ""}]))
+    report = evaluate(models, data, tmp_path / "out", "cloud", **options)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Some rows were left out: see the notes on each set." in text and "All rows were scored" not in text
+    assert "- cloud: Rows left out because they cannot be used: 2." in text
+    assert "- cloud: Problems left out because they cannot be used: 2." in text
+    assert "- cloud, reference_critiques.jsonl: Rows left out because they cannot be used: 2." in text
+    assert "- cloud, two.jsonl: Rows left out because they cannot be used: 1." in text
+    assert report["benchmarks"][0]["bad"] == report["best_of_n"]["best_of_n.jsonl"]["cloud"]["bad"] == 2
+    rows = [pair("x"), pair("x", prompt="word " * 600)]
+    options = {"dataset_name": [write_rows(tmp_path / "long.jsonl", rows)], "benchmarks": [], "best_of_n": []}
+    evaluate(models, data, tmp_path / "long", "cloud", overlong_policy="drop", **options)
+    assert "Some rows were left out" in (tmp_path / "long" / "report.md").read_text()
+
+
 def test_a_run_that_scored_nothing_does_not_bar_its_folder(models, data, tmp_path):
     """The message says to lower `max_new_tokens`, and that must then work."""
     options = {"benchmarks": [], "best_of_n": []}
@@ -660,6 +701,42 @@ def test_figures_go_into_the_card(models, data, tmp_path, capsys):
     assert result.metric_value == report["results"][0]["accuracy"] and result.dataset_args == {"rows": 4}
     with pytest.raises(ValueError, match="has no card to update"):
         evaluate(models, data, tmp_path, "base", update_card=True)
+
+
+def test_a_card_tells_settings_apart(models, data, tmp_path):
+    """Results with other settings do not replace each other, and the table names the settings that are not the defaults."""
+    folder = models / "cloud"
+    options = {"benchmarks": [], "best_of_n": [], "num_critiques": 3, "temperature": 1.0, "update_card": True}
+    changes = [
+        {"combine": "median"}, {"seed": 7}, {"read_every": 2}, {"read_every": 2, "stop_when_stable": 0.5},
+        {"overlong_policy": "truncate_prompt"}, {"dtype": "float32"},
+    ]  # fmt: skip
+    sampling = {"num_critiques": 3, "temperature": 1.0, "max_new_tokens": BUDGET}
+    for place, change in enumerate([{}, *changes, {}]):
+        evaluate(models, data, tmp_path / str(place), "cloud", **options, **change)
+    card = ModelCard.load(folder / "README.md")
+    found = [{key: value for key, value in one.metric_args.items() if key != "ci95"} for one in card.data.eval_results]
+    assert found == [*({**sampling, **change} for change in changes), sampling]
+    assert "| num_critiques 3, temperature 1.0, max_new_tokens 8, combine `median` |" in card.text
+
+
+def test_a_card_is_not_updated_if_rows_are_left_out(models, data, tmp_path, monkeypatch):
+    """Bad rows are an error before the model is loaded, over-long rows before the first row is scored."""
+    card = (models / "cloud" / "README.md").read_text()
+    files = {"bad": [pair("x"), pair("x", chosen="")], "long": [pair("x"), pair("x", prompt="word " * 600)]}
+    options = {"benchmarks": [], "best_of_n": [], "bad_rows": "drop", "overlong_policy": "drop", "update_card": True}
+    sets = {name: {"dataset_name": [write_rows(tmp_path / f"{name}.jsonl", rows)]} for name, rows in files.items()}
+    monkeypatch.setattr(TransformersScorer, "score", None)
+    with pytest.raises(
+        ValueError, match=r"1 over-long row\(s\) of .*long.jsonl would be left out: shorten or remove them"
+    ):
+        evaluate(models, data, tmp_path / "long", "cloud", **options, **sets["long"])
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
+    with pytest.raises(
+        ValueError, match=r"1 bad row\(s\) of .*bad.jsonl would be left out: repair or remove them, or omit"
+    ):
+        evaluate(models, data, tmp_path / "bad", "cloud", **options, **sets["bad"])
+    assert (models / "cloud" / "README.md").read_text() == card
 
 
 def test_every_benchmark_and_probe_is_named_in_the_help():

@@ -9,7 +9,7 @@ from tokenizers_for_tests import make_tokenizer
 from user_rows import CHATS, FORMS, TRANSCRIPT, assistant, sharegpt, user
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.data.preference_rows import read_preference, read_preferences, read_prompts
+from cloud_hf.data.preference_rows import POSITION, read_preference, read_preferences, read_prompts
 from cloud_hf.data.row_values import judged_chat
 from cloud_hf.data.rows import load_rows
 from cloud_hf.training.encoding import encode_pairs
@@ -128,6 +128,18 @@ def test_bad_rows_are_left_out_with_a_count_or_stop(caplog):
     assert len(read_preferences(rows, "The set", bad_rows="drop")) == 1 and "6 of 7" in caplog.text
     with pytest.raises(ValueError, match="All 6 rows are bad"):
         read_preferences(rows.select(range(1, 7)), "The set", bad_rows="drop")
+
+
+@pytest.mark.parametrize("prompt", [ROW["prompt"], TRANSCRIPT, [{"role": "user", "content": "Hi"}]])
+def test_rows_keep_their_positions_on_request(prompt):
+    """Whether they are converted or not; without the request, no column is added."""
+    row = {**ROW, "prompt": prompt}
+    rows = Dataset.from_list([{**row, "chosen": ""}, row, {**row, "rejected": None}, row])
+    assert read_preferences(rows, "The set", bad_rows="drop", numbered=True)[POSITION] == [1, 3]
+    assert POSITION not in read_preferences(rows, "The set", bad_rows="drop").column_names
+    prompts = Dataset.from_list([{"prompt": None}, {"prompt": prompt}])
+    assert read_prompts(prompts, "The set", "drop", numbered=True)[POSITION] == [1]
+    assert POSITION not in read_prompts(prompts, "The set", "drop").column_names
 
 
 def test_equal_responses_are_counted(caplog):

@@ -1,5 +1,7 @@
 """Choices of several models on the same problems, with rewards made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from cloud_hf.evaluation.arena_hard.judge import Judged
@@ -43,3 +45,9 @@ def test_choices_are_compared_problem_by_problem():
     assert difference.ci95[0] > 0.2 and difference.ci95[1] < 0.8
     assert "| one − two | +52.5 points (" in render([best_of_n_section(result)])
     assert result.summaries({"one": "runs/one"})[0]["differences"][0]["models"] == ("one", "two")
+
+
+def test_problems_left_out_while_loading_are_counted():
+    problems = [Problem("1", "?", ("a", "b"), (1.0, 0.0))]
+    found = replace(scored(problems, {"one": [[1.0, 0.0]]}), bad=2)
+    assert "Problems left out because they cannot be used: 2." in found.notes(2) and found.counts()["bad"] == 2

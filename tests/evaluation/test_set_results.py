@@ -68,6 +68,38 @@ def test_ids_that_occur_twice_in_a_preference_set_are_counted():
     assert "Rows that repeat the `id` of an earlier row, but are counted: 1." in found.notes()
 
 
+def test_rows_without_a_group_are_a_subset_of_their_own():
+    """They do not join a group called `all` or `None`."""
+    groups = ["all", "all", None, "None", None]
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "topic": group} for group in groups]
+    fitted = FittedRows([FittedRow(place, row, "p", ["a", "b"], [1, 1]) for place, row in enumerate(rows)], 0, 0)
+    scores = [[score_of(reward), score_of(0)] for reward in (1, 1, -1, 1, 1)]
+    expected = {"all": (2, 1.0), "(none)": (2, 0.5), "None": (1, 1.0)}
+    pairs = summarize_pairs(fitted, scores, "topic")
+    assert {name: (part["n"], part["accuracy"]) for name, part in pairs.by_group.items()} == expected
+    subsets = evaluation_of_pairs("set", "set", fitted, pairs).scores.subsets
+    assert {name: (part.n, part.value) for name, part in subsets.items()} == expected
+    assert set(evaluation_of_pairs("set", "set", fitted, summarize_pairs(fitted, scores)).scores.subsets) == {"all"}
+
+
+def test_rows_keep_their_prompt_when_it_is_shortened():
+    """Otherwise the hash of a row, by which runs are compared, would depend on the model's context."""
+    row = {
+        "prompt": [{"role": "user", "content": "long"}] * 2,
+        "chosen": "a",
+        "rejected": "b",
+        "tools": '[{"name": "f"}]',
+    }
+    tables = []
+    for prompt in (row["prompt"][1:], row["prompt"]):
+        fitted = FittedRows([FittedRow(0, row, prompt, ["a", "b"], [1, 1])], 0, len(prompt) % 2)
+        pairs = summarize_pairs(fitted, [[score_of(1), score_of(0)]])
+        found = evaluation_of_pairs("set", "set", fitted, pairs)
+        assert found.rows[0].prompt == {"messages": row["prompt"], "tools": [{"name": "f"}]}
+        tables.append(list(found.table()))
+    assert tables[0] == tables[1]
+
+
 def test_rows_of_styles_count_their_share(tmp_path):
     row = pair("chat", chosen=["c0", "c1", "c2"], rejected=["r0", "r1", "r2"])
     rows = rm_bench.load([write_rows(tmp_path / "rows.jsonl", [row])])

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 
 import evaluate
+import numpy as np
+import pandas as pd
 import pytest
 from benchmark_files import lengths
 from shared_data import shared_data
@@ -49,6 +51,8 @@ def test_subsets_and_sections(tmp_path):
     assert results["section_scores"] == {name: score for name, score in official.items() if not math.isnan(score)}
     assert results["section_scores"] == pytest.approx({"Safety": 100.0, "Reasoning": 984 * 50 / (984 + 164)})
     assert len(results["missing_subsets"]) == 20 and "hep-rust" in results["missing_subsets"]
+    for columns in (np.array(SUBSETS), pd.Series(SUBSETS)):
+        assert load(tmp_path).compute(chosen=CHOSEN, rejected=REJECTED, subsets=columns) == results
     others = load(tmp_path).compute(chosen=CHOSEN, rejected=REJECTED, subsets=["x", "y", "x", "y"])
     assert others["subset_accuracies"] == {"x": 0.5, "y": 0.5} and "section_scores" not in others
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ...critique_format import CritiqueFormat
 from ...data.bad_rows import BadRows
-from ...data.preference_rows import read_prompts
+from ...data.preference_rows import POSITION, read_prompts
 from ...data.row_values import listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import Score, Scorer
@@ -55,10 +55,11 @@ def load_problems(
         raise ValueError(f"{name} contains no rows.")
     problems: list[Problem] = []
     places: dict[str, int] = {}
-    rows = read_prompts(rows.select(range(min(limit or len(rows), len(rows)))), name, bad_rows)
+    rows = read_prompts(rows.select(range(min(limit or len(rows), len(rows)))), name, bad_rows, numbered=True)
     bad = BadRows(name, bad_rows)
     row: Any
-    for index, row in enumerate(rows):
+    for row in rows:
+        index = row[POSITION]
         try:
             problem = _read_problem(index, row, judged)
         except ValueError as error:
@@ -136,8 +137,9 @@ class BestOfN(Summarised):
     Best-of-N by reward.
 
     Args:
-        problems, dropped (`int`):
-            Number of problems scored, and number of problems dropped because they are too long.
+        problems, dropped, bad (`int`):
+            Number of problems scored, number of problems dropped because they are too long, and number of problems left out because they
+            cannot be used (only with `bad_rows="drop"`).
         rates (`dict[int, float]`):
             For each n, the expected correctness of the best of n candidates drawn without replacement. Candidates with equal rewards
             are equally likely to be chosen. `rates[1]` is chance.
@@ -152,6 +154,7 @@ class BestOfN(Summarised):
     standard_errors: dict[int, float]
     oracle: dict[int, float]
     dropped: int
+    bad: int = 0
 
 
 def evaluate_best_of_n(
@@ -184,7 +187,7 @@ def evaluate_best_of_n(
     """
     name = "Best-of-N"
     check_columns(rows.column_names, PROBLEM_COLUMNS, name)
-    rows = read_prompts(rows, name, bad_rows)
+    rows = read_prompts(rows, name, bad_rows, numbered=True)
     limits = context_length, overlong_policy, max_new_tokens, bad_rows
     fitted = fit_rows(rows, candidates, critique_format, *limits, name)
     scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
@@ -198,7 +201,7 @@ def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -
     sizes = range(1, min(map(len, rewards)) + 1)
     curve = best_of_n_curve([rewards], correct, sizes)
     oracle = best_of_n_curve([correct], correct, sizes)
-    return BestOfN(len(rewards), curve.values, curve.standard_errors, oracle.values, fitted.dropped)
+    return BestOfN(len(rewards), curve.values, curve.standard_errors, oracle.values, fitted.dropped, fitted.bad)
 
 
 # --------------------------------------------------------------------------------------------------------- choosing

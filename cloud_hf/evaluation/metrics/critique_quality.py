@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ...critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
 from ...data.bad_rows import BadRows, OverlongRows
 from ...data.fit_to_context import Overlong
-from ...data.preference_rows import SIDES, read_preferences, read_prompts
+from ...data.preference_rows import POSITION, SIDES, read_preferences, read_prompts
 from ...data.row_values import FEEDBACK_COLUMNS, judged_chat, listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import context_length
@@ -43,18 +43,20 @@ def load(
     """
     if not names:
         raise ValueError("Name at least one file or dataset to load.")
-    return [row for name in names for row in _load(name, load_rows(name, split, config), bad_rows)]
+    return [row for name in names for row in read_critique_rows(name, load_rows(name, split, config), bad_rows)]
 
 
-def _load(source: str, rows: Dataset, bad_rows: str) -> list[CritiqueRow]:
+def read_critique_rows(source: str, rows: Dataset, bad_rows: str = "error") -> list[CritiqueRow]:
+    """Convert the rows of a dataset; see [`load`]."""
     is_pair = "chosen_feedback" in rows.column_names
     sides = tuple(zip(SIDES, FEEDBACK_COLUMNS, strict=True)) if is_pair else (("response", "critique"),)
     title = f"Critique quality ({source})"
     check_columns(rows.column_names, tuple(column for side in sides for column in side), title)
     read = read_preferences if is_pair else read_prompts
-    rows, found, bad = read(rows, title, bad_rows=bad_rows), [], BadRows(source, bad_rows)
+    rows, found, bad = read(rows, title, bad_rows=bad_rows, numbered=True), [], BadRows(source, bad_rows)
     row: Any
-    for index, row in enumerate(rows):
+    for row in rows:
+        index = row[POSITION]
         try:
             found += [
                 CritiqueRow(

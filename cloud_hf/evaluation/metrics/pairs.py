@@ -25,6 +25,11 @@ class ScoredPair:
     chosen: Score
     rejected: Score
 
+    @property
+    def subset(self) -> str:
+        """The name of the pair's group; the pairs without one form a group of their own."""
+        return "(none)" if self.group is None else str(self.group)
+
 
 @dataclass(frozen=True)
 class PairEvaluation:
@@ -43,7 +48,7 @@ class PairEvaluation:
         critiques_cut (`float`):
             Share of critiques that were truncated at the token limit.
         by_group (`dict[str, dict]`):
-            `accuracy`, `ci95` and `n` for each value of the group column.
+            `accuracy`, `ci95` and `n` for each value of the group column, and for the pairs without a value (`"(none)"`).
         pairs (`list[ScoredPair]`):
             The pairs with their scores.
     """
@@ -112,7 +117,7 @@ def evaluate_pairs(
     name = "Evaluation of pairs"
     if group_column is not None:
         check_columns(rows.column_names, (group_column,), "`group_column`")
-    rows = read_preferences(rows, name, bad_rows=bad_rows)
+    rows = read_preferences(rows, name, bad_rows=bad_rows, numbered=True)
     limits = context_length, overlong_policy, max_new_tokens, bad_rows
     fitted = fit_rows(rows, pair_responses, critique_format, *limits, name)
     scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
@@ -133,7 +138,7 @@ def summarize_pairs(
     found = score_preferences(
         [pair.chosen.reward for pair in pairs],
         [pair.rejected.reward for pair in pairs],
-        [str(pair.group) for pair in pairs],
+        [pair.subset for pair in pairs],
     )
     assert found.accuracy.ci95 is not None  # a share of outcomes that are 0 or 1 always has an interval
     groups = sorted(found.subsets.items()) if group_column else []

@@ -3,14 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
-from ..evaluation_arguments import SETTINGS
+from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..formatting import Section, file_name, render
 from ..scoring_arguments import short_names
 from ..set_results import Difference, difference, outcome
@@ -23,6 +23,15 @@ COMPARED = """\
 CHOICES = "Value of the candidate with the highest reward among all candidates"
 BEST_OF_N = "Best-of-N, "  # prefix of the names of candidate sets
 _PAGES = {"report.json": VERSION, "best_of_n.json": BEST_OF_N_VERSION}
+# Settings that rewards may depend on, in addition to `SETTINGS`
+_OTHER_SETTINGS = (
+    "combine", "read_every", "stop_when_stable", "label_weights", "overlong_policy", "bad_rows", "limit",
+)  # fmt: skip
+_COMBINED = (  # of judges and cascades, which only report.json contains
+    "judge_model", "judge_mode", "judge_prompt_file", "judge_temperature", "judge_max_tokens", "judge_tries",
+    "cascade_goal", "cascade_one_at_a_time",
+)  # fmt: skip
+_DEFAULTS = {option.name: option.default for option in fields(EvaluationArguments)}
 _COLUMNS = ("benchmark", "row_hash", "row", "subset", "is_chosen", "reward")
 
 # Outcome of each row, by set and model
@@ -46,8 +55,9 @@ class Results:
         found = {}
         for file, page in self.pages.items():
             arguments, run = page["arguments"], page["environment"]
-            names = (*SETTINGS, "overlong_policy", "bad_rows", "limit", "num_seeds")
-            values = {name: arguments[name] for name in names if name in arguments} | {"device": run["device"]}
+            names = (*SETTINGS, *_OTHER_SETTINGS, *(_COMBINED if file == "report.json" else ["num_seeds"]))
+            # Reports from earlier releases lack later options, which then had no effect
+            values = {name: arguments.get(name, _DEFAULTS.get(name)) for name in names} | {"device": run["device"]}
             values |= {f"version of {name}": value for name, value in run["versions"].items()}
             values |= {f"revision of {name}": value for name, value in run["models"].items()}
             found |= {
@@ -84,7 +94,7 @@ def read_results(folder: str, name: str) -> Results:
 
 def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
     """Load, from best_of_n.json, the value of the candidate chosen for each problem, by set and model."""
-    models, outcomes = short_names(page["arguments"]["models"]), {}
+    models, outcomes = _short_names(page), {}
     for result in page["results"]:
         if "win_rate" in result:  # a judge's votes, which depend on the candidates that other models chose
             continue
@@ -96,6 +106,12 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
         of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
         of_set[models.get(result["model"], result["model"])] = _by_content(result["choices"])
     return outcomes
+
+
+def _short_names(page: dict[str, Any]) -> dict[str, str]:
+    """Map the models of a run, as the page names them, to the short names in the names of its files."""
+    # The page may already have short names instead of paths, and shortening a name again could change it
+    return dict(zip(page["arguments"]["models"], page["styles"], strict=False))
 
 
 def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:
@@ -110,7 +126,7 @@ def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], floa
 
 def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     outcomes: Outcomes = {}
-    models = short_names(page["arguments"]["models"])
+    models = _short_names(page)
     names: list[str] = [part["model"] for part in page["benchmarks"]]
     for model in dict.fromkeys(names):
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}

@@ -152,7 +152,7 @@ def write_report(
     run = rename(environment(args) | {"sets": list(sets)}, names)
     write_json(rename(json_safe(report.page(run)), names), output_dir / "report.json")
     sections = report.sections()
-    text = f"{opening(spell_command('evaluate', args, names), run)}\n\n{contents(sections)}"
+    text = f"{opening(spell_command('evaluate', args, names), run, report.left_out)}\n\n{contents(sections)}"
     text = render([Section("Reward models evaluated", text, level=1), *sections])
     (output_dir / "report.md").write_text(text, encoding="utf8")
 
@@ -215,6 +215,15 @@ class _Report:
             for key, parts in found.robustness.summary(name).items():
                 page.setdefault(key, []).extend(parts)
         return page
+
+    @property
+    def left_out(self) -> bool:
+        """Whether a finished model left out rows."""
+        parts = [part for found in self.by_model.values() for part in (*found.evaluations, *found.critiques)]
+        problems = [part for by_model in self.best_of_n.values() for part in by_model.values()]
+        return any(part.dropped or part.bad for part in parts) or any(
+            part["dropped"] or part["bad"] for part in problems
+        )
 
     # ------------------------------------------------------------------------------------------ report.md and its plots
 

@@ -52,7 +52,7 @@ def result_sections(
     if differences:
         sections.append(Section("Models on the same rows", tables=[difference_table(differences)]))
     for name, by_model in best_of_n.items():
-        sections.append(Section(f"Best-of-N: {name}", tables=[_best_of_n_table(by_model)]))
+        sections.append(Section(f"Best-of-N: {name}", tables=[_best_of_n_table(by_model)], notes=_left_out(by_model)))
     for evaluations in zip(*results.values(), strict=True):
         sections.append(_benchmark_section(dict(zip(results, evaluations, strict=True))))
     return sections
@@ -128,6 +128,17 @@ def _best_of_n_table(by_model: Mapping[str, Mapping[str, Any]]) -> Table:
         [[model, *(cell(found, n) for n in sizes), found["problems"]] for model, found in by_model.items()],
         note="Correctness of the candidate with the highest reward, ± one standard error over problems.",
     )
+
+
+def _left_out(by_model: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return notes on the problems that are not among those of the table."""
+    reasons = {"dropped": "they do not fit the model's context", "bad": "they cannot be used"}
+    return [
+        f"{model}: Problems left out because {reason}: {found[key]}."
+        for model, found in by_model.items()
+        for key, reason in reasons.items()
+        if found[key]
+    ]
 
 
 # ---------------------------------------------------------------------------------- best-of-N on sets of candidates

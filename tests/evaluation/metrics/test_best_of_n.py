@@ -7,6 +7,7 @@ import random
 import statistics
 
 import pytest
+from benchmark_files import write_rows
 from datasets import Dataset
 from shared_data import shared_data
 from table_scorer import TableScorer
@@ -72,6 +73,13 @@ def test_rates_chance_and_oracle():
 def test_bad_rows_are_named(row, says):
     with pytest.raises(ValueError, match=says):
         evaluate_best_of_n(TableScorer({}), Dataset.from_list([row]), CritiqueFormat(make_tokenizer("llama3")))
+
+
+def test_problems_are_numbered_by_their_position_in_the_file(tmp_path):
+    problem = {"prompt": "p", "responses": ["a"], "correct": [1.0]}
+    rows = [{**problem, "prompt": None}, problem, {**problem, "correct": []}, problem]
+    problems = load_problems(write_rows(tmp_path / "rows.jsonl", rows), bad_rows="drop")
+    assert [problem.id for problem in problems] == ["1", "3"]
 
 
 # ----------------------------------------------------------------------------------------------------------- curves

@@ -85,6 +85,15 @@ def test_both_layouts_load(tmp_path):
         critique_quality.load([write_rows(tmp_path / "e.jsonl", [{**single, "tools": "{"}])])
 
 
+def test_critiques_are_named_by_the_position_of_their_row_in_the_file(tmp_path):
+    row = {"prompt": "p", "response": "r", "critique": "c"}
+    file = write_rows(tmp_path / "rows.jsonl", [{**row, "prompt": None}, row, {**row, "critique": ""}, row])
+    assert [one.id for one in critique_quality.load([file], bad_rows="drop")] == [
+        f"{file}/1/response",
+        f"{file}/3/response",
+    ]
+
+
 def test_real_reference_critiques(tmp_path):
     """Every file of reference critiques loads; the model's own words are scored against its shortest ones."""
     model = make_model(save_language_model(tmp_path, max_position_embeddings=16_384))

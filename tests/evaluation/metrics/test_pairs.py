@@ -73,6 +73,8 @@ def test_bad_rows_are_counted_by_kind_and_dropped_on_request(caplog):
         evaluate(rows, REWARDS)
     _, result = evaluate(rows, REWARDS, bad_rows="drop")
     assert result.n == 4 and "3 of 7" in caplog.text
+    _, result = evaluate(rows[::-1], REWARDS, bad_rows="drop")
+    assert [pair.index for pair in result.pairs] == [3, 4, 5, 6]
 
 
 def test_missing_columns_are_named():

@@ -7,6 +7,7 @@ import pytest
 from evaluations_for_tests import evaluation
 
 from cloud_hf.evaluation.candidates import ScoredSet, replay_result
+from cloud_hf.evaluation.formatting import file_name
 from cloud_hf.evaluation.metrics.best_of_n import Problem
 from cloud_hf.evaluation.report import write_scores
 from cloud_hf.evaluation.report.comparison import compare_results, read_results, write_comparison
@@ -20,11 +21,12 @@ def write_run(folder, models, **arguments):
     """Write what the comparison reads of a run: its arguments, the sets of its models and their scores."""
     folder.mkdir()
     for name, evaluations in models.items():
-        write_scores(evaluations, folder / f"scores_{name}.parquet")
+        write_scores(evaluations, folder / file_name("scores", name, "parquet"))
     page = {
         "version": 1,
         "arguments": {"models": [*models, "not-scored-yet"], "temperature": 0.0, **arguments},
         "environment": {"versions": {"torch": "2"}, "device": "CPU", "models": dict.fromkeys(models, "5f0c")},
+        "styles": {name: {} for name in (*models, "not-scored-yet")},
         "benchmarks": [{"model": name, **part.summary()} for name, found in models.items() for part in found],
     }
     (folder / "report.json").write_text(json.dumps(json_safe(page)))
@@ -50,6 +52,38 @@ def test_differences_are_those_of_one_run(rows, tmp_path, capsys):
         and "a: old − b: new" in text
         and "temperature is 0.0 in a and 1.0 in b" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"),
+    [
+        ("combine", "median", "mean"),
+        ("read_every", 16, None),
+        ("stop_when_stable", 0.1, None),
+        ("label_weights", '{"right": 1}', None),
+        ("judge_model", "large", None),
+        ("judge_mode", "pointwise", "pairwise"),
+        ("judge_prompt_file", "judge.md", None),
+        ("judge_temperature", 0.5, 0.0),
+        ("cascade_goal", "accuracy=0.9", "loss=0.01"),
+    ],
+)
+def test_settings_that_differ_are_named(name, value, default, rows, tmp_path):
+    """If a report does not record a setting, its default value counts."""
+    runs = {"a": {name: value}, "b": {}, "c": {name: default}}
+    a, b, c = (
+        read_results(write_run(tmp_path / run, {"m": [evaluation(rows, [[1, 0]] * 4)]}, **arguments), run)
+        for run, arguments in runs.items()
+    )
+    assert compare_results(a, b).notes == [f"Settings differ: {name} is {value!r} in a and {default!r} in b."]
+    assert compare_results(b, c).notes == []
+
+
+def test_names_are_not_shortened_twice(rows, tmp_path):
+    """Reports contain short names instead of absolute paths. Shortened again, `a/x~1` would be `x~1`."""
+    names = ("a/x~1", "b/x", "a-x~2")
+    folder = write_run(tmp_path / "a", {name: [evaluation(rows, [[1, 0]] * 4)] for name in names})
+    assert set(read_results(folder, "a").outcomes["bench"]) == set(names)
 
 
 def test_rows_and_sets_of_one_run_are_counted(rows, tmp_path):
@@ -82,6 +116,7 @@ def write_choices(folder, rewards, problems, title="gsm8k.jsonl"):
         "version": 2,
         "arguments": {"models": ["runs/m"], "temperature": 0.0, "num_seeds": 1},
         "environment": {"versions": {"torch": "2"}, "device": "CPU", "models": {"m": "5f0c"}},
+        "styles": {"m": {}},
         "results": result.summaries({"m": "runs/m"}),
     }
     (folder / "best_of_n.json").write_text(json.dumps(json_safe(page)))

@@ -26,7 +26,8 @@ def test_the_report_says_what_must_be_known(rows):
         "a|b": [evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]], dropped=2)],
         "c": [evaluation(rows, [[1, 0], [1, 1], [1, 1], [0, 1]])],
     }
-    best_of_n = {"set": {"c": {"rates": {1: 0.5, 2: 0.75}, "standard_errors": {1: None, 2: 0.1}, "problems": 1}}}
+    counts = {"problems": 1, "dropped": 3, "bad": 2}
+    best_of_n = {"set": {"c": {"rates": {1: 0.5, 2: 0.75}, "standard_errors": {1: None, 2: 0.1}, **counts}}}
     text = markdown(results, compare(results), best_of_n)
     lines = text.splitlines()
     assert lines[0] == "| benchmark | a/b | c |"
@@ -37,6 +38,8 @@ def test_the_report_says_what_must_be_known(rows):
     assert "- c: Rows whose best right and best wrong responses have equal rewards: 2." in text
     assert "- a|b, c: No rows of alpacaeval-easy" in text
     assert "| c | 50.0% | 75.0% ± 10.0% | 1 |" in text
+    assert "- c: Problems left out because they do not fit the model's context: 3." in text
+    assert "- c: Problems left out because they cannot be used: 2." in text
     tables = [line for line in lines if line.startswith("|")]
     assert all(line.count("|") > 2 for line in tables)
 
