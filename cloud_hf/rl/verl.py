@@ -94,8 +94,8 @@ async def compute_score(
         )
     if reward_router_address and unjudgeable_reward is not None:
         raise ValueError(
-            f"`unjudgeable_reward` is {unjudgeable_reward}, but verl's router responds with status 500 both to responses that a vLLM server "
-            "rejects and to failures. Use a reward server (CLOUD_REWARD_URL), or drop it and limit the length of the responses."
+            f"`unjudgeable_reward` is {unjudgeable_reward}, but verl's router responds with status 500 both to responses that are rejected "
+            "and to failures. Use a reward server (CLOUD_REWARD_URL), or leave the option out and limit the length of the responses."
         )
     client = _client(reward_router_address)
     options = {"num_critiques": num_critiques, "temperature": temperature}
