@@ -418,10 +418,11 @@ class CritiqueFormat:
         Replace each assistant text that contains added-token strings with the part of it that the chat template keeps. The template must
         see these strings uncut, because it uses them to find what to drop (`<think>…</think>`).
 
-        This needs at most four renderings, regardless of the number of turns. The first has a mark in place of each such text. If marks
-        are missing from it, the second checks that the template drops the texts that these marks stand for. The last two leave the shown
+        This needs at most six renderings, regardless of the number of turns. The first has a mark in place of each such text. If marks
+        are missing from it, the second checks that the template drops the texts that these marks stand for. The next two leave the shown
         texts unchanged: one those at even positions, the other those at odd positions. An unchanged text therefore always lies between
-        the marks of its neighbours.
+        the marks of its neighbours. If a text changes what surrounds it, as in Qwen 3's tool calls, where a line break follows only a text
+        that is shown, the last two check that the template treats it as empty.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {
@@ -432,11 +433,10 @@ class CritiqueFormat:
         if not texts:
             return conversation
 
-        def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
+        def rendered(as_they_are: Sequence[int], empty: Sequence[int] = ()) -> tuple[str, dict[int, tuple[int, int]]]:
             """Render with marks in place of the other texts. Return the rendering and, by message, the marks' positions."""
-            contents = {index: f"{SLOT}{index}{SLOT}" for index in texts} | {
-                index: texts[index] for index in as_they_are
-            }
+            contents = {index: f"{SLOT}{index}{SLOT}" for index in texts} | dict.fromkeys(empty, "")
+            contents |= {index: texts[index] for index in as_they_are}
             turns = [{**turn, "content": contents[i]} if i in contents else turn for i, turn in enumerate(plain)]
             text = self._render_turns(replace(conversation, messages=turns))
             return text, {int(mark[1]): mark.span() for mark in re.finditer(f"{SLOT}(\\d+){SLOT}", text)}
@@ -455,6 +455,9 @@ class CritiqueFormat:
                 part = text[spans[number - 1][1] : spans[number + 1][0]]
                 if part.startswith(before) and part.endswith(after) and len(part) >= len(before) + len(after):
                     kept[index] = unescape(part[len(before) : len(part) - len(after)])
+        unsettled = [index for index in shown if index not in kept]
+        if unsettled and rendered(unsettled)[0] == rendered((), empty=unsettled)[0]:
+            kept |= dict.fromkeys(unsettled, "")
         messages = [
             {**message, "content": kept[index]}
             if index in kept and kept[index].strip() != message["content"].strip()

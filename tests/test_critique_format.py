@@ -341,6 +341,25 @@ def test_generated_ids_are_used_as_they_are():
         critique_format.encode(PROMPT, RESPONSE, [9, critique_format.end_token_id, 7])
 
 
+def test_qwen3_drops_thinking_that_is_all_the_text_of_a_tool_call():
+    """A line break follows only a text that is shown, so the calls are not where they would be after a text."""
+    critique_format = make_format("qwen3")
+    calls = [{"type": "function", "function": {"name": "look_up", "arguments": {"city": "Paris"}}}]
+    found, empty = (
+        critique_format.encode_prefix("Where?", {"role": "assistant", "content": content, "tool_calls": calls})
+        for content in ("<think>\nlong thoughts\n</think>\n\n", "")
+    )
+    assert found.input_ids == empty.input_ids and found.response_changed and not empty.response_changed
+    turns = [
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\n", "tool_calls": calls},
+        {"role": "tool", "content": "Here."},
+        {"role": "assistant", "content": "<think>\nso\n</think>\n\nLook.", "tool_calls": calls},
+        {"role": "tool", "content": "There."},
+    ]
+    prefix = critique_format.encode_prefix([{"role": "user", "content": "Where?"}, *turns], "It is there.")
+    assert "think" not in critique_format.tokenizer.decode(prefix.input_ids)
+
+
 def test_qwen3_drops_thinking_and_says_so():
     prompt, response = "x", "<think>long thoughts</think>\n\nIt is 42."
     shown = make_format("qwen3").encode(prompt, response, "ok")
