@@ -204,5 +204,7 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
     model = load_language_model(base, **init_kwargs)
+    # PEFT keeps the recorded location, which is relative to the adapter's folder
+    own.base_model_name_or_path = base
     print(f"{name} is a LoRA adapter: training continues from it.")
     return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}
