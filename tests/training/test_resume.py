@@ -143,6 +143,8 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"bf16": True}, 16, "`bf16` was False, is True"),
         ({"neftune_noise_alpha": 5.0}, 16, "`neftune_noise_alpha` was None, is 5.0"),
         ({"peft_config": LoraConfig(r=4)}, 16, "`adapter` was None, is {'r': 4"),
+        ({"optim_args": "x=1"}, 16, "`optim_args` was None, is x=1"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, 16, "`use_seedable_sampler` was True, is False"),
     ],
 )
 def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows, says):
@@ -208,6 +210,33 @@ def test_a_checkpoint_of_another_adapter(base_folder, tmp_path):
     trainer = make_trainer(str(base_folder), tmp_path, callbacks=[steps], peft_config=LoraConfig(r=4), **OPTIONS)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert steps.made == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ("--loss_type dft", "`loss_type` was nll, is dft"),
+        ("--label_smoothing_factor 0.3", "`label_smoothing_factor` was 0.0, is 0.3"),
+        ("--average_tokens_across_devices False", "`average_tokens_across_devices` was True, is False"),
+    ],
+)
+def test_a_checkpoint_of_stage_1_with_another_loss(stage_1_words, changed, says):
+    args = parse(train_critique_sft.ARGUMENTS, f"{stage_1_words} --resume_from_checkpoint true {changed}".split())
+    with pytest.raises(ValueError, match=says):
+        train_critique_sft.main(*args)
+
+
+@pytest.fixture(scope="module")
+def stage_1_words(base_folder, tmp_path_factory):
+    """The command of a run of stage 1 that has left a checkpoint."""
+    folder = tmp_path_factory.mktemp("stage_1")
+    make_rows().to_json(folder / "rows.jsonl")
+    words = f"--model_name_or_path {base_folder} --dataset_name {folder}/rows.jsonl --output_dir {folder}/out --max_steps 1"
+    words += (
+        " --use_cpu --bf16 False --report_to none --save_strategy steps --save_steps 1 --per_device_train_batch_size 2"
+    )
+    train_critique_sft.main(*parse(train_critique_sft.ARGUMENTS, words.split()))
+    return words
 
 
 def test_a_checkpoint_that_lost_something_since(run):
