@@ -132,6 +132,14 @@ class ExactResume(MixedTrainer):
         prepare_fsdp2(self.accelerator, self.model)
         return super().create_optimizer(*args, **kwargs)
 
+    def _load_from_checkpoint(self, *args, **kwargs):
+        dtypes = {name: weight.dtype for name, weight in self.model.named_parameters()}
+        super()._load_from_checkpoint(*args, **kwargs)
+        # PEFT loads adapters in fp32, but QLoRA trains them in bf16
+        for name, weight in self.model.named_parameters():
+            if weight.dtype != dtypes[name]:
+                weight.data = weight.data.to(dtypes[name])
+
     def _run_epoch(self, **kwargs):
         # transformers compares steps with `max_steps` only after each step, so a run that was killed after its last step and is then
         # resumed would take one step too many

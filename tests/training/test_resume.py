@@ -278,7 +278,26 @@ def test_a_checkpoint_of_a_quantised_model(tmp_path):
     make_adapter_trainer(base, run, **quantised).train()
     with pytest.raises(ValueError, match=r"`quantization_config` was {.*'bitsandbytes'.*}, is None"):
         resume_adapter(base, run)
-    resume_adapter(base, run, **quantised)
+
+
+def test_a_quantised_run_resumes_with_weights_of_the_same_type(tmp_path):
+    """TRL trains the adapter in bf16, but PEFT would load it in fp32."""
+    pytest.importorskip("bitsandbytes")
+    base = save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")
+    undisturbed, resumed = (
+        make_trainer(
+            str(base), tmp_path / name, peft_config=LoraConfig(r=4), quantization_config=quantization_config,
+            **{**OPTIONS, "max_steps": 4},
+        )
+        for name in ("one", "two")
+    )  # fmt: skip
+    undisturbed.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "one/checkpoint-2"))
+    weights = dict(undisturbed.model.named_parameters())
+    assert any(weight.dtype == torch.bfloat16 for weight in weights.values())
+    for name, weight in resumed.model.named_parameters():
+        assert weight.dtype == weights[name].dtype and torch.equal(weight, weights[name]), name
 
 
 def test_a_full_run_may_resume_from_another_start(base_folder, run, tmp_path):
