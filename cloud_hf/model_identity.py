@@ -20,6 +20,7 @@ _FILES = (
 _BLOCK_SIZE = 4096
 _FILE_BLOCKS = 256
 _TENSOR_BLOCKS = 16
+_PARAMETER_SAMPLE = 4096
 
 
 def identify_model(name: str) -> dict[str, Any]:
@@ -61,6 +62,21 @@ def hash_of_weights(folder: str | Path, by_tensor: bool = True) -> str:
     version 0.1 record the hash with `by_tensor=False`, which samples each file as one piece.
     """
     return _hash_of_files(Path(folder), _WEIGHTS, by_tensor)
+
+
+def identify_weights(name: str, revision: str | None = None) -> str:
+    """Return [`hash_of_weights`] for a folder, so that it may move, or the id and revision of a model on the Hub."""
+    return hash_of_weights(name) if Path(name).is_dir() else f"{name}@{revision or 'main'}"
+
+
+def hash_of_parameters(model: Any) -> str:
+    """Hash the names, shapes and types of a loaded model's parameters, and a sample of each, spread evenly."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // _PARAMETER_SAMPLE)].float().cpu()  # NumPy has no bfloat16
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _hash_of_files(folder: Path, patterns: tuple[str, ...], by_tensor: bool) -> str:

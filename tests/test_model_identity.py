@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cloud_hf.adapters import adapter_base
-from cloud_hf.model_identity import hash_of_weights, identify_model
+from cloud_hf.model_identity import hash_of_parameters, hash_of_weights, identify_model, identify_weights
 
 
 def version(folder):
@@ -99,3 +99,24 @@ def test_a_base_with_another_small_tensor_is_another_base(base_folder, tmp_path,
     if by_tensor:
         with pytest.raises(ValueError, match="trained on another base"):
             adapter_base(name)
+
+
+def test_weights_are_identified_wherever_their_folder_lies(base_folder, tmp_path):
+    moved = shutil.copytree(base_folder, tmp_path / "moved")
+    (moved / "tokenizer.json").unlink()
+    assert identify_weights(str(moved)) == identify_weights(str(base_folder))
+    assert identify_weights(str(save_language_model(tmp_path / "other", seed=1))) != identify_weights(str(moved))
+    assert identify_weights("org/model") == "org/model@main" == identify_weights("org/model", "main")
+    assert identify_weights("org/model", "abc") == "org/model@abc"
+
+
+def test_parameters_of_loaded_models_are_told_apart(base_folder, tmp_path):
+    def version(folder, **kwargs):
+        return hash_of_parameters(AutoModelForCausalLM.from_pretrained(folder, **kwargs))
+
+    assert version(base_folder) == version(base_folder)
+    half = version(base_folder, dtype="bfloat16")
+    assert len({version(base_folder), half, version(save_language_model(tmp_path / "other", seed=1))}) == 3
+    scalar = torch.nn.Module()
+    scalar.weight = torch.nn.Parameter(torch.tensor(1.0))
+    assert hash_of_parameters(scalar)

@@ -115,6 +115,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transformers.Trainer._remove_unused_columns": ("evaluation rows keep our columns", ("dataset",)),
     "transformers.Trainer._run_epoch": ("tells the sampler the epoch, also after resume", ()),
     "transformers.Trainer._save": ("saves the wrapper, not its shards", ("output_dir", "state_dict")),
+    "transformers.Trainer._load_from_checkpoint": ("an adapter keeps its data type", ()),
     "transformers.Trainer._save_checkpoint": ("the record is written last", ("model", "trial")),
     "transformers.Trainer._finalize_training": ("seconds of earlier runs count", ()),
     # ---- trl

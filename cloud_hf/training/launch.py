@@ -17,15 +17,20 @@ from ..argument_help import check_bounds
 _SETTINGS = (
     "strategy", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed",
     "token_budget", "padding_free", "shared_prompt", "dataloader_drop_last", "train_sampling_strategy", "optim",
-    "learning_rate", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "warmup_steps", "lr_scheduler_kwargs", "disable_dropout", "bf16", "fp16", "neftune_noise_alpha", "critique",
-    "lm_loss_weight", "bradley_terry_weight",
-    "center_rewards_coefficient", "num_generations", "max_completion_length", "outcome_objective", "policy_weight", "beta",
-    "ref_model",
+    "optim_args", "optim_target_modules", "learning_rate", "lr_scheduler_type", "weight_decay", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_steps", "lr_scheduler_kwargs", "disable_dropout", "bf16",
+    "fp16", "neftune_noise_alpha", "critique", "loss_type", "label_smoothing_factor", "router_aux_loss_coef",
+    "average_tokens_across_devices", "lm_loss_weight", "bradley_terry_weight", "center_rewards_coefficient",
+    "num_generations", "max_completion_length", "outcome_objective", "policy_weight", "beta", "ref_model",
 )  # fmt: skip
+# Options of accelerate that determine which rows form a batch
+_BATCH_OPTIONS = ("use_seedable_sampler", "split_batches", "even_batches")
 
 # Checkpoints of version 3 may lack these, because they were recorded only later
-RECORDED_LATER = ("warmup_steps", "lr_scheduler_kwargs", "disable_dropout")
+RECORDED_LATER = (
+    "warmup_steps", "lr_scheduler_kwargs", "disable_dropout", "optim_args", "optim_target_modules", "loss_type",
+    "label_smoothing_factor", "router_aux_loss_coef", "average_tokens_across_devices", *_BATCH_OPTIONS,
+)  # fmt: skip
 # Sizes in accelerate's `ParallelismConfig` that split sequences or matrices
 _DIVIDING = ("cp_size", "sp_size", "tp_size")
 
@@ -38,6 +43,7 @@ def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
     # `None` if unused, to match checkpoints from earlier releases, which lack these settings
     added = {name: settings.get(name) or None for name in ("partial_reward_weight", "use_vllm")}
+    added |= {name: getattr(args.accelerator_config, name) for name in _BATCH_OPTIONS}
     # As read from a record: lists for tuples, text for numbers of NumPy
     return json.loads(json.dumps({**{name: settings.get(name) for name in _SETTINGS}, **added}, default=str))
 

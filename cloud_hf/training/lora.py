@@ -1,5 +1,6 @@
 """LoRA and QLoRA: choose layers, train the reward head in full, and continue training an existing adapter."""
 
+import json
 import logging
 from typing import Any
 
@@ -17,6 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from ..adapters import check_lora, read_adapter_config
 from ..configuration_cloud import CLoudConfig, language_config
 from ..loading import adapter_base, attach_adapter, is_adapter
+from ..model_identity import identify_weights
 from ..modeling_cloud import CLoudForRewardModeling, load_language_model
 from .arguments import model_name
 
@@ -26,6 +28,13 @@ logger = logging.getLogger(__name__)
 HEAD = "reward_head"
 # Options that determine the shape or scale of an adapter's weights
 _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
+# Other options that change what an adapter computes or which weights are trained. `init_lora_weights` is one of them, because PiSSA, for
+# example, also changes the base
+ADAPTER_OPTIONS = (
+    "lora_dropout", "bias", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
+    "layers_pattern", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices",
+    "fan_in_fan_out", "init_lora_weights",
+)  # fmt: skip
 
 
 def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
@@ -153,6 +162,25 @@ def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | Non
     return {**shape, "target_modules": targets if isinstance(targets, str) else sorted(targets or [])}
 
 
+def options_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
+    """Return the `ADAPTER_OPTIONS` of a LoRA adapter as JSON values, `None` if unused; nothing if the model has no adapter."""
+    if not isinstance(model, PeftModel):
+        return {}
+    own = model.peft_config["default"].to_dict()
+    # `None` if unused, because other versions of PEFT lack some of these options
+    options = {option: own.get(option) or None for option in ADAPTER_OPTIONS}
+    modules = options["modules_to_save"]
+    return json.loads(json.dumps({**options, "modules_to_save": modules and sorted(modules)}, default=sorted))
+
+
+def base_of_adapter(model: PreTrainedModel | PeftModel) -> str | None:
+    """Identify an adapter's base with [`identify_weights`]; `None` if the model has no adapter, or its base was not loaded by name."""
+    if not isinstance(model, PeftModel):
+        return None
+    base: Any = model.get_base_model()
+    return identify_weights(base.name_or_path, model.peft_config["default"].revision) if base.name_or_path else None
+
+
 def continue_adapter(
     name: str, base_model: CLoudForRewardModeling, tokenizer: PreTrainedTokenizerBase, asked: LoraConfig | None,
     **hub_kwargs,
@@ -204,5 +232,7 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
     model = load_language_model(base, **init_kwargs)
+    # PEFT keeps the recorded location, which is relative to the adapter's folder
+    own.base_model_name_or_path = base
     print(f"{name} is a LoRA adapter: training continues from it.")
     return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}

@@ -21,6 +21,7 @@ from ..configuration_cloud import CLoudConfig, check_name
 from ..critique_format import EncodedPrefix
 from ..generation import CritiqueWriter
 from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
+from ..model_identity import hash_of_parameters, identify_weights
 from ..scores import Sample, Sampling
 from .encoding import SIDES
 from .launch import check_parallelism, strategy_of
@@ -123,6 +124,16 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         # DeepSpeed casts the trained model; cast the reference in the same way, so that equal weights give equal log-probabilities
         casts = args.bf16 and strategy_of(args).startswith("zero")
         return reference.to(args.device, torch.bfloat16 if casts else None)
+
+    def _frozen_weights(self) -> dict[str, str]:
+        frozen, name = super()._frozen_weights(), self.args.ref_model
+        if self.reference is None:
+            return frozen
+        if name is not None:
+            return {**frozen, "ref_model_weights": identify_weights(name)}
+        # Under ZeRO-3, each process has only a part of the weights, but the reference was loaded by name
+        base = self.origin.base if strategy_of(self.args) == "zero3" else None
+        return {**frozen, "starting_model": identify_weights(base) if base else hash_of_parameters(self.reference)}
 
     def _check_lengths(self):
         """Raise `ValueError` if a critique might not fit in the context."""

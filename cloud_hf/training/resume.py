@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from .fsdp import check_fsdp, prepare_fsdp2
 from .launch import RECORDED_LATER, check_dataset_size, check_deepspeed, launch_settings
 from .launch import check_machine as check_machine  # version 0.1 had it here
-from .lora import shape_of_adapter
+from .lora import ADAPTER_OPTIONS, base_of_adapter, options_of_adapter, shape_of_adapter
 
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ VERSION = 3
 RECORD = "cloud_checkpoint.json"
 # Folder for the later checkpoints that a run sets aside when it resumes from an earlier one
 SET_ASIDE = "set_aside"
+# Checkpoints of version 3 may lack these entries
+OPTIONAL_ENTRIES = {
+    *RECORDED_LATER, *ADAPTER_OPTIONS, "dtype", "quantization_config", "base_model", "starting_model", "ref_model_weights",
+}  # fmt: skip
 
 
 class NotSaved(RuntimeError):
@@ -88,7 +92,8 @@ class ExactResume(MixedTrainer):
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._trained = {
             "train_dataset_rows": rows, "train_dataset_hash": hash_rows(self.train_dataset),
-            "adapter": shape_of_adapter(self.model),
+            "dtype": str(self.model.dtype), "quantization_config": self.model.config.to_dict().get("quantization_config"),
+            "adapter": shape_of_adapter(self.model), **options_of_adapter(self.model), **self._frozen_weights(),
         }  # fmt: skip
         if not resume_from_checkpoint:
             check_unused(self.args)
@@ -115,12 +120,25 @@ class ExactResume(MixedTrainer):
             dataloader.base_dataloader.generator = torch.Generator()
         return dataloader
 
+    def _frozen_weights(self) -> dict[str, str]:
+        """Identify the models whose weights the run uses but its checkpoints lack, such as an adapter's base, if they are known."""
+        base = base_of_adapter(self.model)
+        return {} if base is None else {"base_model": base}
+
     def _check_dataset_size(self, rows: int):
         check_dataset_size(self.args, rows)
 
     def create_optimizer(self, *args, **kwargs):
         prepare_fsdp2(self.accelerator, self.model)
         return super().create_optimizer(*args, **kwargs)
+
+    def _load_from_checkpoint(self, *args, **kwargs):
+        dtypes = {name: weight.dtype for name, weight in self.model.named_parameters()}
+        super()._load_from_checkpoint(*args, **kwargs)
+        # PEFT loads adapters in fp32, but QLoRA trains them in bf16
+        for name, weight in self.model.named_parameters():
+            if weight.dtype != dtypes[name]:
+                weight.data = weight.data.to(dtypes[name])
 
     def _run_epoch(self, **kwargs):
         # transformers compares steps with `max_steps` only after each step, so a run that was killed after its last step and is then
@@ -211,7 +229,7 @@ class _RestoreRunningMetrics(TrainerCallback):
 
 
 def write_record(folder: Path, args: TrainingArguments, **trained):
-    """Mark a checkpoint as complete: record its files, the settings of its run, and `trained` (run, data, adapter)."""
+    """Mark a checkpoint as complete: record its files, the settings of its run, and `trained` (run, data, adapter, frozen models)."""
     record = {
         "version": VERSION, "launch": launch_settings(args), **trained, "only_model": args.save_only_model,
         "files": _sizes(folder),
@@ -283,7 +301,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     Find the checkpoint to resume from, and check it.
 
     `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` contains the
-    data and adapter entries that [`write_record`] records; it is empty until they are known.
+    data, adapter and frozen model entries that [`write_record`] records; it is empty until they are known.
 
     Raises:
         `ValueError`: If there is no such checkpoint, or it is incomplete, lacks a file, or was written with other
@@ -309,15 +327,18 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
         )
     _check_files(folder, record["files"])
     written = {**record, **record["launch"]}
-    differences = [
-        f"`{name}` was {written.get(name)}, is {value}"
+    differences = {
+        name: f"`{name}` was {written.get(name)}, is {value}"
         for name, value in {**launch_settings(args), **trained}.items()
-        if written.get(name) != value and (name in written or name not in RECORDED_LATER)
-    ]
+        if written.get(name) != value and (name in written or name not in OPTIONAL_ENTRIES)
+    }
     if differences:
+        same = "the same settings"
+        if "base_model" in differences or "starting_model" in differences:
+            same += ", with the model that the run started from, not a checkpoint, as `model_name_or_path`"
         raise ValueError(
-            f"{folder} was written with other settings: {'; '.join(differences)}. Its optimizer states and its position in the "
-            f"data fit only those settings. Use the same settings, or start a new run {new_run}"
+            f"{folder} was written with other settings: {'; '.join(differences.values())}. Its optimizer states and its position in "
+            f"the data fit only those settings. Use {same}, or start a new run {new_run}"
         )
     return folder
 

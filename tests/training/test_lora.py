@@ -11,7 +11,7 @@ from tokenizers_for_tests import make_tokenizer
 from trainers_for_tests import make_rows, make_trainer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
 
-from cloud_hf.loading import load_critic, load_reward_model, record_base
+from cloud_hf.loading import adapter_base, load_critic, load_reward_model, record_base
 from cloud_hf.training.arguments import RewardModelConfig, TrainedModelConfig
 from cloud_hf.training.lora import model_for_sft
 
@@ -100,6 +100,18 @@ def test_an_adapter_of_stage_1_goes_on_with_a_head(sft, base_folder, tmp_path, c
         model.score(["x"], ["y"], tokenizer, max_new_tokens=8),
         trainer.model.score(["x"], ["y"], tokenizer, max_new_tokens=8),
     )
+
+
+def test_an_adapter_that_stage_1_continues_finds_its_base(base_folder, tmp_path):
+    """Its folder is deeper than that of the adapter from which training continues, so the relative location of the base differs."""
+    folder = tmp_path / "sft"
+    save_sft_adapter(base_folder, folder)
+    options = model_for_sft(
+        TrainedModelConfig(model_name_or_path=str(folder)), AutoConfig.from_pretrained(base_folder), {}
+    )
+    options["model"].save_pretrained(tmp_path / "a/b/c")
+    record_base(tmp_path / "a/b/c", options["model"])
+    assert Path(adapter_base(str(tmp_path / "a/b/c"))[0]).samefile(base_folder)
 
 
 def test_a_pattern_of_layers_carries_over(base_folder, tmp_path):

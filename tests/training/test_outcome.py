@@ -1,5 +1,7 @@
 """Stage 4: its limits are stage 3 and stage 3 on rewritten critiques; batches, launches and interruptions change nothing."""
 
+import shutil
+
 import pytest
 import torch
 from critics_for_tests import save_critic
@@ -11,7 +13,7 @@ from tokenizers_for_tests import make_tokenizer
 from torch.nn import functional as F
 from trainers_for_tests import KeepGradients, make_rows, make_trainer
 
-from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer
+from cloud_hf import CLoudForRewardModeling, CLoudOutcomeConfig, CLoudOutcomeTrainer
 from cloud_hf.generation import CritiqueWriter
 from cloud_hf.scores import Sampling
 from cloud_hf.training.encoding import SIDES
@@ -152,6 +154,35 @@ def test_a_resumed_run_is_an_uninterrupted_one(stage3, tmp_path):
     assert losses_of(part)[-2:] == losses_of(whole)[-2:]
     assert part.state.log_history[-2]["kl"] > 0
     assert_same_weights(part.model, whole.model)
+
+
+def test_a_resumed_run_keeps_its_reference(stage3, tmp_path):
+    """A checkpoint as the starting model would be its own reference; a copy of the starting model, or the model itself, is the same one."""
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "beta": 0.1}
+    make(stage3, tmp_path / "run", **options).train()
+    first = str(tmp_path / "run/checkpoint-1")
+    with pytest.raises(ValueError, match=r"`starting_model` was \w+, is \w+.*the run started from, not a checkpoint"):
+        make(first, tmp_path / "run", **options).train(resume_from_checkpoint=first)
+    moved = shutil.copytree(stage3, tmp_path / "moved")
+    for number, model in enumerate((str(moved), CLoudForRewardModeling.from_pretrained(stage3))):
+        trainer = make(model, tmp_path / f"resumed-{number}", **options)
+        assert trainer.train(resume_from_checkpoint=first).global_step == 2
+    without = {**options, "beta": 0.0}
+    make(stage3, tmp_path / "without", **without).train()
+    first = str(tmp_path / "without/checkpoint-1")
+    assert make(first, tmp_path / "without", **without).train(resume_from_checkpoint=first).global_step == 2
+
+
+def test_a_resumed_run_keeps_its_named_reference(stage3, tmp_path):
+    reference = shutil.copytree(stage3, tmp_path / "reference")
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "beta": 0.1, "ref_model": str(reference)}
+    make(stage3, tmp_path / "run", **options).train()
+    first = str(tmp_path / "run/checkpoint-1")
+    # All weights but the reference's come from the checkpoint
+    assert make(first, tmp_path / "other", **options).train(resume_from_checkpoint=first).global_step == 2
+    shutil.copy(f"{first}/model.safetensors", reference)
+    with pytest.raises(ValueError, match=r"`ref_model_weights` was \w+, is \w+"):
+        make(stage3, tmp_path / "run", **options).train(resume_from_checkpoint=first)
 
 
 def test_an_adapter_is_compared_with_the_model_without_it(stage3, tmp_path):

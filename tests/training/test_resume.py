@@ -14,13 +14,12 @@ from models_for_tests import save_language_model
 from peft import LoraConfig
 from safetensors.torch import load_file
 from trainers_for_tests import make_rows, make_trainer
-from transformers import Trainer, TrainerCallback
+from transformers import BitsAndBytesConfig, Trainer, TrainerCallback
 
 from cloud_hf import CLoudTrainingConfig
 from cloud_hf.cli import parse
 from cloud_hf.commands import train_cloud, train_critique_sft
-from cloud_hf.training.launch import RECORDED_LATER
-from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, find_checkpoint, hash_rows, whole_checkpoints
+from cloud_hf.training.resume import OPTIONAL_ENTRIES, RECORD, NotSaved, explain_failure, hash_rows, whole_checkpoints
 
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 4}
@@ -143,6 +142,9 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"bf16": True}, 16, "`bf16` was False, is True"),
         ({"neftune_noise_alpha": 5.0}, 16, "`neftune_noise_alpha` was None, is 5.0"),
         ({"peft_config": LoraConfig(r=4)}, 16, "`adapter` was None, is {'r': 4"),
+        ({"optim_args": "x=1"}, 16, "`optim_args` was None, is x=1"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, 16, "`use_seedable_sampler` was True, is False"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, 16, "`dtype` was torch.float32, is torch.bfloat16"),
     ],
 )
 def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows, says):
@@ -151,14 +153,22 @@ def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_without_settings_that_were_recorded_later(base_folder, run, tmp_path):
-    old = shutil.copytree(run, tmp_path / "old")
-    for record in old.glob(f"*/{RECORD}"):
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, lora_alpha=8)])
+def test_a_checkpoint_without_settings_that_were_recorded_later(base_folder, tmp_path, peft_config):
+    options = {**OPTIONS, "max_steps": 4, "peft_config": peft_config}
+    make_trainer(str(base_folder), tmp_path, **options).train()
+    for record in tmp_path.glob(f"*/{RECORD}"):
         content = json.loads(record.read_text())
-        content["launch"] = {key: value for key, value in content["launch"].items() if key not in RECORDED_LATER}
+        later = [key for key in {**content, **content["launch"]} if key in OPTIONAL_ENTRIES]
+        for key in later:
+            content.pop(key, None)
+            content["launch"].pop(key, None)
+        assert {"loss_type", "dtype"} < {*later}
         record.write_text(json.dumps(content))
-    trainer = make_trainer(str(base_folder), old, make_rows(16), **OPTIONS)
-    assert find_checkpoint(trainer.args, True).parent == old
+    steps = Steps()
+    trainer = make_trainer(str(base_folder), tmp_path, callbacks=[steps], **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps.made == [3, 4]
 
 
 def test_a_checkpoint_of_other_rows(base_folder, run):
@@ -208,6 +218,123 @@ def test_a_checkpoint_of_another_adapter(base_folder, tmp_path):
     trainer = make_trainer(str(base_folder), tmp_path, callbacks=[steps], peft_config=LoraConfig(r=4), **OPTIONS)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert steps.made == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora_dropout": 0.9}, "`lora_dropout` was 0.1, is 0.9"),
+        (
+            {"modules_to_save": ["reward_head", "lm_head"]},
+            r"`modules_to_save` was \['reward_head'\], is \['lm_head', ",
+        ),
+        ({"rank_pattern": {"v_proj": 2}}, "`rank_pattern` was None, is {'v_proj': 2}"),
+        ({"alpha_pattern": {"v_proj": 64}}, "`alpha_pattern` was None, is {'v_proj': 64}"),
+        ({"layers_to_transform": [0]}, r"`layers_to_transform` was None, is \[0\]"),
+        ({"exclude_modules": {"v_proj", "k_proj"}}, r"`exclude_modules` was None, is \['k_proj', 'v_proj'\]"),
+        ({"bias": "all"}, "`bias` was none, is all"),
+        ({"init_lora_weights": "pissa"}, "`init_lora_weights` was True, is pissa"),
+    ],
+)
+def test_a_checkpoint_of_an_adapter_with_other_options(adapter_run, changes, says):
+    base, run = adapter_run
+    with pytest.raises(ValueError, match=says):
+        resume_adapter(base, run, **changes)
+
+
+@pytest.fixture(scope="module")
+def adapter_run(base_folder, tmp_path_factory):
+    """The base of an adapter, and the folder of a run that trains the adapter and has one checkpoint."""
+    run = tmp_path_factory.mktemp("run")
+    make_adapter_trainer(base_folder, run).train()
+    return base_folder, run
+
+
+def make_adapter_trainer(base, folder, quantization_config=None, **changes):
+    config = LoraConfig(**{"r": 4, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"], **changes})
+    options = {**OPTIONS, "max_steps": 2, "disable_dropout": False, "quantization_config": quantization_config}
+    return make_trainer(str(base), folder, peft_config=config, **options)
+
+
+def resume_adapter(base, run, **changes):
+    make_adapter_trainer(base, run, **changes).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def test_a_checkpoint_of_an_adapter_of_another_base(adapter_run, tmp_path):
+    base, run = adapter_run
+    other = save_language_model(tmp_path / "other", seed=1)
+    with pytest.raises(
+        ValueError, match=r"`base_model` was \w{32}, is \w{32}.*with the model that the run started from"
+    ):
+        resume_adapter(other, run)
+    resume_adapter(shutil.copytree(base, tmp_path / "moved"), run)
+
+
+def test_a_checkpoint_of_a_quantised_model(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)  # blocks have 64 weights
+    run = tmp_path / "run"
+    quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")}
+    make_adapter_trainer(base, run, **quantised).train()
+    with pytest.raises(ValueError, match=r"`quantization_config` was {.*'bitsandbytes'.*}, is None"):
+        resume_adapter(base, run)
+
+
+def test_a_quantised_run_resumes_with_weights_of_the_same_type(tmp_path):
+    """TRL trains the adapter in bf16, but PEFT would load it in fp32."""
+    pytest.importorskip("bitsandbytes")
+    base = save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")
+    undisturbed, resumed = (
+        make_trainer(
+            str(base), tmp_path / name, peft_config=LoraConfig(r=4), quantization_config=quantization_config,
+            **{**OPTIONS, "max_steps": 4},
+        )
+        for name in ("one", "two")
+    )  # fmt: skip
+    undisturbed.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "one/checkpoint-2"))
+    weights = dict(undisturbed.model.named_parameters())
+    assert any(weight.dtype == torch.bfloat16 for weight in weights.values())
+    for name, weight in resumed.model.named_parameters():
+        assert weight.dtype == weights[name].dtype and torch.equal(weight, weights[name]), name
+
+
+def test_a_full_run_may_resume_from_another_start(base_folder, run, tmp_path):
+    """All weights come from the checkpoint."""
+    other = save_language_model(tmp_path / "other", seed=1)
+    for start in (other, run / "checkpoint-2"):
+        trainer = make_trainer(str(start), tmp_path / start.name, **OPTIONS)
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+        weights = load_file(run / "checkpoint-6/model.safetensors")
+        assert all(torch.equal(weights[name], weight) for name, weight in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ("--loss_type dft", "`loss_type` was nll, is dft"),
+        ("--label_smoothing_factor 0.3", "`label_smoothing_factor` was 0.0, is 0.3"),
+        ("--average_tokens_across_devices False", "`average_tokens_across_devices` was True, is False"),
+    ],
+)
+def test_a_checkpoint_of_stage_1_with_another_loss(stage_1_words, changed, says):
+    args = parse(train_critique_sft.ARGUMENTS, f"{stage_1_words} --resume_from_checkpoint true {changed}".split())
+    with pytest.raises(ValueError, match=says):
+        train_critique_sft.main(*args)
+
+
+@pytest.fixture(scope="module")
+def stage_1_words(base_folder, tmp_path_factory):
+    """The command of a run of stage 1 that has left a checkpoint."""
+    folder = tmp_path_factory.mktemp("stage_1")
+    make_rows().to_json(folder / "rows.jsonl")
+    words = f"--model_name_or_path {base_folder} --dataset_name {folder}/rows.jsonl --output_dir {folder}/out --max_steps 1"
+    words += (
+        " --use_cpu --bf16 False --report_to none --save_strategy steps --save_steps 1 --per_device_train_batch_size 2"
+    )
+    train_critique_sft.main(*parse(train_critique_sft.ARGUMENTS, words.split()))
+    return words
 
 
 def test_a_checkpoint_that_lost_something_since(run):
