@@ -62,7 +62,8 @@ class CLoudPipeline(Pipeline):
                 `batch_size` and the options of [`CLoudPipeline`].
 
         Returns:
-            `dict`, or a `list` or iterator of `dict`: the fields of [`Score`], except `critique_ids` and `partial_rewards`.
+            `dict`, or a `list` or iterator of `dict`: the fields of [`Score`], except `critique_ids`,
+            `critique_tokens` and `partial_rewards`.
 
         Raises:
             `ValueError`: If an input or option is invalid; the message names the row, counted from 0.
@@ -109,7 +110,7 @@ class CLoudPipeline(Pipeline):
     def postprocess(self, score: Score) -> dict[str, Any]:
         """Convert a score to plain data."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(score).items()}
-        del fields["critique_ids"], fields["partial_rewards"]
+        del fields["critique_ids"], fields["critique_tokens"], fields["partial_rewards"]
         return fields
 
     def save_pretrained(self, save_directory, **kwargs):

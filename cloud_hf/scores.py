@@ -61,6 +61,8 @@ class Score:
         log_likelihoods (`tuple[float, ...]`):
             Per critique, the mean log-probability of its tokens in nats, before temperature scaling and without the end token.
             Recorded by transformers and vLLM if critiques are sampled; otherwise empty.
+        critique_tokens (`tuple[int, ...]`):
+            Per critique, the number of its tokens without the end token; empty if it is unknown. Journals keep this number but not the ids.
     """
 
     reward: float
@@ -73,6 +75,7 @@ class Score:
     response_changed: bool = False
     partial_rewards: tuple[tuple[float, ...], ...] = ()
     log_likelihoods: tuple[float, ...] = ()
+    critique_tokens: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check_finite(self.reward, *self.rewards, *(reward for rewards in self.partial_rewards for reward in rewards))
@@ -82,6 +85,7 @@ class Score:
         """Build the score of one response from its samples."""
         rewards = tuple(sample.reward for sample in samples)
         _check_finite(*rewards)
+        has_ids = all(sample.critique_ids or not sample.critique for sample in samples)
         likelihoods = tuple(sample.log_likelihood for sample in samples if sample.log_likelihood is not None)
         return cls(
             reward=statistics.fmean(rewards),
@@ -96,6 +100,7 @@ class Score:
                 (*sample.inner_rewards, sample.reward) for sample in samples if sample.inner_rewards is not None
             ),
             log_likelihoods=likelihoods if len(likelihoods) == len(samples) else (),
+            critique_tokens=tuple(len(sample.critique_ids) for sample in samples) if has_ids else (),
         )
 
 

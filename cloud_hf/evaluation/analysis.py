@@ -171,9 +171,12 @@ def assess_self_consistency(
 
 
 def assess_anytime(
-    evaluations: Sequence[Evaluation], critique_format: CritiqueFormat, read_every: int
+    evaluations: Sequence[Evaluation], critique_format: CritiqueFormat, read_every: int, combine: str = "mean"
 ) -> dict[str, Anytime]:
-    """Compute each set's accuracy against tokens read, for scores with partial rewards. Unknown subsets are excluded."""
+    """
+    Compute each set's accuracy against tokens read, for scores with partial rewards. Unknown subsets are excluded. `combine` is the way to
+    combine the rewards of several critiques, one of [`~combine_critiques.COMBINATIONS`].
+    """
     found = {}
     for evaluation in evaluations:
         known = list(evaluation.known_rows())
@@ -185,7 +188,10 @@ def assess_anytime(
             for (_, scores), of_row in zip(known, counts, strict=True)
         ]
         num_chosen = [row.num_chosen for row, _ in known]
-        found[evaluation.name] = accuracy_against_tokens(rows, num_chosen, read_every)
+        likelihoods = None
+        if combine == "likelihood":
+            likelihoods = [[score.log_likelihoods for score in scores] for _, scores in known]
+        found[evaluation.name] = accuracy_against_tokens(rows, num_chosen, read_every, combine, likelihoods)
     return found
 
 

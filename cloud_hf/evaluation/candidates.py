@@ -66,6 +66,11 @@ class ScoredSet:
         left_out = [problem.id for place, problem in enumerate(problems) if place not in set(common)]
         return cls(name, title, [problems[place] for place in common], kept, left_out, shortened, bad)
 
+    @property
+    def is_share(self) -> bool:
+        """Whether the values of all candidates are shares from 0 to 1, which reports show in percent."""
+        return all(0 <= value <= 1 for problem in self.problems for value in problem.worth or ())
+
     def rewards(self, model: str) -> list[list[list[float]]]:
         """Return a model's rewards by seed, problem and candidate."""
         return [[[score.reward for score in row] for row in of_seed] for of_seed in self.scores[model]]
@@ -212,8 +217,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     candidates.
     """
     worth = [problem.worth or () for problem in found.problems]
-    is_share = all(0 <= value <= 1 for values in worth for value in values)
-    quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
+    quality, sizes = "correctness" if found.is_share else "recorded score", sizes_of(found.problems, largest_n)
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
     choices = {
         model: np.mean(
@@ -226,7 +230,13 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
         for model in found.scores
     }
     return SetResult(
-        found, quality, is_share, curves, baselines(found.problems, sizes), found.notes(largest_n), choices=choices
+        found,
+        quality,
+        found.is_share,
+        curves,
+        baselines(found.problems, sizes),
+        found.notes(largest_n),
+        choices=choices,
     )
 
 

@@ -10,6 +10,7 @@ from ..scores import Sample, Score
 from .compute import Cost
 from .context_fitting import FittedRow, FittedRows
 from .ensembles import check_different, read_members
+from .metrics.best_of_n import expected_best_of
 from .metrics.cascade import (
     FEWEST_PAIRS,
     THRESHOLDS,
@@ -17,8 +18,8 @@ from .metrics.cascade import (
     Goal,
     StageScores,
     fit_cascade,
-    fit_stages,
     run_recorded,
+    worth_of_best,
 )
 from .stats import json_safe
 
@@ -130,10 +131,12 @@ class Cascade:
             seconds.append(spent)
         try:
             chosen, curve, fits = self._cross_fit(stages, correct)
+            all_rows, _ = fit_cascade(stages, correct, self.goal)
         except ValueError as error:
             raise ValueError(f"{self.name} on {dataset}: {error}") from error
-        all_rows, _ = fit_cascade(stages, correct, self.goal)
-        last = run_recorded([stages[-1]], fit_stages([stages[-1]], correct), 1.0, correct)
+        last = _alone(stages[-1], correct)
+        if kind == "problems":
+            chosen, last, *curve = (_expect_over_ties(point, correct) for point in (chosen, last, *curve))
         times = [_seconds_per_row(point, seconds) for point in (*curve, chosen)]
         thresholds = (fits[0].thresholds[0], fits[1].thresholds[0])
         result = CascadeResult(self.name, dataset, self.labels, thresholds, chosen, curve, times, all_rows, last)
@@ -169,6 +172,20 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
         return tuple(values)
 
     return CascadePoint(even.threshold, *map(join, ("worth", "tokens", "rewards", "asked")))
+
+
+def _alone(stage: StageScores, correct: Sequence[Sequence[float]]) -> CascadePoint:
+    """Return the point of a stage that scores every response; its rewards are not converted to log-odds."""
+    rewards = tuple(map(tuple, stage.rewards))
+    worth = tuple(worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
+    asked = tuple((tuple(range(len(of_row))),) for of_row in rewards)
+    return CascadePoint(1.0, worth, tuple(map(sum, stage.tokens)), rewards, asked)
+
+
+def _expect_over_ties(point: CascadePoint, correct: Sequence[Sequence[float]]) -> CascadePoint:
+    """Return a point whose rows have the expected value of the choice among tied candidates, as in best-of-N."""
+    pairs = zip(point.rewards, correct, strict=True)
+    return replace(point, worth=tuple(expected_best_of(rewards, worth, len(rewards)) for rewards, worth in pairs))
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:

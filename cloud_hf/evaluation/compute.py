@@ -39,13 +39,30 @@ class Cost:
         return self.seconds * (1 + tokens) / self.work
 
 
-def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: CritiqueFormat) -> list[list[list[int]]]:
-    """Count critique tokens by row, response and critique. Tokenizes the critiques again, because journals store only their text."""
-    texts = [text for scores in row_scores for score in scores for text in score.critiques]
+def token_counts(
+    row_scores: Sequence[Sequence[Score]], critique_format: CritiqueFormat, max_new_tokens: int | None = None
+) -> list[list[list[int]]]:
+    """
+    Return the number of critique tokens by row, response and critique.
+
+    Where it is not known (see [`is_estimated`]), it is estimated: the critiques are tokenized again, which may give more tokens than were
+    written, and the counts are limited to `max_new_tokens`.
+    """
+    unknown = [score for scores in row_scores for score in scores if not score.critique_tokens]
+    texts = [text for score in unknown for text in score.critiques]
     counts = iter([0] * len(texts))
     if critique_format.critique and texts:
-        counts = map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"])
-    return [[[next(counts) for _ in score.critiques] for score in scores] for scores in row_scores]
+        found = map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        counts = found if max_new_tokens is None else (min(count, max_new_tokens) for count in found)
+    return [
+        [list(score.critique_tokens) or [next(counts) for _ in score.critiques] for score in scores]
+        for scores in row_scores
+    ]
+
+
+def is_estimated(row_scores: Sequence[Sequence[Score]]) -> bool:
+    """Return whether the number of tokens is unknown for some critiques: journals from earlier versions contain only their texts."""
+    return any(not score.critique_tokens and any(score.critiques) for scores in row_scores for score in scores)
 
 
 def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:

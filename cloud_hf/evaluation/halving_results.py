@@ -8,7 +8,9 @@ import numpy as np
 
 from ..halving import run_halving
 from .candidates import ScoredSet
+from .compute import is_estimated
 from .ensembles import check_different, read_members
+from .metrics.best_of_n import expected_best_of
 from .stats import Estimate, json_safe, mean_estimate
 
 
@@ -27,7 +29,10 @@ class Halving:
 
 @dataclass(frozen=True)
 class HalvingResult:
-    """Successive halving compared with full best-of-N, averaged over a model's seeds and a set's problems."""
+    """
+    Successive halving compared with full best-of-N, averaged over a model's seeds and a set's problems. Candidates that tie are equally
+    likely to be chosen.
+    """
 
     name: str  # name of the halving
     title: str  # title of the set
@@ -37,6 +42,8 @@ class HalvingResult:
     difference: Estimate  # `worth` minus `full_worth`
     tokens: Estimate  # critique tokens that halving spends per problem
     full_tokens: Estimate  # tokens of all critiques per problem
+    is_share: bool  # whether values are shares from 0 to 1, which are shown in percent
+    has_estimated_tokens: bool = False  # see `compute.is_estimated`
 
     @property
     def share(self) -> float:
@@ -85,6 +92,7 @@ def compare_halving(
     Compare halving with full best-of-N on a set, averaged over seeds; `tokens` is indexed by seed, problem, candidate and critique.
     """
     worth_of = [problem.worth or () for problem in found.problems]
+    orders = _orders(list(map(len, worth_of)))
     columns = []
     for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):
         rewards = [[score.rewards for score in row] for row in of_seed]
@@ -92,16 +100,48 @@ def compare_halving(
         if halving.cheap is not None:
             others = found.rewards(halving.cheap)
             cheap = others[seed % len(others)]  # a classic model has only one seed
-        choices, spent = halve_recorded(rewards, counts, cheap)
-        best = [int(np.argmax([score.reward for score in row])) for row in of_seed]
+        ours, spent = _halve_in_orders(orders, worth_of, rewards, counts, cheap)
+        whole = ([score.reward for score in row] for row in of_seed)
+        theirs = np.array([expected_best_of(*pair, len(pair[0])) for pair in zip(whole, worth_of, strict=True)])
         full = [sum(map(sum, row)) for row in counts]
-        ours, theirs = (
-            np.array([row[place] for row, place in zip(worth_of, chosen, strict=True)]) for chosen in (choices, best)
-        )
         columns.append([ours, theirs, ours - theirs, spent, full])
     halved, whole, difference, spent, full = (mean_estimate(column.tolist()) for column in np.mean(columns, axis=0))
     count = len(found.scores[halving.model][0][0][0].rewards)
-    return HalvingResult(halving.name, found.title, count, halved, whole, difference, spent, full)
+    estimated = any(is_estimated(of_seed) for of_seed in found.scores[halving.model])
+    estimates = (halved, whole, difference, spent, full)
+    return HalvingResult(halving.name, found.title, count, *estimates, found.is_share, estimated)
+
+
+def _orders(counts: Sequence[int]) -> list[np.ndarray]:
+    """
+    Return, for each problem, several orders of its candidates: a random one and its rotations, shape (orders, candidates).
+
+    Halving prefers the earlier one of two candidates that tie, and in many files the right candidate comes first. In these orders, each
+    candidate has each position once.
+    """
+    rng = np.random.default_rng(0)  # the same in every run, so that reports are reproducible
+    return [rng.permutation(count)[np.add.outer(range(count), range(count)) % count] for count in counts]
+
+
+def _halve_in_orders(
+    orders: Sequence[np.ndarray],
+    worth: Sequence[Sequence[float]],
+    rewards: Sequence[Sequence[Sequence[float]]],
+    tokens: Sequence[Sequence[Sequence[int]]],
+    cheap: Sequence[Sequence[float]] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the value of each problem's choice and the tokens spent on it, both averaged over the orders of its candidates."""
+    turns = [(problem, order) for problem, of_problem in enumerate(orders) for order in of_problem]
+
+    def reordered(rows: Sequence[Sequence]) -> list[list]:
+        return [[rows[problem][place] for place in order] for problem, order in turns]
+
+    cheap_first = None if cheap is None else reordered(cheap)
+    choices, spent = halve_recorded(reordered(rewards), reordered(tokens), cheap_first)
+    values = [row[place] for row, place in zip(reordered(worth), choices, strict=True)]
+    problems = [problem for problem, _ in turns]
+    ours, costs = (np.bincount(problems, column) / np.bincount(problems) for column in (values, spent))
+    return ours, costs
 
 
 def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: int) -> list[Halving]:

@@ -81,7 +81,8 @@ class JournaledScorer:
         **options,
     ) -> list[Score]:
         """
-        Score responses; `options` are those of [`Scorer`], except `critiques`. The returned scores do not include the critiques' token ids.
+        Score responses; `options` are those of [`Scorer`], except `critiques`. The returned scores include the critiques' numbers of
+        tokens, but not their ids.
 
         `lengths` are the numbers of tokens in the chats. With them, chats are scored from longest to shortest, in the batches that a
         length-sorting backend would form; without them, chats keep their order. `names` identify the chats in error messages and default
@@ -134,7 +135,7 @@ class JournaledScorer:
         def keep(index: int, score: Score):
             nonlocal last
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
-            optional = ("response_changed", "partial_rewards", "log_likelihoods")
+            optional = ("response_changed", "partial_rewards", "log_likelihoods", "critique_tokens")
             value |= {name: part for name in optional if (part := getattr(score, name))}
             # Scores may come one by one or all at the end; in both cases, the seconds add up to the right total
             value["seconds"], last = round(monotonic() - last, 6), monotonic()
@@ -163,4 +164,6 @@ def _read_score(value: dict) -> Score:
     # Always drop the token ids, so that a score is the same whether or not it was resumed from the journal
     parts = zip(*columns, value.get("log_likelihoods") or [None] * count, strict=True)
     samples = [Sample(*part) for part in parts]
-    return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=())
+    # Journals from earlier versions lack the numbers of tokens
+    tokens = tuple(value.get("critique_tokens", ()))
+    return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=(), critique_tokens=tokens)

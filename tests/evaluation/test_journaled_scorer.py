@@ -1,5 +1,6 @@
 """A killed run loses a chunk, and nothing else."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,26 @@ def test_scores_are_those_of_the_backend(direct, tmp_path):
     assert scorer.score(*CHATS, **OPTIONS) == scores and len(recorder.calls) == 3  # now from the journal
     # Other options are other work
     assert scorer.score(*CHATS, max_new_tokens=3) != expected and len(recorder.calls) == 6
+
+
+def test_numbers_of_tokens_are_journaled_without_the_ids(direct, tmp_path):
+    expected = [tuple(map(len, score.critique_ids)) for score in direct.score(*CHATS, **OPTIONS)]
+    scorer = journaled(tmp_path, direct)
+    for _ in range(2):  # the second time from the journal
+        scores = scorer.score(*CHATS, **OPTIONS)
+        assert [score.critique_tokens for score in scores] == expected and not any(one.critique_ids for one in scores)
+
+
+def test_journals_without_numbers_of_tokens_are_read(direct, tmp_path):
+    scorer = journaled(tmp_path, direct)
+    scores = scorer.score(*CHATS, **OPTIONS)
+    scorer.journal.close()
+    path = tmp_path / "journal.jsonl"
+    path.write_text(re.sub(r',"critique_tokens":\[[^]]*\]', "", path.read_text()))
+    assert "critique_tokens" not in path.read_text()
+    recorder = Recorder(direct)
+    found = journaled(tmp_path, recorder).score(*CHATS, **OPTIONS)
+    assert found == [replace(score, critique_tokens=()) for score in scores] and not recorder.calls
 
 
 def test_an_interrupted_run_says_what_is_kept(direct, tmp_path):

@@ -12,6 +12,7 @@ from cloud_hf.scoring import Score, report_scores
 
 
 CONTEXT = 400
+_TOKENIZER = make_tokenizer("llama3")
 
 
 class ScriptedScorer:
@@ -41,7 +42,8 @@ class ScriptedScorer:
             return Sample(reward)
         words = ["It is right.", "The sum is wrong, and the steps are missing.", "Short, but clear enough."]
         critique = " ".join(words[: 1 + int(3 * noise)])
-        return Sample(reward, critique, finish_reason="length" if noise > 0.95 else "stop")
+        ids = tuple(_TOKENIZER(critique, add_special_tokens=False)["input_ids"])
+        return Sample(reward, critique, ids, "length" if noise > 0.95 else "stop")
 
 
 def _number(text: str) -> float:
@@ -53,5 +55,5 @@ def _number(text: str) -> float:
 def open_scripted_backend(name, args, show_progress=True):
     """Instead of [`~cloud_hf.serving.backends.open_backend`]; `name` is a folder with a config."""
     critique = read_model_config(name).critique
-    critique_format = CritiqueFormat(make_tokenizer("llama3"), critique=critique)
+    critique_format = CritiqueFormat(_TOKENIZER, critique=critique)
     yield ScriptedScorer(name, critique), critique_format, CONTEXT

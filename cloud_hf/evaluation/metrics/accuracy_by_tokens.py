@@ -6,6 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
+from ...combine_critiques import combine_rewards
 from ..stats import Estimate, Summarised, mean_estimate, powers_of_two, share
 
 
@@ -30,7 +31,8 @@ class Reading:
         """Return the last reward within `limit` tokens (`None`: the complete critique), and the number of tokens read to get it."""
         inner = len(self.rewards) - 1
         if limit is None or limit // read_every > inner:
-            return self.rewards[-1], max(self.tokens, inner * read_every)
+            # The number of readings bounds the number of tokens, which may be an estimate (see `compute.token_counts`)
+            return self.rewards[-1], min(max(self.tokens, inner * read_every), (inner + 1) * read_every - 1)
         return self.rewards[limit // read_every - 1], limit // read_every * read_every
 
 
@@ -55,24 +57,39 @@ class Anytime(Summarised):
 RowReadings = Sequence[Sequence[Reading]]
 
 
-def accuracy_against_tokens(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int) -> Anytime:
+def accuracy_against_tokens(
+    rows: Sequence[RowReadings],
+    num_chosen: Sequence[int],
+    read_every: int,
+    combine: str = "mean",
+    log_likelihoods: Sequence[Sequence[Sequence[float]]] | None = None,
+) -> Anytime:
     """
     Compute pair accuracy when at most 1, 2, 4, … times `read_every` tokens of each critique are read (up to the longest critique), and
     when complete critiques are read.
 
-    `rows` contains the critiques of each row's responses; a row's first `num_chosen` responses are the right ones. A response's reward is
-    the mean over its critiques.
+    `rows` contains the critiques of each row's responses; a row's first `num_chosen` responses are the right ones. `combine` is the way to
+    combine the rewards of a response's critiques; see [`~combine_critiques.combine_rewards`]. `"likelihood"` needs `log_likelihoods`, those
+    of the complete critiques, shaped like `rows`.
     """
+    likelihoods = [None] * len(rows) if log_likelihoods is None else log_likelihoods
     steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
     limits = (*(read_every * power for power in powers_of_two(steps)), None)
-    return Anytime(read_every, [_point(rows, num_chosen, read_every, limit) for limit in limits])
+    return Anytime(read_every, [_point(rows, likelihoods, num_chosen, read_every, limit, combine) for limit in limits])
 
 
-def _point(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limit: int | None) -> AnytimePoint:
+def _point(
+    rows: Sequence[RowReadings],
+    log_likelihoods: Sequence[Sequence[Sequence[float]] | None],
+    num_chosen: Sequence[int],
+    read_every: int,
+    limit: int | None,
+    combine: str,
+) -> AnytimePoint:
     outcomes, tokens = [], []
-    for row, count in zip(rows, num_chosen, strict=True):
+    for row, known, count in zip(rows, log_likelihoods, num_chosen, strict=True):
         found = [[reading.at(limit, read_every) for reading in readings] for readings in row]
-        rewards = np.array([fmean(reward for reward, _ in readings) for readings in found])
+        rewards = np.array(combine_rewards([[reward for reward, _ in readings] for readings in found], combine, known))
         outcomes.append(float((rewards[:count, None] > rewards[None, count:]).mean()))
         tokens.append(fmean(sum(read for _, read in readings) for readings in found))
     return AnytimePoint(limit, share(outcomes), mean_estimate(tokens))

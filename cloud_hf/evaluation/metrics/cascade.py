@@ -248,12 +248,18 @@ def fit_cascade(
         optimistic, because the weights were fitted on the same rows.
 
     Raises:
-        `ValueError`: If there are fewer than two stages, or if the dev rows do not support the goal: there are too few pairs, no threshold
-            reaches the accuracy or stays within the token budget, or the last stage scores every response even at the given threshold.
+        `ValueError`: If there are fewer than two stages, if all weights are 0, or if the dev rows do not support the goal: there are too few
+            pairs, no threshold reaches the accuracy or stays within the token budget, or the last stage scores every response even at the
+            given threshold.
     """
     if len(stages) < 2:
         raise ValueError("A cascade needs at least two stages, the cheapest first.")
     fits = fit_stages(stages, correct)
+    if not any(fit.slope for fit in fits):
+        raise ValueError(
+            f"No stage orders the pairs of the {len(correct)} dev rows better than chance, so all weights are 0 and every choice would be "
+            "a tie. Omit the cascade, or use better stages."
+        )
     if goal.threshold is not None:
         curve = cascade_curve(stages, fits, correct, (*THRESHOLDS[:-1], goal.threshold, 1.0))
         chosen = curve[-2]

@@ -14,6 +14,7 @@ from .plots import save, with_reach
 
 ANYTIME = """\
 Each critique is read up to a given number of tokens. Its reward is the last one read by then, or the final one if the critique ends earlier.
+The rewards of several critiques are combined as in the rest of the report; a weight by likelihood is always that of the complete critique.
 Accuracy is row accuracy (share of right/wrong pairs in the right order), and tokens are means over responses, both with 95 % intervals over
 rows."""
 

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ...data.journal import key_of
 from ..cascade_results import CascadeResult, worth_of
+from ..compute import is_estimated
 from ..ensembles import Ensemble
 from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
 from ..generative_judges import JudgeReport, RatingReport
 from ..halving_results import HalvingResult
-from ..metrics.cascade import worth_of_best
+from ..metrics.best_of_n import expected_best_of
 from ..scored_sets import ModelResults
 from ..set_results import Evaluation
 from ..stats import Estimate, powers_of_two, share
@@ -25,6 +27,11 @@ judge all its tokens, including prompts. Seconds differ from run to run, so they
 total is divided among its responses in proportion to their tokens plus one.
 
 ![accuracy against tokens and seconds]({PICTURE})"""
+
+ESTIMATED = (
+    "Token numbers that involve {} are estimates: the journal was written by an earlier version, without these numbers, so the critiques were "
+    "tokenized again."
+)
 
 CASCADES = """\
 A cascade scores all responses with its first stage, and those that may still be the best with the next stage, until the probability that a
@@ -48,6 +55,7 @@ class ComputePoint:
     seconds: float = math.nan  # per row
     is_chosen: bool = True  # false for a cascade's points at thresholds other than the chosen one
     series: str = ""  # in plots, points of the same model and series form a curve
+    has_estimated_tokens: bool = False  # see `compute.is_estimated`
 
     @property
     def label(self) -> str:
@@ -63,6 +71,7 @@ class ComputePoint:
             "accuracy": self.accuracy.summary(),
             "tokens_per_row": self.tokens,
             "is_chosen": self.is_chosen,
+            **({"has_estimated_tokens": True} if self.has_estimated_tokens else {}),
         }
 
 
@@ -80,9 +89,12 @@ def compute_points(
     for model, found in single.items():
         if found.costs:  # a judge has no costs
             with_sides = [key for key in found.costs if key[0] in ("benchmark", "pairs")]
+            of_model: list[ComputePoint] = []
             for evaluation, key in zip(found.evaluations, with_sides, strict=True):
-                points += _points_of_model(model, found, evaluation, key)
-            points += _points_of_choices(model, found, shown)
+                of_model += _points_of_model(model, found, evaluation, key)
+            of_model += _points_of_choices(model, found, shown)
+            estimated = _has_estimates(found)
+            points += [replace(point, has_estimated_tokens=estimated) for point in of_model]
     for ensemble in ensembles:
         points += [_point_of_ensemble(ensemble, one, points) for one in results[ensemble.name].evaluations]
     for cascade in cascades:
@@ -91,6 +103,12 @@ def compute_points(
         judges = {model: found.evaluations for model, found in single.items() if not found.costs}
         points += [_point_of_judge(model, one, judged) for model, found in judges.items() for one in found]
     return points
+
+
+def _has_estimates(found: ModelResults) -> bool:
+    """Return whether a model's token counts are partly estimates."""
+    sampled = [evaluation.row_scores for evaluations in found.sampled.values() for evaluation in evaluations]
+    return any(map(is_estimated, [*(scores for _, scores in found.parts.values()), *sampled]))
 
 
 def _points_of_model(
@@ -122,7 +140,7 @@ def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]
         if key[0] == "problems":
             fitted, scores = found.parts[key]
             worth = [
-                worth_of_best([score.reward for score in row], worth_of("problems", read))
+                expected_best_of([score.reward for score in row], worth_of("problems", read), len(row))
                 for row, read in zip(scores, fitted.rows, strict=True)
             ]
             dataset = shown.get(key[1], key[1])
@@ -150,10 +168,16 @@ def _points_of_cascade(found: CascadeResult) -> Iterator[ComputePoint]:
 
 def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | RatingReport) -> ComputePoint:
     rates = isinstance(judged, RatingReport)
-    verdicts = sum(
-        len(row.responses) if rates else 2 * row.num_chosen * (len(row.responses) - row.num_chosen)
-        for row in evaluation.rows
-    )
+    # As in `rate_rows` and `judge_rows`, repeated texts are judged once, and a pair of identical responses is not judged
+    if rates:
+        verdicts = len({key_of(row.prompt, response) for row in evaluation.rows for response in row.responses})
+    else:
+        pairs = (
+            (row.prompt, row.responses[right], row.responses[wrong])
+            for row in evaluation.rows
+            for right, wrong in row.pairs()
+        )
+        verdicts = 2 * len({key_of(*pair) for pair in pairs if pair[1].strip() != pair[2].strip()})
     tokens = (judged.tokens_per_verdict or 0.0) * verdicts / len(evaluation.rows)
     setting = "ratings" if rates else "both orders"
     return ComputePoint(evaluation.name, name, setting, evaluation.row_accuracy(), tokens)
@@ -172,7 +196,9 @@ def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeR
         for point in points
         if point.is_chosen
     ]
-    sections = [Section("Accuracy against compute", COMPUTE, [Table.of(rows)])]
+    estimated = dict.fromkeys(point.model for point in points if point.has_estimated_tokens)
+    notes = [ESTIMATED.format(", ".join(estimated))] if estimated else []
+    sections = [Section("Accuracy against compute", COMPUTE, [Table.of(rows)], notes)]
     if cascades:
         sections.append(Section("Cascades", CASCADES, [Table.of(map(_cascade_row, cascades))], level=3))
     return sections
@@ -197,15 +223,15 @@ def _cascade_row(found: CascadeResult) -> dict[str, Any]:
 HALVING = """\
 Every candidate gets one critique, the better half get a second one, the better half of those get two more, and so on up to the number of
 critiques. A cheap model, if given, first drops half of the candidates. The choice is compared with the one based on all critiques of all
-candidates, on the same problems, with 95 % bootstrap intervals over problems. Tokens are critique tokens per problem."""
+candidates, on the same problems, with 95 % bootstrap intervals over problems. Candidates that tie are equally likely to be chosen. Tokens are
+critique tokens per problem."""
 
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:
     """Build the section about successive halving."""
     rows = []
     for one in results:
-        is_share = 0 <= one.worth.value <= 1 and 0 <= one.full_worth.value <= 1
-        form, difference = (PERCENT, POINTS) if is_share else (_SCORE, _SCORE)
+        form, difference = (PERCENT, POINTS) if one.is_share else (_SCORE, _SCORE)
         row = {
             "set": one.title,
             "": one.name,
@@ -218,4 +244,6 @@ def halving_section(results: Sequence[HalvingResult]) -> Section:
             "share": show(one.share),
         }
         rows.append(row)
-    return Section("Successive halving", HALVING, [Table.of(rows)])
+    estimated = [one.name for one in results if one.has_estimated_tokens]
+    notes = [ESTIMATED.format(", ".join(dict.fromkeys(estimated)))] if estimated else []
+    return Section("Successive halving", HALVING, [Table.of(rows)], notes)

@@ -1,3 +1,5 @@
+import pytest
+
 from cloud_hf.evaluation.metrics.accuracy_by_tokens import Reading, accuracy_against_tokens
 
 
@@ -23,6 +25,28 @@ def test_accuracy_and_tokens_by_hand():
 
 def test_a_limit_between_readings_reads_to_the_one_before():
     assert ROWS[0][0][0].at(11, read_every=4) == ROWS[0][0][0].at(8, read_every=4) == (2.0, 8)
+
+
+def test_the_readings_bound_an_estimated_number_of_tokens():
+    for estimate, tokens in ((3, 8), (9, 9), (50, 11)):
+        assert Reading((0.0, 1.0, 2.0), estimate).at(None, read_every=4) == (2.0, tokens)
+
+
+@pytest.mark.parametrize(
+    ("combine", "accuracies"), [("mean", [0.0, 0.0]), ("median", [1.0, 1.0]), ("vote", [1.0, 1.0])]
+)
+def test_critiques_are_combined_as_asked(combine, accuracies):
+    """One of three critiques is far from the others."""
+    outlier = row([([2.0, 2.0], 5), ([2.0, 2.0], 5), ([-9.0, -9.0], 5)], [([1.0, 1.0], 5)] * 3)
+    points = accuracy_against_tokens([outlier], [1], 4, combine).points
+    assert [point.accuracy.value for point in points] == accuracies
+
+
+def test_likelihoods_weight_partial_rewards():
+    pair = row([([2.0, 2.0], 5), ([-9.0, -9.0], 5)], [([1.0, 1.0], 5)] * 2)
+    for known, accuracy in (([0.0, -20.0], 1.0), ([-20.0, 0.0], 0.0)):
+        early, complete = accuracy_against_tokens([pair], [1], 4, "likelihood", [[known, [0.0, 0.0]]]).points
+        assert early.accuracy.value == complete.accuracy.value == accuracy
 
 
 def test_several_critiques_and_right_responses_are_averaged():
