@@ -140,8 +140,8 @@ def score_all(
     sets: dict[str, list[Problem]], bad: dict[str, int], args: BestOfNArguments
 ) -> tuple[dict[str, ScoredSet], dict[str, CritiqueFormat]]:
     """
-    Score all datasets with all models. `bad` counts the problems left out while loading, by dataset. Returns the scored sets by dataset, and
-    the models' formats by short name.
+    Score all datasets with all models. `bad` counts the problems left out while loading, by dataset. Returns the scored sets by dataset,
+    and the models' formats by short name.
     """
     shown, titles = short_names(args.models), short_names(args.dataset_name)
     fitted: dict[str, dict[str, FittedRows]] = {}

@@ -193,7 +193,10 @@ class _Scan:
             )
 
     def settle(self, rows: Dataset, numbered: bool) -> tuple[Dataset, Any]:
-        """Return the usable rows, `numbered` or not, and their form. Raises `ValueError` if they differ in form, or if [`BadRows.settle`] raises it."""
+        """
+        Return the usable rows, with the column `POSITION` if `numbered`, and their form. Raises `ValueError` if they differ in form, or if
+        [`BadRows.settle`] raises it.
+        """
         if len(self.forms) > 1:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()

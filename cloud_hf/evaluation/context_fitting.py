@@ -17,8 +17,8 @@ from ..scoring import Score, Scorer
 @dataclass(frozen=True)
 class FittedRow:
     """
-    A row whose sequences fit in the model's context. `index` is its position in the dataset, `prompt` may be shortened, and `lengths` counts
-    the tokens before each critique.
+    A row whose sequences fit in the model's context. `index` is its position in the dataset, `prompt` may be shortened, and `lengths`
+    counts the tokens before each critique.
     """
 
     index: int

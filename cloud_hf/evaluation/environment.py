@@ -78,8 +78,8 @@ def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -
 
 def opening(command: str, found: Mapping[str, Any], left_out: bool) -> str:
     """
-    Return the opening of a report: its command, and the [`environment`] described in a few sentences. `left_out` says whether rows were left
-    out as bad or over-long.
+    Return the opening of a report: its command, and the [`environment`] described in a few sentences. `left_out` says whether rows were
+    left out as bad or over-long.
     """
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     models = ", ".join(f"{name} ({revision or 'no revision'})" for name, revision in found["models"].items())

@@ -42,8 +42,8 @@ Key = TypeVar("Key", bound=Hashable)
 @dataclass(frozen=True)
 class Sets:
     """
-    All sets of a run. Benchmarks are a list; other kinds are keyed by name. `bad` counts the rows left out as bad while loading, by kind and
-    name.
+    All sets of a run. Benchmarks are a list; other kinds are keyed by name. `bad` counts the rows left out as bad while loading, by kind
+    and name.
     """
 
     benchmarks: list[LoadedBenchmark]
@@ -164,8 +164,8 @@ def load_sets(args: EvaluationArguments) -> Sets:
 
 def check_all_scored(left_out: Mapping[tuple[str, str], tuple[int, int]]):
     """
-    Raise `ValueError` if `update_card` is not possible because a set is incomplete. `left_out` maps kinds and names of sets to the number of
-    over-long rows and the number of bad rows.
+    Raise `ValueError` if `update_card` is not possible because a set is incomplete. `left_out` maps kinds and names of sets to the number
+    of over-long rows and the number of bad rows.
     """
     for (kind, name), (overlong, bad) in left_out.items():
         if kind in ("benchmark", "pairs") and (overlong or bad):  # the other kinds are not in cards

@@ -27,7 +27,7 @@ _PAGES = {"report.json": VERSION, "best_of_n.json": BEST_OF_N_VERSION}
 _OTHER_SETTINGS = (
     "combine", "read_every", "stop_when_stable", "label_weights", "overlong_policy", "bad_rows", "limit",
 )  # fmt: skip
-_COMBINED = (  # of judges and cascades, which only report.json contains
+_JUDGE_AND_CASCADE_SETTINGS = (  # these are only in report.json
     "judge_model", "judge_mode", "judge_prompt_file", "judge_temperature", "judge_max_tokens", "judge_tries",
     "cascade_goal", "cascade_one_at_a_time",
 )  # fmt: skip
@@ -55,7 +55,11 @@ class Results:
         found = {}
         for file, page in self.pages.items():
             arguments, run = page["arguments"], page["environment"]
-            names = (*SETTINGS, *_OTHER_SETTINGS, *(_COMBINED if file == "report.json" else ["num_seeds"]))
+            names = (
+                *SETTINGS,
+                *_OTHER_SETTINGS,
+                *(_JUDGE_AND_CASCADE_SETTINGS if file == "report.json" else ["num_seeds"]),
+            )
             # Reports from earlier releases lack later options, which then had no effect
             values = {name: arguments.get(name, _DEFAULTS.get(name)) for name in names} | {"device": run["device"]}
             values |= {f"version of {name}": value for name, value in run["versions"].items()}
