@@ -131,7 +131,10 @@ def compare_halvings(
     results = []
     for halving in read_halvings(args.halving, args.models, args.num_critiques):
         for found in scored:
-            tokens = [token_counts(of_seed, formats[halving.model]) for of_seed in found.scores[halving.model]]
+            tokens = [
+                token_counts(of_seed, formats[halving.model], args.max_new_tokens)
+                for of_seed in found.scores[halving.model]
+            ]
             results.append(compare_halving(halving, found, tokens))
     return results
 

@@ -142,7 +142,8 @@ def evaluate(
             journaled, fitted, {key: key[1] for key in fitted}, by_length, options, combine=combination
         )
         results = summarize(sets, fitted, row_scores, args.group_column, shown)
-        counts = {key: token_counts(found, critique_format) for key, found in row_scores.items()}
+        longest = options["max_new_tokens"]
+        counts = {key: token_counts(found, critique_format, longest) for key, found in row_scores.items()}
         costs = costs_of(counts, journaled.seconds)
         critiques = [
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
@@ -158,7 +159,7 @@ def evaluate(
             )
         anytime = {}
         if critique_format.critique and args.read_every is not None:
-            anytime = assess_anytime(results.evaluations, critique_format, args.read_every)
+            anytime = assess_anytime(results.evaluations, critique_format, args.read_every, combination)
         parts = list(with_sides.values())
         robustness = Robustness(
             assess_uncertainty(results.evaluations, sampled),

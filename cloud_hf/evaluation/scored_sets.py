@@ -376,7 +376,8 @@ def sample_critiques(
         sampled[temperature] = [
             replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
         ]
-        counts = {key: token_counts(found, critique_format) for key, found in scores.items()}
+        longest = options["max_new_tokens"]
+        counts = {key: token_counts(found, critique_format, longest) for key, found in scores.items()}
         costs[temperature] = costs_of(counts, sampler.seconds)
     return sampled, costs
 
