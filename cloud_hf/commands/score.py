@@ -22,6 +22,8 @@ from ..scoring import read_request
 from ..serving.backends import AnyModelArguments, open_any_model
 
 
+# Keys of the output; a row that was scored before may already have them
+_RESULTS = ("reward", "critique", "finish_reason", "rewards", "critiques", "partial_rewards")
 # Control characters that JSON does not escape, but that terminals interpret
 _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
@@ -42,7 +44,8 @@ class ScoreArguments(AnyModelArguments):
         input (`str`, *optional*):
             JSON-lines file with the keys `prompt` and `response`, in any form that preference sets may have; `-` reads standard input.
         output (`str`, *optional*, defaults to `"-"`):
-            JSON-lines file to write the rows to, with their `reward` and `critique`; `-` writes to standard output.
+            JSON-lines file to write the rows to, with their `reward` and `critique`, which replace those of an earlier scoring; `-` writes
+            to standard output.
         num_critiques (`int`, *optional*, defaults to `1`):
             Critiques per response; their rewards are averaged. More than one needs a `temperature` above 0.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -89,14 +92,17 @@ def main(args: ScoreArguments):
         rows = read_rows(args.input, name)
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
+    if Path(args.output).is_dir():
+        raise ValueError(f"`output` is {args.output}, which is a folder; give the name of a file.")
     sampling = Sampling(**{option.name: getattr(args, option.name) for option in fields(Sampling)})
     prompts, responses = zip(*map(read_chat, rows), strict=True)
-    check_chats(list(prompts), list(responses), name, args, sampling)
+    has_critique = check_chats(list(prompts), list(responses), name, args, sampling)
     # Standard output is reserved for the scores
     with contextlib.redirect_stdout(sys.stderr), open_any_model(args.model, args) as (scorer, *_):
         scores = scorer.score(list(prompts), list(responses), **asdict(sampling))
-    given = [{}] if args.input is None else rows
-    write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])
+    given = [{}] if args.input is None else [{key: row[key] for key in row if key not in _RESULTS} for row in rows]
+    results = [summary(score, has_critique) for score in scores]
+    write_rows(args.output, [row | result for row, result in zip(given, results, strict=True)])
     if args.output != "-":
         print(f"Wrote {len(rows)} rows with their rewards to {args.output}.", file=sys.stderr)
 
@@ -141,8 +147,11 @@ def read_chat(row: dict[str, Any]) -> tuple[Any, Any]:
     return judged_chat(given, response_of(row, "response", allow_empty=True))
 
 
-def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments, sampling: Sampling):
-    """Check the model, chats and options, using only the config and the tokenizer, which is much faster than loading the weights."""
+def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments, sampling: Sampling) -> bool:
+    """
+    Check the model, chats and options, using only the config and the tokenizer, which is much faster than loading the weights. Return
+    whether the model writes critiques.
+    """
     args.check_models([args.model])
     config = args.read_config(args.model)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model), trust_remote_code=args.trust_remote_code)
@@ -154,12 +163,13 @@ def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments,
         read_request(critique_format, config, prompts, responses, sampling)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    return critique_format.critique
 
 
-def summary(score: Score) -> dict[str, Any]:
+def summary(score: Score, has_critique: bool) -> dict[str, Any]:
     """Return a score in JSON form. `rewards` and `critiques` are included only if there are several critiques."""
     found: dict[str, Any] = {"reward": score.reward}
-    if score.critiques != ("",):
+    if has_critique:
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}
     if len(score.rewards) > 1:
         found |= {"rewards": list(score.rewards), "critiques": list(score.critiques)}
@@ -172,4 +182,6 @@ def write_rows(path: str, rows: Iterable[dict[str, Any]]):
     """Write JSON lines to a file, or to standard output if `path` is `-`."""
     with contextlib.nullcontext(sys.stdout) if path == "-" else open(path, "w", encoding="utf8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).translate(_CONTROLS) + "\n")
+            line = json.dumps(row, ensure_ascii=False).translate(_CONTROLS)
+            # A surrogate without its partner, which UTF-8 lacks, becomes JSON's escape for it
+            file.write(line.encode("utf8", "backslashreplace").decode() + "\n")

@@ -340,6 +340,11 @@ def test_candidates_from_a_file(models, data, tmp_path):
     write_rows(tmp_path / "candidates.jsonl", rows[:4])
     with pytest.raises(ValueError, match=r"no candidates for 2 of 6 questions \(first: 'q4'\)"):
         choose(models, tmp_path / "alone", "classic", **alone)
+    write_rows(tmp_path / "candidates.jsonl", [{**row, "prompt": row["prompt"].replace("5", "6")} for row in rows])
+    with pytest.raises(
+        ValueError, match=r"another prompt for question 'q5': 'Question 6\?' instead of 'Question 5\?'"
+    ):
+        choose(models, tmp_path / "alone", "classic", **alone)
 
 
 def test_the_report_names_the_judges_text(models, data, tmp_path):

@@ -10,11 +10,20 @@ from tokenizers_for_tests import make_tokenizer
 from user_rows import CHATS, TRANSCRIPT, assistant
 
 from cloud_hf import cli
+from cloud_hf.commands.score import summary
 from cloud_hf.loading import load_reward_model
+from cloud_hf.scores import Sample, Score
 
 
 ROWS = [
-    {"id": "a", "prompt": "What is 2 + 2?", "response": "4", "critique": "replaced"},
+    {
+        "id": "a",
+        "prompt": "What is 2 + 2?",
+        "response": "4",
+        "critique": "replaced",
+        "rewards": [1.0],
+        "partial_rewards": [[1.0]],
+    },
     {"id": "b", "prompt": [{"role": "user", "content": "Hi"}], "response": "Hello ü"},
 ]
 
@@ -66,9 +75,31 @@ def test_json_lines_keep_their_keys(models, capsys, tmp_path, monkeypatch):
     for row, again, score in zip(
         ROWS, found, expected(models, "cloud", num_critiques=2, temperature=1.0, max_new_tokens=5, seed=0), strict=True
     ):
-        assert {key: again[key] for key in ("id", "prompt", "response")} == {k: row[k] for k in row if k != "critique"}
+        assert {key: again[key] for key in ("id", "prompt", "response")} == {
+            key: row[key] for key in ("id", "prompt", "response")
+        }
+        assert "partial_rewards" not in again
         assert again["critiques"] == list(score.critiques) and again["critique"] == score.critique
         assert again["rewards"] == pytest.approx(score.rewards, abs=1e-5)
+
+
+def test_nothing_of_an_earlier_scoring_is_left(models, capsys, tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps(ROWS[0]))
+    [found] = run(capsys, "--model", models / "classic", "--input", tmp_path / "in.jsonl")
+    assert found.keys() == {"id", "prompt", "response", "reward"}
+
+
+def test_an_empty_critique_is_still_a_critique():
+    score = Score.of([Sample(1.0, "", (), "length")])
+    assert summary(score, has_critique=True) == {"reward": 1.0, "critique": "", "finish_reason": "length"}
+    assert summary(score, has_critique=False) == {"reward": 1.0}
+
+
+def test_a_lone_surrogate_in_another_column_is_kept(models, capsys, tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps({**ROWS[0], "note": "\ud800é"}))
+    run(capsys, "--model", models / "classic", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    [line] = (tmp_path / "out.jsonl").read_text(encoding="utf8").splitlines()
+    assert json.loads(line)["note"] == "\ud800é" and "é" in line
 
 
 def test_rows_of_other_forms(models, capsys, tmp_path):
@@ -106,10 +137,17 @@ def test_rows_are_checked_before_the_model_loads(line, says, models, tmp_path, c
     assert end.value.code == 2 and "in.jsonl" in error and says in error
 
 
-def test_no_rows_and_no_folder_for_the_output(models, tmp_path, capsys):
-    (tmp_path / "in.jsonl").write_text("\n")
+def test_no_rows_and_no_file_for_the_output(models, tmp_path, capsys):
     arguments = ["score", "--model", str(models / "cloud"), "--input", str(tmp_path / "in.jsonl")]
-    for more, says in (([], "has no rows"), (["--output", str(tmp_path / "no" / "out.jsonl")], "")):
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert "has no rows" in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text(json.dumps(ROWS[0]))
+    for output, says in (
+        (tmp_path / "no" / "out.jsonl", "its folder does not exist"),
+        (tmp_path, "which is a folder"),
+    ):
         with pytest.raises(SystemExit):
-            cli.main([*arguments, *more])
+            cli.main([*arguments, "--output", str(output)])
         assert says in capsys.readouterr().err

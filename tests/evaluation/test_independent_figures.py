@@ -158,7 +158,7 @@ def known(name: str, rows: list[Row]) -> list[Row]:
 def evaluation_page(name: str, rows: list[Row]) -> dict:
     page = (BENCHMARKS[name][0] if name in BENCHMARKS else second.preference_pairs)(rows)
     cut = [reason == "length" for row in rows for reason in row.cut]
-    counts = {"dropped": 0, "shortened": 0, "repeated_ids": repeated(rows) if name not in BENCHMARKS else 0}
+    counts = {"dropped": 0, "bad": 0, "shortened": 0, "repeated_ids": repeated(rows) if name not in BENCHMARKS else 0}
     row_accuracy = second.share([row.outcome() for row in known(name, rows)])
     return {
         "details": {},

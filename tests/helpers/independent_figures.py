@@ -414,6 +414,7 @@ def best_of_n(problems: Sequence[tuple[Sequence[float], Sequence[float]]]) -> di
         "standard_errors": {},
         "oracle": {},
         "dropped": 0,
+        "bad": 0,
         "values": {},
     }
     for n in range(1, min(len(rewards) for rewards, _ in problems) + 1):
@@ -442,6 +443,7 @@ def choices(problems: Sequence[dict[str, Any]], seeds: Sequence[Sequence[Sequenc
         "problems_with_more_than_the_fewest": sum(count > min(counts) for count in counts),
         "repeated_candidates": repeated,
         "dropped": 0,
+        "bad": 0,
         "seeds": len(seeds),
         "yardsticks": [choice_curve(worth, [rewards]) for rewards in by_rule.values()],
         "oracle": choice_curve(worth, [worth])["rates"],

@@ -491,7 +491,9 @@ def test_scores_of_an_evaluation_are_read_by_what_rows_hold(tmp_path):
         read_results(str(tmp_path), rows)
     for name, critique in (("cloud", "good"), ("classic", "")):
         scored = [Evaluation("x", "x", preference_pairs.score(rows[1:], [[2, 1], [1, 2]]), rows[1:], [
-            [Score.of([Sample(reward, critique)]) for reward in rewards] for rewards in ((2.0, 1.0), (1.0, 2.0))
+            # As with `combine` `median`: the reward is not the mean of the critiques' rewards
+            [replace(Score.of([Sample(reward + more, critique) for more in (-1, 0, 7)]), reward=reward) for reward in rewards]
+            for rewards in ((2.0, 1.0), (1.0, 2.0))
         ], 0, 0)]  # fmt: skip
         write_scores(scored, tmp_path / f"scores_{name}.parquet")
     entries = [{"model": name, "name": "x", "unknown": {}} for name in ("cloud", "classic")]

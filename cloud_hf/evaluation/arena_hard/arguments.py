@@ -141,7 +141,7 @@ def gather_candidates(
     """
     Load the candidates for all questions from a file, or let a server generate them into `folder`; see [`~judge.write_candidates`].
 
-    Raises `ValueError` if the file lacks candidates for a question, and `SystemExit` if the server is unusable or no question has all its
+    Raises `ValueError` if the file lacks candidates for a question or has another prompt for it, and `SystemExit` if the server is unusable or no question has all its
     candidates.
     """
     if args.candidates is None:
@@ -157,4 +157,10 @@ def gather_candidates(
             f"{args.candidates} has no candidates for {len(missing)} of {len(arena.questions)} questions (first: "
             f"{missing[0]!r}). Add them, or use fewer questions."
         )
+    for name, question in arena.questions.items():
+        if found[name].prompt not in (question.prompt, [{"role": "user", "content": question.prompt}]):
+            raise ValueError(
+                f"{args.candidates} has another prompt for question {name!r}: {found[name].prompt!r:.60} instead of "
+                f"{question.prompt!r:.60}. Use candidates for these questions."
+            )
     return [found[name] for name in arena.questions], {"failed": 0, "candidates_cut": 0}

@@ -114,8 +114,9 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
 
 def _short_names(page: dict[str, Any]) -> dict[str, str]:
     """Map the models of a run, as the page names them, to the short names in the names of its files."""
-    # The page may already have short names instead of paths, and shortening a name again could change it
-    return dict(zip(page["arguments"]["models"], page["styles"], strict=False))
+    # The page may already have short names instead of paths, and shortening a name again could change it. Early reports have no styles
+    names = page["arguments"]["models"]
+    return dict(zip(names, page.get("styles") or short_names(names).values(), strict=False))
 
 
 def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:

@@ -4,7 +4,7 @@ import math
 import statistics
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,4 +217,5 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
 
 def _read_score(line: dict[str, Any]) -> Score:
     parts = zip(line["rewards"], line["critiques"], line["finish_reasons"], strict=True)
-    return Score.of([Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts])
+    score = Score.of([Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts])
+    return replace(score, reward=line["reward"])  # the evaluation's `combine` need not be the mean
