@@ -308,7 +308,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         r"""
         Load a reward model: a native model, a checkpoint published by the paper's authors (which gets `format="reference"`), or an
-        adapter, which is merged into its base. Unlike in transformers, missing weights are an error, because rewards from a random head look like any others.
+        adapter, which is merged into its base. Unlike in transformers, missing weights are an error, because rewards from a random head
+        look like any others.
 
         Args:
             text_config (`PreTrainedConfig` or `dict`, *optional*):

@@ -13,8 +13,8 @@ def without_added_arguments(rows: Dataset, name: str) -> Dataset:
     """
     Drop null arguments from tool calls whose arguments are Arrow structs, and log a warning. `name` is the start of the warning.
 
-    A struct has the arguments of all rows, each null where a row lacks it, and the reward model would read them. TRL drops nulls for the same
-    reason. Arguments stored as JSON text or in a `datasets.Json` column keep their nulls.
+    A struct has the arguments of all rows, each null where a row lacks it, and the reward model would read them. TRL drops nulls for the
+    same reason. Arguments stored as JSON text or in a `datasets.Json` column keep their nulls.
     """
     columns = [column for column, feature in rows.features.items() if _has_struct_arguments(feature)]
     if not columns:

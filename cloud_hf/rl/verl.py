@@ -191,19 +191,15 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
     )
 
 
-def _plain(value: Any, is_argument: bool = False) -> Any:
+def _plain(value: Any) -> Any:
     """
-    Return chat messages as they were before they were stored in a Parquet file, which turns lists into arrays and fills missing fields with
-    null. In a tool call's arguments, null may be a value, so it stays.
+    Return chat messages as they were before they were stored in a Parquet file, which turns lists into arrays and adds a null for each field
+    and each tool argument that another message has. Arguments stored as JSON text keep their nulls.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item, is_argument) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {
-            key: _plain(item, is_argument or key == "arguments")
-            for key, item in value.items()
-            if item is not None or is_argument
-        }
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     return value

@@ -67,11 +67,11 @@ def test_scores_are_the_models_own(compute_score, scorer):
 
 
 def test_messages_from_a_parquet_file(tmp_path):
-    """Parquet turns lists into arrays at all depths, and gives each message the fields of all."""
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "12", "b": None}}}
+    """Parquet turns lists into arrays at all depths, and gives each message and each call the fields of all."""
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {name: "12"}}} for name in ("a", "b")]
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "What is 12 + 30?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "I add."}], "tool_calls": [call]},
+        {"role": "assistant", "content": [{"type": "text", "text": "I add."}], "tool_calls": calls},
         {"role": "tool", "name": "add", "content": [{"type": "text", "text": "42"}]},
     ]
     pd.DataFrame({"extra_info": [{"prompt": messages}]}).to_parquet(tmp_path / "rows.parquet")

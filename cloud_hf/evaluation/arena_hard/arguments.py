@@ -141,8 +141,8 @@ def gather_candidates(
     """
     Load the candidates for all questions from a file, or let a server generate them into `folder`; see [`~judge.write_candidates`].
 
-    Raises `ValueError` if the file lacks candidates for a question or has another prompt for it, and `SystemExit` if the server is unusable or no question has all its
-    candidates.
+    Raises `ValueError` if the file lacks candidates for a question or has another prompt for it, and `SystemExit` if the server is
+    unusable or no question has all its candidates.
     """
     if args.candidates is None:
         sampling = (args.gen_temperature, args.gen_top_p, args.gen_max_tokens)
