@@ -174,6 +174,7 @@ def evaluate(
                 batch_size=args.batch_size,
                 draw_seed=args.seed,
                 sort_by_length=by_length,
+                combine=combination,
                 **options,
             ),
             anytime,

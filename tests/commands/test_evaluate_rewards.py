@@ -4,6 +4,7 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean, median
 
 import numpy as np
 import pytest
@@ -429,6 +430,22 @@ def test_probes_of_every_model(probed):
     assert any(row["altered"] == "your paraphrases 1" for row in table)
 
 
+def test_probes_combine_critiques_as_the_run_does(models, data, tmp_path, monkeypatch):
+    found, run_probes = [], evaluate_rewards.run_probes
+
+    def kept(*args, **options):
+        found.extend(run_probes(*args, **options))
+        return found
+
+    monkeypatch.setattr(evaluate_rewards, "run_probes", kept)
+    options = {"combine": "median", "num_critiques": 3, "temperature": 1.0, "probes": ["style"], "best_of_n": []}
+    evaluate(models, data, tmp_path, "cloud", benchmarks=[], **options)
+    [style] = found
+    for row in style.probed:
+        for score in (*row.row.scores, *(one.score for one in row.variants.values())):
+            assert score.reward == median(score.rewards) != fmean(score.rewards)
+
+
 def test_the_report_has_a_picture_for_everything(probed):
     folder, _ = probed
     text = (folder / "report.md").read_text()
@@ -588,6 +605,10 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"self_consistency": 2, "temperature": 1.0, "length_column": "swap"}, "rename 'swaps' to 'swap'"),
         ({"probes": ["stile"]}, "Did you mean 'style'"),
         ({"probes": ["all"], "probe_rows": 0}, "`probe_rows` is 0"),
+        (
+            {"probes": ["style"], "combine": "vote", "num_critiques": 2, "temperature": 1.0},
+            "altered response has no reward of its own: omit the probes style",
+        ),
         ({"probes": ["style"], "paraphrase_column": "reworded"}, "list it in `probes`"),
         ({"probes": ["all"], "paraphrase_column": "swaps"}, "row 0: the paraphrases are 1"),
         ({"probes": ["all"], "dataset_name": [], "benchmarks": []}, "right and wrong responses"),
