@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from models_for_tests import make_model, save_language_model, tiny_text_config
 from pyarrow import parquet
 from scripts_for_tests import EXAMPLES, run, start
-from servers_for_tests import make_engine, serving
+from servers_for_tests import free_port, make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -27,7 +27,9 @@ from cloud_hf.evaluation.journaled_scorer import open_score_journal
 from cloud_hf.evaluation.metrics import critique_quality
 from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.loading import load_reward_model
+from cloud_hf.model_identity import identify_model
 from cloud_hf.scoring import TransformersScorer
+from cloud_hf.serving.client import ServedModel
 
 
 SCRIPT = EXAMPLES / "evaluate_rewards.py"
@@ -347,6 +349,21 @@ def test_servers_of_other_models_are_refused(models, data, servers, tmp_path):
         evaluate(models, data, tmp_path, backend="server", server_url=servers[:1])
 
 
+def test_a_server_with_another_version_of_the_model_is_refused(models, data, tmp_path):
+    """Its scores would be in the report, and in the journal together with the model's own."""
+    engine = make_engine(load_reward_model(str(models / "cloud"))[0])
+    version = identify_model(str(models / "cloud"))["model_version"]
+    port = free_port()
+    options = {"backend": "server", "server_url": [f"http://127.0.0.1:{port}"], "benchmarks": [], "best_of_n": []}
+    with serving(engine, port=port, model_version=version):
+        evaluate(models, data, tmp_path, "cloud", limit=1, **options)
+    scored = (tmp_path / "journal_cloud.jsonl").read_text()
+    says = f"serves .*cloud with version {'f' * 32}, but .*cloud has version {version}. Pass the model"
+    with serving(engine, port=port, model_version="f" * 32), pytest.raises(ValueError, match=says):
+        evaluate(models, data, tmp_path, "cloud", limit=2, **options)
+    assert (tmp_path / "journal_cloud.jsonl").read_text() == scored
+
+
 @pytest.mark.parametrize("backend", ["transformers", "vllm", "server"])
 def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monkeypatch):
     """What reaches `open_any_model`; tests/serving/test_vllm.py runs vLLM for real."""
@@ -357,6 +374,8 @@ def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", open_any_model)
+    served = ServedModel("cloud", True, None)
+    monkeypatch.setattr("cloud_hf.evaluation.journaled_scorer.connect", lambda *_: (None, served))
     url = "http://127.0.0.1:1" if backend == "server" else None
     addresses = [url] if url else None
     options = "{}" if backend == "vllm" else None
