@@ -645,6 +645,23 @@ def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data
         evaluate(models, data, tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    ("folder", "options"),
+    [
+        ("judge", {"judge_base_url": ["http://127.0.0.1:9"]}),
+        ("judge a-b", {"judge_base_url": ["http://127.0.0.1:9"], "judge_model": "a/b"}),
+        ("mean(classic,cloud)", {"ensembles": ["mean:classic,cloud"]}),
+        ("cascade(classic,cloud)", {"cascade": ["classic,cloud"]}),
+    ],
+)
+def test_a_model_with_the_name_of_a_combination_is_refused(folder, options, models, data, tmp_path):
+    (tmp_path / folder).symlink_to(models / "classic")
+    names = [str(models / "cloud"), str(models / "classic"), str(tmp_path / folder)]
+    options |= {"models": names, "dataset_name": [str(data / "pairs.jsonl")], "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="is also the name of the judge, an ensemble or a cascade. Rename the model"):
+        evaluate_rewards.main(evaluate_rewards.EvaluationArguments(**options))
+
+
 def test_options_of_a_comparison(tmp_path):
     for options, says in (
         ({}, "`models` is missing"),
