@@ -26,6 +26,7 @@ from ..scalar_models import (
 from ..scores import Sampling, Scorer
 from ..scoring import TransformersScorer, context_length
 
+
 if TYPE_CHECKING:
     from .client import CLoudClient, ServedModel
 
@@ -235,13 +236,12 @@ def connect(name: str, args: BackendArguments) -> tuple["CLoudClient", "ServedMo
         raise ValueError(
             f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. {cure}"
         )
-    version = _comparable_version(name)
+    version, other = _comparable_version(name), served.model_version
     # Commits and hashes of files have different lengths
-    if version and served.model_version and len(version) == len(served.model_version):
-        if version != served.model_version:
-            raise ValueError(
-                f"{args.server_url} serves {served.name} with version {served.model_version}, but {name} has version {version}. {cure}"
-            )
+    if version and other and len(version) == len(other) and version != other:
+        raise ValueError(
+            f"{args.server_url} serves {served.name} with version {other}, but {name} has version {version}. {cure}"
+        )
     return client, served
 
 

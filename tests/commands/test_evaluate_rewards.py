@@ -658,7 +658,7 @@ def test_a_model_with_the_name_of_a_combination_is_refused(folder, options, mode
     (tmp_path / folder).symlink_to(models / "classic")
     names = [str(models / "cloud"), str(models / "classic"), str(tmp_path / folder)]
     options |= {"models": names, "dataset_name": [str(data / "pairs.jsonl")], "output_dir": str(tmp_path / "out")}
-    with pytest.raises(ValueError, match="is also the name of the judge, an ensemble or a cascade. Rename the model"):
+    with pytest.raises(ValueError, match="is also the name of the judge, an ensemble or a cascade"):
         evaluate_rewards.main(evaluate_rewards.EvaluationArguments(**options))
 
 
