@@ -113,10 +113,22 @@ def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, Model
 
 
 def check_file_names(shown: dict[str, str], args: EvaluationArguments):
-    """Raise `ValueError` if two combinations of model and preference set would write their scores to the same file."""
+    """
+    Raise `ValueError` if a model has the name of the judge, an ensemble or a cascade, or if two combinations of model and preference set
+    would write their scores to the same file.
+    """
+    combined = [args.judge_name] if args.judge_base_url else []
+    combined += [one.name for one in (*read_ensembles(args.ensembles, args.models), *args.read_cascades())]
+    spelt = {file_name("scores", name, "parquet"): name for name in combined}
+    for name in args.models:
+        if other := spelt.get(file_name("scores", shown[name], "parquet")):
+            raise ValueError(
+                f"`models` contains {name}, which the report would call {shown[name]!r}, but {other!r} is also the name of the judge, an "
+                "ensemble or a cascade. Rename the model's folder."
+            )
     pairs: dict[str, tuple[str, str]] = {}
-    for name, dataset in product(args.models, args.dataset_name):
-        file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")
+    for name, dataset in product([*args.models, *combined], args.dataset_name):
+        file = file_name("scores", f"{shown.get(name, name)}_{shown[dataset]}", "jsonl")
         if (other := pairs.setdefault(file, (name, dataset))) != (name, dataset):
             raise ValueError(
                 f"The scores of {name} on {dataset} and of {other[0]} on {other[1]} would both be written to {file}. Rename a "
@@ -174,6 +186,7 @@ def evaluate(
                 batch_size=args.batch_size,
                 draw_seed=args.seed,
                 sort_by_length=by_length,
+                combine=combination,
                 **options,
             ),
             anytime,

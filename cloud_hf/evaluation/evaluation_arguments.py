@@ -119,7 +119,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             )
         if self.reference_critiques and not self._any_critic():
             raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
-        self.probes = check_probes(self.probes)
+        self.probes = check_probes(self.probes, self.combine)
         for name in ("group_column", "length_column", "paraphrase_column"):
             if getattr(self, name) and not self.dataset_name:
                 raise ValueError(f"`{name}` names a column of `dataset_name`: set `dataset_name` as well.")

@@ -16,6 +16,7 @@ from ..data.dataset_folder import DatasetFolder
 from ..data.journal import key_of
 from ..data.judge import Judge, Judgement, messages_for_judge, read_judge_prompt
 from ..data.rating_rubric import read_rubric
+from ..data.row_values import judged_chat
 from ..data.verdicts import points, read_verdict
 from ..scores import Sample, Score
 from .context_fitting import FittedRow, FittedRows
@@ -130,7 +131,8 @@ def rate_rows(
     price: Sequence[float] = (),
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
-    Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once.
+    Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once. If
+    a response has several turns, only the last one is rated, and the others are moved to the prompt.
 
     `parts` contains the rows of each set by kind and name; for the other arguments and the return values see [`judge_rows`]. Raises
     `ValueError` if no judgement contains a rating, and `SystemExit` if the server is unusable or some responses could not be rated; the
@@ -140,9 +142,10 @@ def rate_rows(
     rows: dict[str, dict[str, Any]] = {}
     for fitted in parts.values():
         for row in fitted.rows:
-            for response in row.responses:
-                key = key_of(row.prompt, response)
-                rows.setdefault(key, {"id": key, "prompt": row.prompt, "response": response})
+            for answer in row.responses:
+                prompt, response = judged_chat(row.prompt, answer)
+                key = key_of(prompt, response)
+                rows.setdefault(key, {"id": key, "prompt": prompt, "response": response})
     check_rows(list(rows.values()), lambda row: messages_for_critic(row["prompt"], row["response"], rubric.template))
 
     async def rate(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
@@ -153,7 +156,7 @@ def rate_rows(
     ratings = {key: rubric.middle if rating is None else float(rating) for key, (rating,) in games.items()}
     scores = {
         name: [
-            [Score.of([Sample(ratings[key_of(row.prompt, response)])]) for response in row.responses]
+            [Score.of([Sample(ratings[key_of(*judged_chat(row.prompt, response))])]) for response in row.responses]
             for row in fitted.rows
         ]
         for name, fitted in parts.items()

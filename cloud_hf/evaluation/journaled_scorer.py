@@ -7,11 +7,12 @@ from time import monotonic
 
 from tqdm.auto import tqdm
 
-from ..data.journal import Journal, JournalError, key_of
+from ..data.journal import SERVED_VERSION, Journal, JournalError, key_of
 from ..generation import Sample
 from ..model_identity import identify_model
 from ..scores import NotFinite
 from ..scoring import Score, Scorer
+from ..serving.backends import connect
 from .formatting import file_name
 from .scoring_arguments import ScoringArguments
 
@@ -26,12 +27,16 @@ def open_score_journal(
 ) -> Journal:
     """
     Open the journal of a model's scores. `kind` is the prefix of its file name, and `settings` names the arguments that scores depend on.
-    Raises [`JournalError`] if the journal was started with other settings or for another model, or if another process is writing to it.
+    Raises [`JournalError`] if the journal was started with other settings or for another model, or if another process is writing to it, and
+    `ValueError` if the model's server serves another model.
     """
     values = {setting: getattr(args, setting) for setting in settings}
     # Leave these out if they are unset, so that journals from earlier releases can be resumed
     later = ("label_weights", "read_every", "stop_when_stable")
     values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
+    if args.server_url is not None:
+        _, served = connect(name, args.backend_of(name))
+        values |= {SERVED_VERSION: served.model_version} if served.model_version else {}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
     try:
         return Journal(path, {"model": identify_model(name)["model_version"], **values})

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult
 
 from ..combine_critiques import combine_scores
 from ..critique_format import CritiqueFormat
+from ..data.bad_rows import BadRows
 from ..data.journal import key_of
 from ..data.preference_rows import POSITION, SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
@@ -101,7 +102,7 @@ class Sets:
         """
         kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
         fitted = {
-            key: _unfitted(rows, responses_of, self.bad.get(key, 0))
+            key: _unfitted(key[1], rows, responses_of, args.bad_rows, self.bad.get(key, 0))
             for key, (rows, responses_of) in self._rows().items()
             if key[0] in kinds
         }
@@ -112,13 +113,22 @@ class Sets:
         return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
 
 
-def _unfitted(rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list], bad: int) -> FittedRows:
-    """Return rows with their prompts and responses unchanged, for a judge, whose server has its own context length."""
-    found = [
-        FittedRow(row.get(POSITION, place), row, prompt_of(row), responses_of(row), [])
-        for place, row in enumerate(rows)
-    ]
-    return FittedRows(found, 0, 0, bad)
+def _unfitted(
+    name: str, rows: Iterable[Any], responses_of: Callable[[dict[str, Any]], list], bad_rows: str, num_bad: int
+) -> FittedRows:
+    """
+    Return rows with their prompts and responses unchanged, for a judge, whose server has its own context length. `num_bad` rows were left
+    out as bad before. Raises `ValueError` if rows are bad, as [`~context_fitting.fit_rows`] does.
+    """
+    found, bad, total = [], BadRows(name, bad_rows), 0
+    for place, row in enumerate(rows):
+        index = row.get(POSITION, place)
+        total += 1
+        try:
+            found.append(FittedRow(index, row, prompt_of(row), responses_of(row), []))
+        except ValueError as error:
+            bad.add(index, row, str(error))
+    return FittedRows(found, 0, 0, num_bad + len(bad.settle(total)))
 
 
 def load_sets(args: EvaluationArguments) -> Sets:

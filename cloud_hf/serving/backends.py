@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
 from ..argument_help import check_data_type, documented
 from ..critique_format import CritiqueFormat, format_class
 from ..loading import check_reward_model, load_reward_model, read_model_config
+from ..model_identity import identify_model
 from ..scalar_models import (
     ScalarFormat,
     ScalarScorer,
@@ -23,6 +25,10 @@ from ..scalar_models import (
 )
 from ..scores import Sampling, Scorer
 from ..scoring import TransformersScorer, context_length
+
+
+if TYPE_CHECKING:
+    from .client import CLoudClient, ServedModel
 
 
 # The lowest and highest temperature that each backend supports besides 0. vLLM raises lower temperatures to 0.01, and rejects higher ones
@@ -193,7 +199,7 @@ def open_backend(
         `tuple`: The scorer, the model's critique format, and the model's maximum sequence length in tokens, including the critique.
 
     Raises:
-        `ValueError`: If `name` is not a CLoud or classic model, or the server's model is not of the same kind as `name`.
+        `ValueError`: If `name` is not a CLoud or classic model, or the server serves another model.
     """
     if args.backend == "vllm":
         from .vllm.scorer import CLoudVLLM
@@ -202,21 +208,46 @@ def open_backend(
         with closing(scorer):
             yield scorer, scorer.critique_format, scorer.context_length
     elif args.server_url is not None:
-        from .client import CLoudClient
-
-        config = read_model_config(name)
-        check_reward_model(name, config)
-        critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
-        client = CLoudClient(args.server_url, api_key=os.environ.get(args.api_key_env))
-        served = client.served_model()
-        if served.critique != config.critique:
-            kinds = {True: "a CLoud model", False: "a classic model"}
-            raise ValueError(
-                f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. Pass the "
-                "model that the server serves; with several models, list the servers' addresses in the same order."
-            )
+        client, served = connect(name, args)
+        critique_format = CritiqueFormat.from_config(read_model_config(name), AutoTokenizer.from_pretrained(name))
         yield client, critique_format, served.context_length
     else:
         model, tokenizer = load_reward_model(name, dtype=args.dtype)
         scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=show_progress)
         yield scorer, CritiqueFormat.from_config(model.config, tokenizer), context_length(model.config)
+
+
+def connect(name: str, args: BackendArguments) -> tuple["CLoudClient", "ServedModel"]:
+    """
+    Connect to the server of a model, and ask it for its model. `name` and the errors are those of [`open_backend`].
+
+    The versions are compared only if both are commits or both are hashes of files: the server may have loaded a copy of a model on the Hub.
+    """
+    from .client import CLoudClient
+
+    config = read_model_config(name)
+    check_reward_model(name, config)
+    assert args.server_url is not None
+    client = CLoudClient(args.server_url, api_key=os.environ.get(args.api_key_env))
+    served = client.served_model()
+    cure = "Pass the model that the server serves; with several models, list the servers' addresses in the same order."
+    if served.critique != config.critique:
+        kinds = {True: "a CLoud model", False: "a classic model"}
+        raise ValueError(
+            f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. {cure}"
+        )
+    version, other = _comparable_version(name), served.model_version
+    # Commits and hashes of files have different lengths
+    if version and other and len(version) == len(other) and version != other:
+        raise ValueError(
+            f"{args.server_url} serves {served.name} with version {other}, but {name} has version {version}. {cure}"
+        )
+    return client, served
+
+
+def _comparable_version(name: str) -> str | None:
+    """Return a model's version, or `None` for a folder without weights, which is enough for a client but has another hash."""
+    is_incomplete = Path(name).is_dir() and not any(
+        path.suffix in (".safetensors", ".bin") for path in Path(name).iterdir()
+    )
+    return None if is_incomplete else identify_model(name)["model_version"]

@@ -4,6 +4,7 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean, median
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from huggingface_hub import ModelCard
 from models_for_tests import make_model, save_language_model, tiny_text_config
 from pyarrow import parquet
 from scripts_for_tests import EXAMPLES, run, start
-from servers_for_tests import make_engine, serving
+from servers_for_tests import free_port, make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -26,7 +27,9 @@ from cloud_hf.evaluation.journaled_scorer import open_score_journal
 from cloud_hf.evaluation.metrics import critique_quality
 from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.loading import load_reward_model
+from cloud_hf.model_identity import identify_model
 from cloud_hf.scoring import TransformersScorer
+from cloud_hf.serving.client import ServedModel
 
 
 SCRIPT = EXAMPLES / "evaluate_rewards.py"
@@ -346,6 +349,21 @@ def test_servers_of_other_models_are_refused(models, data, servers, tmp_path):
         evaluate(models, data, tmp_path, backend="server", server_url=servers[:1])
 
 
+def test_a_server_with_another_version_of_the_model_is_refused(models, data, tmp_path):
+    """Its scores would be in the report, and in the journal together with the model's own."""
+    engine = make_engine(load_reward_model(str(models / "cloud"))[0])
+    version = identify_model(str(models / "cloud"))["model_version"]
+    port = free_port()
+    options = {"backend": "server", "server_url": [f"http://127.0.0.1:{port}"], "benchmarks": [], "best_of_n": []}
+    with serving(engine, port=port, model_version=version):
+        evaluate(models, data, tmp_path, "cloud", limit=1, **options)
+    scored = (tmp_path / "journal_cloud.jsonl").read_text()
+    says = f"serves .*cloud with version {'f' * 32}, but .*cloud has version {version}. Pass the model"
+    with serving(engine, port=port, model_version="f" * 32), pytest.raises(ValueError, match=says):
+        evaluate(models, data, tmp_path, "cloud", limit=2, **options)
+    assert (tmp_path / "journal_cloud.jsonl").read_text() == scored
+
+
 @pytest.mark.parametrize("backend", ["transformers", "vllm", "server"])
 def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monkeypatch):
     """What reaches `open_any_model`; tests/serving/test_vllm.py runs vLLM for real."""
@@ -356,6 +374,8 @@ def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", open_any_model)
+    served = ServedModel("cloud", True, None)
+    monkeypatch.setattr("cloud_hf.evaluation.journaled_scorer.connect", lambda *_: (None, served))
     url = "http://127.0.0.1:1" if backend == "server" else None
     addresses = [url] if url else None
     options = "{}" if backend == "vllm" else None
@@ -427,6 +447,22 @@ def test_probes_of_every_model(probed):
     table = parquet.read_table(folder / "probes_cloud.parquet").to_pylist()
     assert {row["probe"] for row in table} == set(NAMES) - {"length", "batch"}
     assert any(row["altered"] == "your paraphrases 1" for row in table)
+
+
+def test_probes_combine_critiques_as_the_run_does(models, data, tmp_path, monkeypatch):
+    found, run_probes = [], evaluate_rewards.run_probes
+
+    def kept(*args, **options):
+        found.extend(run_probes(*args, **options))
+        return found
+
+    monkeypatch.setattr(evaluate_rewards, "run_probes", kept)
+    options = {"combine": "median", "num_critiques": 3, "temperature": 1.0, "probes": ["style"], "best_of_n": []}
+    evaluate(models, data, tmp_path, "cloud", benchmarks=[], **options)
+    [style] = found
+    for row in style.probed:
+        for score in (*row.row.scores, *(one.score for one in row.variants.values())):
+            assert score.reward == median(score.rewards) != fmean(score.rewards)
 
 
 def test_the_report_has_a_picture_for_everything(probed):
@@ -588,6 +624,10 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"self_consistency": 2, "temperature": 1.0, "length_column": "swap"}, "rename 'swaps' to 'swap'"),
         ({"probes": ["stile"]}, "Did you mean 'style'"),
         ({"probes": ["all"], "probe_rows": 0}, "`probe_rows` is 0"),
+        (
+            {"probes": ["style"], "combine": "vote", "num_critiques": 2, "temperature": 1.0},
+            "altered response has no reward of its own: omit the probes style",
+        ),
         ({"probes": ["style"], "paraphrase_column": "reworded"}, "list it in `probes`"),
         ({"probes": ["all"], "paraphrase_column": "swaps"}, "row 0: the paraphrases are 1"),
         ({"probes": ["all"], "dataset_name": [], "benchmarks": []}, "right and wrong responses"),
@@ -603,6 +643,23 @@ def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data
     }
     with pytest.raises(ValueError, match=says):
         evaluate(models, data, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("folder", "options"),
+    [
+        ("judge", {"judge_base_url": ["http://127.0.0.1:9"]}),
+        ("judge a-b", {"judge_base_url": ["http://127.0.0.1:9"], "judge_model": "a/b"}),
+        ("mean(classic,cloud)", {"ensembles": ["mean:classic,cloud"]}),
+        ("cascade(classic,cloud)", {"cascade": ["classic,cloud"]}),
+    ],
+)
+def test_a_model_with_the_name_of_a_combination_is_refused(folder, options, models, data, tmp_path):
+    (tmp_path / folder).symlink_to(models / "classic")
+    names = [str(models / "cloud"), str(models / "classic"), str(tmp_path / folder)]
+    options |= {"models": names, "dataset_name": [str(data / "pairs.jsonl")], "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="is also the name of the judge, an ensemble or a cascade"):
+        evaluate_rewards.main(evaluate_rewards.EvaluationArguments(**options))
 
 
 def test_options_of_a_comparison(tmp_path):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from cloud_hf.commands import best_of_n, evaluate_rewards
 from cloud_hf.data.journal import JournalError, key_of
 from cloud_hf.evaluation.journaled_scorer import open_score_journal
+from cloud_hf.serving.client import ServedModel
 
 
 class Reached(Exception):
@@ -67,6 +68,8 @@ def test_scores(command, kind, arguments, backend, base, data, tmp_path, monkeyp
         raise Reached
 
     monkeypatch.setattr(command, "open_scorer", reached)
+    served = ServedModel("cloud", True, None)
+    monkeypatch.setattr("cloud_hf.evaluation.journaled_scorer.connect", lambda *_: (None, served))
     name = save_model("cloud", base, tmp_path / "model")
     server = {"server_url": ["http://127.0.0.1:9"]} if backend == "server" else {}
     args = arguments(

@@ -78,6 +78,38 @@ def test_what_a_judge_cannot_compare_is_refused_before_the_first_request(tmp_pat
         assert not server.requests
 
 
+def test_responses_of_several_turns_and_tool_calls_are_rated(tmp_path):
+    """The judge sees the earlier turns in the conversation, and rates only the last turn."""
+
+    def rate(body):
+        text = body["messages"][-1]["content"]
+        conversation, last = text.index("[user]\nMore"), text.rindex("Yes.")
+        assert conversation < last
+        return "[[7]]" if "lookup" not in text else "[[3]]", "stop"
+
+    turns = [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "More"}]
+    call = {"type": "function", "function": {"name": "lookup", "arguments": {}}}
+    said = {"role": "assistant", "content": "Yes."}
+    parts = {("pairs", "a"): rows_of(([*turns, said], [*turns, {**said, "tool_calls": [call]}]))}
+    with serve_completions(write=rate) as server:
+        scores, report = rate_rows(parts, options(server), 0, tmp_path / "j")
+        assert [score.reward for score in scores["pairs", "a"][0]] == [7.0, 3.0] and report.unreadable == 0
+        says = "pairs, row 0: a judge reads only text"
+        with pytest.raises(ValueError, match=says):
+            judge_rows({("pairs", "pairs"): (rows_of(([*turns, said], "b")), 1)}, options(server), 0, tmp_path / "p")
+
+
+def test_bad_candidates_are_left_out_for_the_judge_too(evaluated):
+    folder, run = evaluated
+    rows = [{"prompt": f"Say {n}.", "responses": ["a", "bb"], "correct": [1, 0]} for n in range(3)]
+    write_rows(folder / "bon.jsonl", [*rows, {"prompt": "bad", "responses": ["x"], "correct": [1, 0]}])
+    options = {"best_of_n": [str(folder / "bon.jsonl")], "judge_mode": "pointwise"}
+    with serve_completions(write=lambda body: ("[[5]]", "stop")) as server:
+        report = run(server, bad_rows="drop", **options)
+    counts = report["best_of_n"]["bon.jsonl"]["judge tiny"]
+    assert (counts["problems"], counts["bad"]) == (3, 1)
+
+
 def test_failed_verdicts_leave_no_figures(tmp_path):
     def refuse(body):
         return web.json_response({"error": {"message": "no"}}, status=400) if "x" in shown(body) else by_length(body)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from models_for_tests import PROMPTS, RESPONSES
 from same_scores import assert_same_scores
-from servers_for_tests import serving
+from servers_for_tests import free_port, serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.critique_format import CritiqueFormat
@@ -176,6 +176,31 @@ def test_a_chunk_without_a_finite_reward_ends_the_run(direct, tmp_path):
     with pytest.raises(ValueError, match=r"4 of 12 responses .* The first: row 0\."):
         journaled(tmp_path, overflows).score(*CHATS, **OPTIONS)
     assert overflows.calls == 7  # the chunk, its halves, its four responses
+
+
+def test_a_journal_records_the_version_that_a_server_serves(model, tmp_path):
+    """A server that loaded its model from the Hub reports a commit, which no hash of a folder equals."""
+    model.save_pretrained(tmp_path / "rm")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "rm")
+    name, port = str(tmp_path / "rm"), free_port()
+    options = {"backend": "server", "server_url": [f"http://127.0.0.1:{port}"], "output_dir": str(tmp_path)}
+    args = ScoringArguments(models=[name], dataset_name=["d"], **options)
+
+    def resume(version):
+        engine = TransformersEngine(model, make_tokenizer("llama3"), 2)
+        with serving(engine, port=port, model_version=version):
+            return open_score_journal("journal", name, "rm", args, ["dtype"])
+
+    with resume("a" * 40) as journal:
+        journal.add("00", 1)
+    with resume("a" * 40) as journal:
+        assert journal["00"] == 1
+    with pytest.raises(JournalError, match=f'`served_version` was "{"a" * 40}" and is now "{"b" * 40}"'):
+        resume("b" * 40)
+    path = journal.path
+    path.write_text(path.read_text().replace(f',"served_version":"{"a" * 40}"', ""))  # as earlier releases wrote it
+    with resume("b" * 40) as journal:
+        assert journal["00"] == 1
 
 
 def test_a_model_that_was_trained_again_is_said_as_it_is(tmp_path):

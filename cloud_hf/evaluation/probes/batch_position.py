@@ -19,6 +19,7 @@ def probe_batches(
     """
     Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments. `scorer` is the backend itself, because a
     [`JournaledScorer`] would return its stored rewards; `journal` stores complete batches, so a resumed run reports the same differences.
+    A chat's reward is the mean over its critiques.
     """
     if not rows:
         return []

@@ -289,6 +289,13 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
 def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
     """
     Return a mean over rows: the share of correctly ordered pairs that an alteration reverses, minus the share that its control reverses.
+    Pairs count only if both the alteration and its control were scored.
     """
-    pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
-    return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])
+    labels, differences = (label, neutral(label)), []
+    for row in rows:
+        places = set(row.places(labels[0])) & set(row.places(labels[1]))
+        both = ProbedRow(row.row, {(name, place): row.variants[name, place] for name in labels for place in places})
+        lost, control = (lost_pairs(both, name) for name in labels)
+        if lost:
+            differences.append(float(np.mean(lost) - np.mean(control)))
+    return mean_estimate(differences)

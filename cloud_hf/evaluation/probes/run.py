@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...combine_critiques import combine_scores
 from ...critique_format import CritiqueFormat
 from ...scoring import Score
 from ..journaled_scorer import JournaledScorer
@@ -90,19 +91,31 @@ class ProbeResult:
                 }
 
 
-def check_probes(names: Sequence[str]) -> list[str]:
+def check_probes(names: Sequence[str], combine: str = "mean") -> list[str]:
     """
-    Check the names of probes, and replace `"all"` with the names of all probes.
+    Check the names of probes, and replace `"all"` with the names of all probes. `combine` is the way to combine the rewards of several
+    critiques, one of [`~combine_critiques.COMBINATIONS`].
 
     Raises:
-        `ValueError`: If a probe does not exist; the message names it.
+        `ValueError`: If a probe does not exist or does not work with `combine`; the message names it.
     """
     for name in names:
         if name not in (*NAMES, "all"):
             close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
             raise ValueError(f"There is no probe {name!r}. {hint}Known probes: {', '.join(NAMES)}, or all.")
-    return [name for name in NAMES if name in names or "all" in names]
+    names = [name for name in NAMES if name in names or "all" in names]
+    _check_vote(names, combine)
+    return names
+
+
+def _check_vote(names: Sequence[str], combine: str):
+    altering = [name for name in names if PROBES[name].alter]
+    if combine == "vote" and altering:
+        raise ValueError(
+            "`combine` 'vote' compares the responses of a row, so an altered response has no reward of its own: omit the "
+            f"probes {', '.join(altering)}, or choose another combination."
+        )
 
 
 def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
@@ -132,6 +145,7 @@ def run_probes(
     batch_size: int,
     draw_seed: int = 0,
     sort_by_length: bool = False,
+    combine: str = "mean",
     **options,
 ) -> list[ProbeResult]:
     """
@@ -158,9 +172,15 @@ def run_probes(
             Seed for sampling rows.
         sort_by_length (`bool`, *optional*, defaults to `False`):
             Whether to pass the lengths of the chats to the scorer; see [`JournaledScorer.score`].
+        combine (`str`, *optional*, defaults to `"mean"`):
+            How the rewards of several critiques were combined in the scores of `rows`; the altered chats' are combined in the same way.
         **options:
             Further options of [`Scorer`].
+
+    Raises:
+        `ValueError`: If `combine` is `"vote"`, which gives single altered chats no rewards, and a probe alters rows.
     """
+    _check_vote(names, combine)
     drawn = draw_rows(rows, num_rows, draw_seed)
     options["max_new_tokens"] = max_new_tokens
     # Room for the critique and the end of turn, where the reward is read
@@ -171,7 +191,7 @@ def run_probes(
         for name in names
         if PROBES[name].alter
     }
-    scores = _score(altered, scorer, sort_by_length, options)
+    scores = _score(altered, scorer, sort_by_length, combine, options)
     results = []
     for name in names:
         probe = PROBES[name]
@@ -219,7 +239,11 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
 
 
 def _score(
-    altered: dict[str, list[_AlteredRow]], scorer: JournaledScorer, sort_by_length: bool, options: dict[str, Any]
+    altered: dict[str, list[_AlteredRow]],
+    scorer: JournaledScorer,
+    sort_by_length: bool,
+    combine: str,
+    options: dict[str, Any],
 ) -> Iterator[Score]:
     """Score the altered chats of all probes, and return the scores in the order of the chats."""
     found = [(name, part.row, chat) for name, parts in altered.items() for part in parts for chat in part.chats]
@@ -232,7 +256,7 @@ def _score(
         names=[f"probe {name}, {row.dataset}, row {row.row.id!r}" for name, row, _ in found],
         **options,
     )
-    return iter(scores)
+    return iter(combine_scores(scores, combine))
 
 
 def _measure(name: str, probe: Probe, parts: Sequence[_AlteredRow], scores: Iterator[Score]) -> ProbeResult:

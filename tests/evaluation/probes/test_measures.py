@@ -71,6 +71,13 @@ def test_the_headline_is_what_the_control_does_not_lose():
     assert PROBES["forged_critiques"].measure(only)[0].estimate.value == 1.0
 
 
+def test_the_headline_compares_the_same_pairs():
+    """Of the first wrong response only the control fits; the second loses its pair to both."""
+    variants = [(CONTROL, 1, 0.0), ("praise", 2, 3.0), (CONTROL, 2, 3.0)]
+    row = probed([2.0, 1.0, 1.0], variants, ("right", "wrong", "bad"))
+    assert PROBES["forged_critiques"].measure([row])[0].estimate.value == 0.0
+
+
 @pytest.mark.parametrize("reward", [lambda text: hash_of(text), len], ids=["hash", "length"])
 @pytest.mark.parametrize("name", ["forged_critiques", "special_tokens", "style"])
 def test_rewards_that_know_nothing_show_nothing(name, reward):

@@ -7,13 +7,16 @@ import pytest
 from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model
 from tokenizers_for_tests import make_tokenizer
 
+from cloud_hf.combine_critiques import combine_scores
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.evaluation.probes import PROBES, ProbeRow, check_probes, draw_rows, run_probes
 from cloud_hf.evaluation.probes.run import NAMES, draw_few
 from cloud_hf.evaluation.rows import BenchmarkRow
-from cloud_hf.scoring import TransformersScorer, context_length
+from cloud_hf.generation import Sample
+from cloud_hf.scores import report_scores
+from cloud_hf.scoring import Score, TransformersScorer, context_length
 
 
 BUDGET = 6
@@ -57,13 +60,13 @@ def rows_of(scorer, count=4) -> list[ProbeRow]:
     return [ProbeRow(names[number % 2], row, [next(scores), next(scores)]) for number, row in enumerate(rows)]
 
 
-def probe(scorer, folder, names=NAMES, inner=None, num_rows=9, limit=None, rows=None):
+def probe(scorer, folder, names=NAMES, inner=None, num_rows=9, limit=None, rows=None, **options):
     critique_format = CritiqueFormat.from_config(scorer.model.config, scorer.tokenizer)
     with Journal(folder / "journal.jsonl", {}) as journal:
         journaled = JournaledScorer(inner or scorer, journal, chunk_size=5)
         return run_probes(
             names, rows or rows_of(scorer), num_rows, journaled, critique_format, batch_size=3, max_new_tokens=BUDGET,
-            context_length=limit or context_length(scorer.model.config), sort_by_length=True,
+            context_length=limit or context_length(scorer.model.config), sort_by_length=True, **options,
         )  # fmt: skip
 
 
@@ -91,6 +94,30 @@ def test_all_probes_on_a_model(scorer, tmp_path):
     table = list(by_name["forged_critiques"].table())
     kinds = 2 * (3 if scorer.model.config.critique else 2)  # each with its control
     assert len(table) == 4 * kinds and {row["response"] for row in table} == {1}
+
+
+def test_altered_chats_are_combined_as_the_rows_are(scorer, tmp_path):
+    """A scorer with three critiques for each chat, whose mean is not their median."""
+
+    class Several:
+        def score(self, prompts, responses, on_score, **options):
+            rewards = [(0.0, float(len(response)), 4.0 * len(response)) for response in responses]
+            found = [Score.of([Sample(reward, "Fine.") for reward in of_chat]) for of_chat in rewards]
+            return report_scores(found, on_score)
+
+    rows = [replace(row, scores=combine_scores(row.scores, "median")) for row in rows_of(scorer)]
+    results = probe(scorer, tmp_path, ["style", "trivial_answers"], Several(), rows=rows, combine="median")
+    altered = [found for result in results for row in result.probed for found in row.variants.values()]
+    assert altered and all(found.reward == len(found.variant.response) for found in altered)
+
+
+def test_a_vote_has_no_rewards_of_altered_chats(scorer, tmp_path):
+    says = "`combine` 'vote' compares the responses of a row.* omit the probes style, or"
+    with pytest.raises(ValueError, match=says):
+        check_probes(["length", "style"], "vote")
+    with pytest.raises(ValueError, match=says):
+        probe(scorer, tmp_path, ["length", "style"], combine="vote")
+    assert check_probes(["batch", "length"], "vote") == ["length", "batch"]
 
 
 def test_a_killed_run_resumes_to_the_same_figures(scorer, tmp_path):
