@@ -173,7 +173,8 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
 
     def predict(self, test_dataset: Dataset, *args, **kwargs):
         """See [`~transformers.Trainer.predict`]. The dataset may have any form that `evaluate` accepts."""
-        dataset: Any = self._prepare_dataset(test_dataset, self.processing_class, self.args, "test")
+        tokenizer: Any = self.processing_class
+        dataset: Any = self._prepare_dataset(test_dataset, tokenizer, self.args, "test")
         return super().predict(dataset, *args, **kwargs)
 
     def _check_dataset_size(self, rows: int):
