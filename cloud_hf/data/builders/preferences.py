@@ -177,11 +177,12 @@ def main(args: PreferenceArguments):
 
 def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt as chat messages. Raises `ValueError` if it has tools, because the response might not be text."""
-    if row.get("tools"):
+    prompt = read_prompt(row["prompt"])
+    if row.get("tools") or prompt.tools:
         raise ValueError(
             "`tools` are given, but the response to a prompt with tools may be a tool call instead of text. Remove the row."
         )
-    return read_prompt(row["prompt"]).messages
+    return prompt.messages
 
 
 def new_features(rows: Dataset, args: PreferenceArguments) -> Features:
