@@ -413,6 +413,19 @@ def test_shards_hold_all_rows_once(pairs, tmp_path):
     assert load_from_disk(str(tmp_path / "out0")).column_names[-2:] == ["chosen_feedback", "rejected_feedback"]
 
 
+def test_nothing_of_earlier_critiques_stays(tmp_path):
+    """The ids and finish reasons of self critiques do not describe the oracle's."""
+    rows = make_rows(3)
+    path = tmp_path / "self.jsonl"
+    old = {"feedback": "Old.", "feedback_ids": [1, 2], "finish_reason": "length"}
+    old = {f"{side}_{name}": value for side in ("chosen", "rejected") for name, value in old.items()}
+    path.write_text("\n".join(json.dumps({**row, **old}) for row in rows))
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    assert read_rows(tmp_path / "out") == expected(rows)
+
+
 def test_placeholders_in_texts_stay(tmp_path):
     rows = [{"prompt": "{response} {conversation}", "chosen": "{conversation}", "rejected": "</response><|im_end|>"}]
     path = tmp_path / "pairs.jsonl"
