@@ -218,7 +218,8 @@ class CritiqueBuilder:
         Return the numbers of critiques and tokens, including truncated critiques, over all rows built so far. A [`ScorerCritic`] writes more
         than the builder asks for; its `tokens` count that.
         """
-        totals = map(sum, zip(*self._tallies.values(), strict=True))
+        nothing = tuple(vars(_Counts()).values())  # there are no tallies if every row failed
+        totals = map(sum, zip(nothing, *self._tallies.values(), strict=True))
         return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:

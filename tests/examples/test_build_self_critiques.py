@@ -17,6 +17,7 @@ from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CLoudForRewardModeling, CritiqueFormat, cli
+from cloud_hf.data.critiques import CritiqueBuilder, CritiqueOptions
 from cloud_hf.data.journal import key_of
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer
@@ -334,6 +335,11 @@ def test_a_reward_server_writes_the_same(critic, pairs, tmp_path, monkeypatch):
     assert ended.status == 0, ended.output
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "here"))
     assert ended.status == 0 and read_rows(tmp_path / "out") == read_rows(tmp_path / "here"), ended.output
+
+
+def test_counts_of_no_rows_are_zero():
+    """Every row may fail."""
+    assert set(CritiqueBuilder(None, None, CritiqueOptions()).counts().values()) == {0}
 
 
 # ------------------------------------------------------------------------------------------------ completion servers
