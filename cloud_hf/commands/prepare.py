@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Json, List, Value
 from tqdm import tqdm
 
 from ..argument_help import documented
-from ..data.bad_rows import BadRows, without
+from ..data.bad_rows import BadRows
 from ..data.build_run import check_not_empty
 from ..data.builders.arguments import SourceArguments
 from ..data.dataset_folder import DatasetFolder, Reject
@@ -113,16 +113,17 @@ class Preparation:
         self.kept = [name for name in rows.column_names if name not in self._replaced()]
         self.text_prompts = self.text_responses = True
         self.has_tools = False
-        self.rows = self._check(rows, args.dataset_name, args.bad_rows)
-        self.counts = {"rows_read": len(rows), "bad_rows": len(rows) - len(self.rows)}
+        # Keep the bad rows in place: without them, groups with the same prompt could become neighbours and merge
+        self.rows, self.bad = self._check(rows, args.dataset_name, args.bad_rows)
+        self.counts = {"rows_read": len(rows), "bad_rows": len(rows) - len(self.rows) + len(self.bad)}
 
     def _replaced(self) -> set[str]:
         ratings = ("chosen_rating", "rejected_rating") if self.layout.margin else ()
         margin = ("margin",) if self.margins else ()
         return {"id", "prompt", *SIDES, *self.layout.replaced, *ratings, *margin}
 
-    def _check(self, rows: Dataset, name: str, bad_rows: str) -> Dataset:
-        """Return the usable rows. Raises `ValueError` if there are bad rows and `bad_rows` is "error"."""
+    def _check(self, rows: Dataset, name: str, bad_rows: str) -> tuple[Dataset, set[int]]:
+        """Return the rows and the positions of the bad ones. Raises `ValueError` if there are any and `bad_rows` is "error"."""
         if self.layout.direct:
             rows = read_preferences(rows, name, bad_rows=bad_rows)
         bad = BadRows(name, bad_rows)
@@ -134,12 +135,12 @@ class Preparation:
                         self.has_tools |= "tools" in pair
                         self.text_prompts &= isinstance(pair["prompt"], str)
                         self.text_responses &= all(isinstance(pair[side], str) for side in SIDES)
-            except UnicodeEncodeError:
-                bad.add(*group[0], "it contains a lone surrogate, which is not valid text.")
             except ValueError as error:
+                surrogate = isinstance(error, UnicodeEncodeError)
+                problem = "it contains a lone surrogate, which is not valid text." if surrogate else str(error)
                 for index, row in group:
-                    bad.add(index, row, str(error))
-        return without(rows, bad.settle(len(rows)))
+                    bad.add(index, row, problem)
+        return rows, set(bad.settle(len(rows)))
 
     def _groups(self, rows: Dataset, title: str) -> Iterator[Group]:
         column = self.layout.group_by
@@ -206,6 +207,8 @@ class Preparation:
     async def results(self) -> AsyncIterator[dict[str, Any] | Reject]:
         """Yield the pairs and the rejects in the order of the rows."""
         for group in self._groups(self.rows, "Writing"):
+            if group[0][0] in self.bad:  # all rows of a group are bad, or none
+                continue
             for pair in self._pairs(group):
                 if not isinstance(pair, Reject):
                     if self.has_tools:

@@ -80,6 +80,21 @@ class JournaledClient:
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
+    async def chat_longer(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
+        """
+        Call [`JournaledClient.chat`] with more tokens than an earlier, truncated answer had. If the model's context has no room for them,
+        return an empty answer with the `finish_reason` `"no room"`.
+        """
+        try:
+            return await self.chat(key, messages, **sampling)
+        except RequestFailed as error:
+            if not error.exceeds_context:
+                raise
+            # Journal the rejection, so that a resumed run does not repeat a request that would be rejected again
+            answer = Answer("", "no room")
+            self._keep(self._key(key, messages, sampling), answer)
+            return answer
+
     async def chat_until_complete(
         self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int,
         truncated: str = "drop", **sampling,
@@ -94,15 +109,8 @@ class JournaledClient:
         """
         cut = Answer("", "length")
         for doublings in range(most_longer_tries(truncated, longer_tries) + 1):
-            asked = {"max_tokens": max_tokens * 2**doublings, **sampling}
-            try:
-                answer = await self.chat(key, messages, **asked)
-            except RequestFailed as error:
-                if doublings == 0 or not error.exceeds_context:
-                    raise
-                # Journal the rejection, so that a resumed run does not repeat a request that would be rejected again
-                answer = Answer("", "no room")
-                self._keep(self._key(key, messages, asked), answer)
+            chat = self.chat if doublings == 0 else self.chat_longer
+            answer = await chat(key, messages, max_tokens=max_tokens * 2**doublings, **sampling)
             if answer.finish_reason != "length":
                 break
             cut = answer

@@ -214,8 +214,12 @@ class CritiqueBuilder:
         return [new]
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of critiques and tokens, including truncated critiques, over all rows built so far."""
-        totals = map(sum, zip(*self._tallies.values(), strict=True))
+        """
+        Return the numbers of critiques and tokens, including truncated critiques, over all rows built so far. A [`ScorerCritic`] writes more
+        than the builder asks for; its `tokens` count that.
+        """
+        nothing = tuple(vars(_Counts()).values())  # there are no tallies if every row failed
+        totals = map(sum, zip(nothing, *self._tallies.values(), strict=True))
         return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
@@ -311,6 +315,8 @@ class ScorerCritic:
     def __init__(self, builder: CritiqueBuilder, journal: Journal):
         self.builder = builder
         self.journal = journal
+        # Counted here, because a retry rewrites all critiques of a response, and the builder reads only those that were truncated
+        self.tokens = {"prompt_tokens": 0, "critique_tokens": 0}
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Read a critique from the journal; see [`Ask`]."""
@@ -320,7 +326,8 @@ class ScorerCritic:
 
     def write_all(self, scorer: "Scorer", rows: Rows, chunk_size: int, longest_first: bool):
         """
-        Write all critiques that are missing from the journal, then retry truncated critiques with more tokens.
+        Write all critiques that are missing from the journal, then retry truncated critiques with more tokens. A retry writes all
+        critiques of the response again. `tokens` then counts everything that this run and earlier ones have written.
 
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts responses by length, so that batches need little
         padding. Otherwise, the two responses to a prompt stay together, so that the second can reuse the cached prefix of the first.
@@ -351,6 +358,10 @@ class ScorerCritic:
                     chunk = waiting[start : start + chunk_size]
                     self._write_chunk(scorer, rows, chunk, max_new_tokens)
                     progress.update(len(chunk))
+            for job in jobs:
+                critiques = self.journal[key_of(job.id, job.side, max_new_tokens)]
+                self.tokens["prompt_tokens"] += len(critiques) * job.prefix_length
+                self.tokens["critique_tokens"] += sum(len(ids) + 1 for ids, _ in critiques)  # with the end token
 
     def _jobs(self, rows: Rows) -> list["_Job"]:
         """Return a job for each response in the rows that fit in the context."""

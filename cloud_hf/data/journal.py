@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +242,12 @@ class Journal:
         return piece[:end]
 
 
-def key_of(*parts: Any) -> str:
-    """Return the key of a piece of work: a hash, in 32 hexadecimal digits, of the JSON values that define the work."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+def key_of(*parts: Any, default: Callable[[Any], str] | None = None) -> str:
+    """
+    Return the key of a piece of work: a hash, in 32 hexadecimal digits, of the JSON values that define the work. `default` converts
+    other values to text.
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=default)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -113,7 +113,8 @@ class Judge:
 
     The judge is asked again if an answer contains no verdict. It is also asked again if an answer was truncated or filtered, because the
     last verdict in such an answer may be one that the judge only considered. Retries sample at a temperature of 0.5 or at the given
-    temperature, whichever is higher. After a truncated answer, retries get twice the token limit.
+    temperature, whichever is higher. After a truncated answer, retries get twice the token limit; there is no verdict if the
+    model's context has no room for it.
 
     Args:
         client ([`~cloud_hf.data.build_run.JournaledClient`]):
@@ -172,19 +173,21 @@ class Judge:
         )
 
     async def _judge(self, key: list, messages: list[dict[str, str]]) -> Judgement:
-        max_tokens = self.max_tokens
+        chat, max_tokens, text = self.client.chat, self.max_tokens, ""
         for number in range(self.tries):
             sampling = {"temperature": self.temperature if number == 0 else max(self.temperature, RETRY_TEMPERATURE)}
             if self.seed is not None:
                 sampling["seed"] = seed_of(self.seed, "judge", *key, number)
-            answer = await self.client.chat([*key, number], messages, max_tokens=max_tokens, **sampling)
-            cut = answer.finish_reason == "length"
-            verdict = self.read(answer.text) if answer.finish_reason == "stop" else None
+            answer = await chat([*key, number], messages, max_tokens=max_tokens, **sampling)
+            if answer.finish_reason == "no room":
+                break
+            text = answer.text
+            verdict = self.read(text) if answer.finish_reason == "stop" else None
             if verdict is not None:
                 break
-            if cut:
-                max_tokens = 2 * self.max_tokens
-        return Judgement(verdict, answer.text, number + 1)
+            if answer.finish_reason == "length":
+                chat, max_tokens = self.client.chat_longer, 2 * self.max_tokens
+        return Judgement(verdict, text, number + 1)
 
 
 @dataclass(frozen=True)

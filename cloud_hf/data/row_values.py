@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .column_forms import read_column
-from .preference_rows import Response, check_response
+from .preference_rows import SIDES, Response, check_response
 
 
 FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
+# Columns that describe the critiques in `FEEDBACK_COLUMNS`
+CRITIQUE_DETAILS = tuple(f"{side}_{name}" for side in SIDES for name in ("feedback_ids", "finish_reason"))
 
 
 def prompt_of(row: dict[str, Any]):

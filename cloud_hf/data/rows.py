@@ -7,6 +7,8 @@ import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,12 +90,22 @@ def _file_spelling(short_name: str) -> str:
 
 
 def hash_of_rows(rows: Rows) -> str:
-    """Return an order-dependent hash of the rows' contents."""
+    """Return an order-dependent hash of the rows' contents. Raises `ValueError` for values such as images, which have no stable text."""
     # Chain the hashes of the rows, because the rows together may not fit in memory
     digest = ""
     for row in rows:
-        digest = key_of(digest, row)
+        digest = key_of(digest, row, default=_text_of)
     return digest
+
+
+def _text_of(value: Any) -> str:
+    """Return the text of a value that Arrow has and JSON lacks."""
+    if isinstance(value, date | time | timedelta | Decimal | bytes):
+        return str(value)
+    # The text of other values, such as images, may contain an address, which differs between runs
+    raise ValueError(
+        f"The rows contain a value of type {type(value).__name__}, which cannot be hashed. Remove its column."
+    )
 
 
 def row_name(index: int, row: Mapping[str, Any]) -> str:

@@ -139,6 +139,14 @@ def test_a_bad_response_drops_its_prompt(tmp_path):
     assert len(convert_rows(tmp_path, rows, "--bad_rows", "drop")) == 2
 
 
+def test_a_dropped_prompt_does_not_merge_its_neighbours(tmp_path):
+    rated = [("A", "a1", 4), ("A", "a2", 1), ("B", "", 3), ("B", "b2", 1), ("A", "a3", 3), ("A", "a4", 0)]
+    rows = [{"prompt": prompt, "response": text, "helpfulness": rating} for prompt, text, rating in rated]
+    pairs = convert_rows(tmp_path, rows, "--layout", "helpsteer2", "--bad_rows", "drop", "--margins", "True")
+    found = [(row["id"], row["chosen"], row["rejected"], row["margin"]) for row in pairs]
+    assert found == [("0", "a1", "a2", 3.0), ("4", "a3", "a4", 3.0)]
+
+
 def test_ratings_that_contradict_the_pair_are_bad(tmp_path):
     rows = rows_of("UltraFeedback binarized")
     rows[2]["score_chosen"] = 1.0

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from aiohttp import web
 from completion_server import default_answer, serve_completions
 
 from cloud_hf.data.build_run import JournaledClient, seed_of
@@ -139,6 +140,17 @@ def test_a_cut_judgement_holds_no_verdict(tmp_path):
 
     judged, asked = ask(write, tmp_path)
     assert [(game.verdict, game.tries) for game in judged] == [("A>B", 2), ("A>B", 1)]
+    assert [body["max_tokens"] for body in asked[0]] == [64, 128]
+
+
+def test_a_cut_judgement_without_room_for_more_tokens_is_no_verdict(tmp_path):
+    def write(body):
+        if body["max_tokens"] > 64:
+            return web.json_response({"error": {"message": "maximum context length is 4096 tokens"}}, status=400)
+        return ("It says [[B>>A]], but", "length") if is_first_game(body) else ("[[A>B]]", "stop")
+
+    judged, asked = ask(write, tmp_path)
+    assert judged == [Judgement(None, "It says [[B>>A]], but", 2), Judgement("A>B", "[[A>B]]", 1)]
     assert [body["max_tokens"] for body in asked[0]] == [64, 128]
 
 

@@ -1,11 +1,13 @@
 import gzip
 import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from cloud_hf.data.rows import load_rows
+from cloud_hf.data.rows import hash_of_rows, load_rows
 
 
 ROWS = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2
@@ -112,6 +114,16 @@ def test_whatever_load_dataset_reads(tmp_path):
     assert load_rows(str(tmp_path / "shards"), "test").num_rows == 4
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         load_rows(str(tmp_path / "repository"), "test")
+
+
+def test_dates_are_hashed_and_values_without_a_stable_text_refused():
+    assert hash_of_rows(Dataset.from_list(ROWS)) == "0a100232ffd0d1fb6938392bf183aa2b"  # as in earlier records
+    moment = datetime(2024, 1, 2, 3, 4, 5)
+    values = [moment, moment.replace(tzinfo=UTC), moment.date(), moment.time(), timedelta(1), Decimal("1.0"), b"x"]
+    hashes = [hash_of_rows([{"created": value}]) for value in values]
+    assert hashes == [hash_of_rows([{"created": value}]) for value in values] and len({*hashes}) == len(values)
+    with pytest.raises(ValueError, match="a value of type object, which cannot be hashed"):
+        hash_of_rows([{"image": object()}])
 
 
 def test_texts_of_csv_files_stay_text(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from datetime import datetime
 
 import pytest
 from aiohttp import web
@@ -411,6 +412,30 @@ def test_shards_hold_all_rows_once(pairs, tmp_path):
     rows = [row for index in range(3) for row in read_rows(tmp_path / f"out{index}")]
     assert rows == expected(make_rows(40))
     assert load_from_disk(str(tmp_path / "out0")).column_names[-2:] == ["chosen_feedback", "rejected_feedback"]
+
+
+def test_rows_with_dates_may_be_sharded(tmp_path):
+    rows = [{**row, "created": "2024-01-02 03:04:05"} for row in make_rows(2)]  # `datasets` reads it as a timestamp
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out", "--shard", "0/2"), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    [row] = read_rows(tmp_path / "out")
+    assert row["created"] == datetime(2024, 1, 2, 3, 4, 5)
+
+
+def test_nothing_of_earlier_critiques_stays(tmp_path):
+    """The ids and finish reasons of self critiques do not describe the oracle's."""
+    rows = make_rows(3)
+    path = tmp_path / "self.jsonl"
+    old = {"feedback": "Old.", "feedback_ids": [1, 2], "finish_reason": "length"}
+    old = {f"{side}_{name}": value for side in ("chosen", "rejected") for name, value in old.items()}
+    path.write_text("\n".join(json.dumps({**row, **old}) for row in rows))
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    assert read_rows(tmp_path / "out") == expected(rows)
 
 
 def test_placeholders_in_texts_stay(tmp_path):

@@ -509,6 +509,10 @@ def test_bad_arguments(more, message, prompts, tmp_path):
         assert server.requests.total() == 0
 
 
+USER = {"role": "user", "content": "x"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -517,6 +521,7 @@ def test_bad_arguments(more, message, prompts, tmp_path):
         ([*make_rows(1), {**make_rows(2)[1], "prompt": " "}], "row 1 (id 'p1'): `prompt` is empty"),
         ([{"id": "p0", "prompt": [{"role": "assistant", "content": "Hi."}]}], "the response to judge comes after it"),
         ([{"id": "p0", "prompt": "x", "tools": "[{}]"}], "tool call instead of text"),
+        ([{"id": "p0", "prompt": {"messages": [USER], "tools": [TOOL]}}], "tool call instead of text"),
     ],
 )
 def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):

@@ -334,6 +334,14 @@ def test_chats_that_end_with_an_answer_give_the_turns_before_it_on_request(tmp_p
     assert [row["prompt"] for row in read_rows(tmp_path / "out")] == [CHAT[:1]]
 
 
+def test_the_last_answer_of_an_evaluation_chat_is_ignored(tmp_path):
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
+    write(tmp_path / "rows.jsonl", [CHAT[0]["content"], "Something else entirely"])
+    options = ["--decontaminate_against", tmp_path / "eval.jsonl", "--decontaminate_column", "messages"]
+    build(tmp_path, "--dataset_name", tmp_path / "rows.jsonl", *options)
+    assert [row["prompt"] for row in read_rows(tmp_path / "out")] == ["Something else entirely"]
+
+
 def test_transcripts_become_turns_and_failures_are_explained(tmp_path):
     rows = [{"prompt": "\n\nHuman: Explain the tides to me please\n\nAssistant:"}, {"prompt": json.dumps(CHAT)}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -17,6 +17,8 @@ from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CLoudForRewardModeling, CritiqueFormat, cli
+from cloud_hf.data.critiques import CritiqueBuilder, CritiqueOptions
+from cloud_hf.data.journal import key_of
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer
 
@@ -189,6 +191,28 @@ def test_cut_critiques_are_written_longer_or_dropped(critic, pairs, tmp_path):
     assert len(read_rows(tmp_path / "retried")) >= len(whole)
 
 
+def test_all_tokens_that_are_written_are_counted(critic, pairs, critique_format, tmp_path):
+    """A retry writes all critiques of a response again, also those that were complete."""
+    more = ["--num_critiques", 3, "--temperature", 1.0, "--longer_tries", 1]
+    for _ in range(2):  # a finished run counts the same again
+        ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *more))
+        assert ended.status == 0, ended.output
+        stats = json.loads((tmp_path / "out" / "generation.json").read_text())
+        lines = (tmp_path / "out" / "journal.jsonl").read_text().splitlines()[1:]
+        entries = [json.loads(line)["value"] for line in lines]
+        assert len(entries) > 24 and any({reason for _, reason in entry} == {"stop", "length"} for entry in entries)
+        assert stats["critique_tokens"] == sum(len(ids) + 1 for entry in entries for ids, _ in entry)
+        lengths = {
+            key_of(row["id"], side, max_new_tokens): len(
+                critique_format.encode_prefix(row["prompt"], row[side]).input_ids
+            )
+            for row in make_pairs(12)
+            for side in SIDES
+            for max_new_tokens in (BUDGET, 2 * BUDGET)
+        }
+        assert stats["prompt_tokens"] == sum(3 * lengths[key] for key in journaled_keys(tmp_path / "out"))
+
+
 def test_of_several_critiques_only_the_cut_ones_are_dropped(critic, pairs, tmp_path):
     more = ["--num_critiques", 4, "--temperature", 1.0, "--longer_tries", 0]
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *more))
@@ -311,6 +335,11 @@ def test_a_reward_server_writes_the_same(critic, pairs, tmp_path, monkeypatch):
     assert ended.status == 0, ended.output
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "here"))
     assert ended.status == 0 and read_rows(tmp_path / "out") == read_rows(tmp_path / "here"), ended.output
+
+
+def test_counts_of_no_rows_are_zero():
+    """Every row may fail."""
+    assert set(CritiqueBuilder(None, None, CritiqueOptions()).counts().values()) == {0}
 
 
 # ------------------------------------------------------------------------------------------------ completion servers

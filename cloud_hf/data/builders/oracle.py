@@ -21,7 +21,7 @@ from ..build_run import (
 from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from ..dataset_folder import DatasetFolder
 from ..preference_rows import PAIR_COLUMNS, SIDES
-from ..row_values import FEEDBACK_COLUMNS, judged_chat, prompt_of, response_of
+from ..row_values import CRITIQUE_DETAILS, FEEDBACK_COLUMNS, judged_chat, prompt_of, response_of
 from .arguments import BuilderArguments, ServerArguments
 
 
@@ -95,6 +95,8 @@ def main(args: OracleCritiqueArguments):
         "critic_prompt": template,
         **{name: getattr(args, name) for name in SETTINGS},
     }
+    # They describe the replaced critiques
+    rows = rows.remove_columns([name for name in CRITIQUE_DETAILS if name in rows.column_names])
     folder = DatasetFolder(args.output_dir, "Oracle critiques", settings, [args.dataset_name])
     kind = Value("string") if args.num_critiques == 1 else List(Value("string"))
     features = Features({**rows.features, **{f"{side}_feedback": kind for side in SIDES}})

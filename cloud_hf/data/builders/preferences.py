@@ -94,7 +94,8 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `2048`):
-            Token limit of a judgement. If a judgement is truncated, its retries get twice this limit.
+            Token limit of a judgement. If a judgement is truncated, its retries get twice this limit. If the judge's context has no room
+            for that, there is no verdict.
         judge_tries (`int`, *optional*, defaults to `3`):
             Maximum number of tries to get a readable verdict. All tries except the first sample at a temperature of at least 0.5.
         seed (`int`, *optional*):
@@ -177,11 +178,12 @@ def main(args: PreferenceArguments):
 
 def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt as chat messages. Raises `ValueError` if it has tools, because the response might not be text."""
-    if row.get("tools"):
+    prompt = read_prompt(row["prompt"])
+    if row.get("tools") or prompt.tools:
         raise ValueError(
             "`tools` are given, but the response to a prompt with tools may be a tool call instead of text. Remove the row."
         )
-    return read_prompt(row["prompt"]).messages
+    return prompt.messages
 
 
 def new_features(rows: Dataset, args: PreferenceArguments) -> Features:

@@ -17,6 +17,9 @@ from ..dataset_folder import Reject
 from ..rows import check_columns
 
 
+_WITH_TOOLS = "`prompt` comes with tools; only text is kept."
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A usable prompt, as text or as messages with `role` and `content`. `row` is its zero-based position in the source."""
@@ -61,30 +64,36 @@ class PromptSource:
 
     def read(self) -> Iterator[Prompt | PromptReject]:
         """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
-        rows = self.rows.select_columns(self.column)
+        rows = self.rows.select_columns([name for name in (self.column, "tools") if name in self.rows.column_names])
         for row in range(len(rows)):
             try:
-                value = rows[row][self.column]
+                values = rows[row]
+                value = values[self.column]
             except UnicodeDecodeError as error:
                 yield PromptReject(row, None, "failed", "not UTF-8", self.name, details={"error": str(error)})
                 continue
             if self.trajectories and len(value or []) > 1:
                 yield PromptReject(row, None, "dropped", "several turns", self.name)
                 continue
-            yield self._read(row, value[0]["value"] if self.trajectories and value else value)
+            yield self._read(row, value[0]["value"] if self.trajectories and value else value, values.get("tools"))
 
-    def _read(self, row: int, value: Any) -> Prompt | PromptReject:
+    def _read(self, row: int, value: Any, tools: Any) -> Prompt | PromptReject:
         if isinstance(value, str) and not value.strip():
             return PromptReject(row, None, "failed", "empty", self.name)
         try:
+            if tools:
+                raise ValueError(_WITH_TOOLS)
             is_conversation = isinstance(value, dict) and "messages" in value
             form, value = (TEXT, value) if is_conversation else read_column(value, "prompt")
-            if self.drop_last_answer and isinstance(value, list) and value[-1]["role"] == "assistant":
-                value = value[:-1]
-            prompt = plain_prompt(value)
+            prompt = plain_prompt(without_last_answer(value) if self.drop_last_answer else value)
         except ValueError as error:
             return PromptReject(row, None, "failed", "not a prompt", self.name, details={"error": str(error)})
         return Prompt(prompt_id(self.name, prompt), prompt, self.name, row, form)
+
+
+def without_last_answer(value: Any) -> Any:
+    """Return a prompt without the assistant turn that it ends with, if it is a list of messages that does."""
+    return value[:-1] if isinstance(value, list) and value[-1]["role"] == "assistant" else value
 
 
 def plain_prompt(value: Any) -> str | list[dict[str, str]]:
@@ -98,7 +107,7 @@ def plain_prompt(value: Any) -> str | list[dict[str, str]]:
     if isinstance(value, str):
         return value
     if conversation.tools:
-        raise ValueError("`prompt` comes with tools; only text is kept.")
+        raise ValueError(_WITH_TOOLS)
     for index, message in enumerate(conversation.messages):
         if extra := sorted(key for key in message if key not in ("role", "content") and message[key]):
             raise ValueError(f"`prompt` message {index} has {', '.join(extra)}; only `role` and `content` are kept.")

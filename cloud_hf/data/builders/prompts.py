@@ -32,6 +32,7 @@ from .prompt_sources import (
     read_sources,
     turns,
     user_text,
+    without_last_answer,
 )
 from .prompt_sources import plain_prompt as plain_prompt  # kept for code that imports it from here, as in version 0.1
 from .prompt_sources import prompt_id as prompt_id
@@ -79,7 +80,7 @@ class PromptArguments:
         decontaminate_split (`str`, *optional*, defaults to `"test"`):
             Split of the evaluation sets.
         decontaminate_column (`str`, *optional*, defaults to `"prompt"`):
-            Column of prompts in the evaluation sets.
+            Column of prompts in the evaluation sets. A chat's last answer is ignored, because only the user's turns are compared.
         ngram (`int`, *optional*, defaults to `13`):
             Number of consecutive shared words that count as an overlap. A prompt with fewer words overlaps only with a prompt that consists
             of exactly the same words in the same order.
@@ -262,9 +263,8 @@ def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[
             try:
                 value = rows[index][column]
                 is_empty = isinstance(value, str) and not value.strip()
-                messages = read_prompt(
-                    value if is_empty else read_column(value, "prompt")[1], allow_empty=True
-                ).messages
+                prompt = value if is_empty else without_last_answer(read_column(value, "prompt")[1])
+                messages = read_prompt(prompt, allow_empty=True).messages
             except ValueError as error:
                 raise ValueError(f"{name}, row {index}, column {column!r}: {error}") from error
             evaluation.add(label, [user_text(messages)])

@@ -147,7 +147,6 @@ class RayCritic:
         }
         if is_reward_model:  # the plugin closes a critique with the reward token, followed by the end of turn
             self._end_ids = {reward_token_in_vllm(config)}
-            self._sampling["stop_token_ids"] = [critique_format.end_token_id]
         else:
             self._end_ids = {critique_format.end_token_id, *critique_format.stop_ids(config)}
             self._sampling |= {"stop_token_ids": sorted(self._end_ids), "ignore_eos": True}

@@ -117,7 +117,7 @@ def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoud
             critic = ScorerCritic(builder, journal)
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
         counts = write_rows(builder, critic.ask, rows, folder, journal, kept)
-    return report(folder, counts, builder, config)
+    return report(folder, counts, builder.counts() | critic.tokens, config)
 
 
 async def write_with_servers(
@@ -138,7 +138,7 @@ async def write_with_servers(
     clients = {"critic": args.client(args.base_url or [], args.model)}
     # The servers' chat defaults do not matter: the critic sends completion requests, which set all sampling fields
     counts = await build_dataset(folder, rows, features, clients, make_work, chats=False)
-    return report(folder, counts, builder, config)
+    return report(folder, counts, builder.counts(), config)
 
 
 @contextmanager
@@ -180,12 +180,11 @@ def stopped_by_reward_server(args: SelfCritiqueArguments):
         raise ServerUnusable(str(error)) from None
 
 
-def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config: CLoudConfig) -> dict:
+def report(folder: DatasetFolder, counts: dict, written: dict[str, int], config: CLoudConfig) -> dict:
     """
     Write the numbers of critiques and tokens, and the FLOPs of a forward pass over these tokens (2 FLOPs per non-embedding weight per
     token), to the record and to `generation.json`. Print a summary.
     """
-    written = builder.counts()
     weights = CLoudForRewardModeling.without_weights(config).num_parameters(exclude_embeddings=True)
     written["flops"] = 2 * weights * (written["prompt_tokens"] + written["critique_tokens"])
     (folder.path / "generation.json").write_text(json.dumps(written, indent=2))

@@ -29,6 +29,13 @@ def test_rows_that_hold_no_prompt_are_named_with_their_reason():
     assert "ends on a 'assistant' turn" in outcomes[0].details["error"]
 
 
+def test_rows_with_tools_are_no_prompts():
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "tools": ["[{}]", None, ""]})
+    outcomes = list(PromptSource("s", rows, "prompt").read())
+    assert [getattr(outcome, "reason", None) for outcome in outcomes] == ["not a prompt", None, None]
+    assert outcomes[0].details["error"] == "`prompt` comes with tools; only text is kept."
+
+
 def test_trajectories_of_one_turn_are_prompts():
     turn = {"from": "user", "value": "Solve it."}
     answer = {"from": "assistant", "value": "How?"}
