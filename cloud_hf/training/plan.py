@@ -147,7 +147,7 @@ class PlanArguments:
         lora_r (`int`, *optional*):
             Rank of an adapter. Without it, all weights are trained.
         lora_target_modules (`list[str]`, *optional*):
-            Layers that the adapter covers.
+            Layers that the adapter covers, `all-linear`, or one regular expression.
         load_in_4bit (`bool`, *optional*):
             QLoRA: an adapter on top of 4-bit weights.
         num_generations (`int`, *optional*):
@@ -377,7 +377,11 @@ def _simulate(args: Any, config: CLoudConfig, pairs: int) -> StepMemory:
     bf16_weights = args.dtype == "bfloat16" or (args.bf16 and (args.sharded or args.load_in_4bit))
     lora = None
     if args.lora_r is not None:
-        lora = LoraConfig(r=args.lora_r, target_modules=args.lora_target_modules, task_type="CAUSAL_LM")
+        targets = args.lora_target_modules
+        # TRL unwraps a list of one item, because PEFT knows "all-linear" and regular expressions only as strings
+        if isinstance(targets, list) and len(targets) == 1 and not targets[0].isidentifier():
+            targets = targets[0]
+        lora = LoraConfig(r=args.lora_r, target_modules=targets, task_type="CAUSAL_LM")
     return simulate_step(
         config,
         pairs,

@@ -307,6 +307,14 @@ def test_a_recipe_without_critiques_is_the_classic_arm(tmp_path, small):
     assert args.classic and make_plan(args, CLoudConfig(text_config=small.text_config, critique=False)).lm_loss == 0
 
 
+def test_one_target_can_be_a_pattern(small):
+    trained = {
+        target: plan(small, lora_r=4, lora_target_modules=[target]).simulated.trained
+        for target in ("all-linear", ".*q_proj", "q_proj")
+    }
+    assert trained["all-linear"] > trained[".*q_proj"] == trained["q_proj"]
+
+
 def test_stage_4_holds_every_critique_and_a_reference_model(small, tmp_path):
     three, four = plan(small, micro_batch=5), plan(small, num_generations=4, beta=0.1)
     assert (four.activations, four.parameters) == (three.activations, 2 * three.parameters)
