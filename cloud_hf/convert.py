@@ -287,12 +287,11 @@ def _check_publishable(source: str, config: CLoudConfig):
             )
     if not config.base_model_name_or_path:
         raise ValueError("A config in the published layout must name a base model: pass `--base_model_name_or_path`.")
-    _check_base(source, config)
+    _check_base(source, config, config.base_model_name_or_path)
 
 
-def _check_base(source: str, config: CLoudConfig):
+def _check_base(source: str, config: CLoudConfig, base: str):
     """Raise `ValueError` if the base's config, which replaces `text_config` in the published layout, would change the model."""
-    base = config.base_model_name_or_path
     try:
         base_config = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
