@@ -110,6 +110,12 @@ def check_import(source: str) -> PreTrainedTokenizerBase:
             f"{source} reads its reward at the end of its chat template, {critique_format.tail!r}, but a classic model reads it at "
             f"{critique_format.end_token!r}, which would change the rewards. Score with the classifier itself, or start training from it."
         )
+    if config.get_text_config().pad_token_id == critique_format.end_token_id:
+        raise ValueError(
+            f"{source} has the `pad_token_id` {critique_format.end_token_id}, the end of turn {critique_format.end_token!r}, so it reads "
+            "its reward one token before it, but a classic model reads it at this token, which would change the rewards. Score with the "
+            "classifier itself, or start training from it."
+        )
     return tokenizer
 
 

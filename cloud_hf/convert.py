@@ -1,6 +1,7 @@
 """Convert a reward model between the authors' published layout and the native one, one weight shard at a time."""
 
 import json
+import logging
 import pickle
 import shutil
 import zipfile
@@ -36,10 +37,16 @@ from .published import (
 from .safe_paths import check_links
 
 
+logger = logging.getLogger(__name__)
+
 # Copied unchanged: if this version of transformers saved them again, older versions could not read them
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*",
 )  # fmt: skip
+# Keys of a language model's config that change no reward
+_UNCOMPARED_KEYS = {
+    "_name_or_path", "architectures", "dtype", "initializer_range", "pad_token_id", "transformers_version", "use_cache",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -280,6 +287,29 @@ def _check_publishable(source: str, config: CLoudConfig):
             )
     if not config.base_model_name_or_path:
         raise ValueError("A config in the published layout must name a base model: pass `--base_model_name_or_path`.")
+    _check_base(source, config, config.base_model_name_or_path)
+
+
+def _check_base(source: str, config: CLoudConfig, base: str):
+    """Raise `ValueError` if the base's config, which replaces `text_config` in the published layout, would change the model."""
+    try:
+        base_config = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        logger.warning(
+            "The config of the base %s cannot be read (%s). Check that it is the same as that of %s; otherwise, rewards change.",
+            base, reason, source,
+        )  # fmt: skip
+        return
+    loaded = CLoudConfig.from_dict(_published_config(config), text_config=base_config).text_config.to_dict()
+    own = config.text_config.to_dict()
+    for key in sorted((own.keys() | loaded.keys()) - _UNCOMPARED_KEYS):
+        if own.get(key) != loaded.get(key):
+            raise ValueError(
+                f"{source}: the published layout takes the config from the base {base}, whose `{key}` is {loaded.get(key)!r:.200}, but the "
+                f"model's is {own.get(key)!r:.200}, so its rewards would change. Pass a base with the model's config as "
+                "`--base_model_name_or_path`."
+            )
 
 
 def check_empty(folder: Path):

@@ -128,6 +128,10 @@ def test_other_classifiers_that_a_classic_model_cannot_be_are_refused(base_folde
     save_scalar(tmp_path / "qwen", "qwen3")
     with pytest.raises(ValueError, match=r"reads its reward at the end of its chat template, '<\|im_end\|>\\n'"):
         check_import(str(tmp_path / "qwen"))
+    end = make_tokenizer("llama3").convert_tokens_to_ids("<|eot_id|>")
+    save_scalar(tmp_path / "padded", pad_token_id=end)
+    with pytest.raises(ValueError, match=rf"`pad_token_id` {end}, the end of turn '<\|eot_id\|>', so it reads"):
+        check_import(str(tmp_path / "padded"))
     save_scalar(tmp_path / "two", num_labels=2)
     for name in (base_folder, tmp_path / "two"):
         with pytest.raises(ValueError, match="not a transformers sequence classifier with one label"):

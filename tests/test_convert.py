@@ -152,6 +152,25 @@ def test_what_the_published_layout_cannot_say_is_refused(tmp_path, base_folder):
         plan(str(tmp_path / "reference"), base_model_name_or_path=str(base_folder))
 
 
+def test_a_config_other_than_that_of_the_base_is_refused(tmp_path, base_folder, caplog):
+    native = convert(save_published(tmp_path / "published", base_folder), tmp_path / "native")
+    config = json.loads((native / "config.json").read_text())
+
+    def change(**keys):
+        (native / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | keys}))
+
+    change(dtype="bfloat16", use_cache=False)
+    assert plan(str(native)).to == "published"
+    change(rope_parameters={"rope_type": "default", "rope_theta": 50.0})
+    with pytest.raises(
+        ValueError, match=r"base .* whose `rope_parameters` is .*but the model's is .*'rope_theta': 50.0"
+    ):
+        plan(str(native))
+    assert not caplog.records
+    assert plan(str(native), base_model_name_or_path="org/none").to == "published"
+    assert "The config of the base org/none cannot be read" in caplog.text
+
+
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, base_folder):
     published = save_published(tmp_path / "published", base_folder)
     tokenizer = AutoTokenizer.from_pretrained(published)

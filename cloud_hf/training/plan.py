@@ -39,7 +39,8 @@ number of GPUs. Bytes per GPU:
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
   about 4 x hidden x hidden.
 - Stage 4: for each response, a pair has one sequence for each of the K written critiques, and one for the dataset's critique. With `beta`,
-  the reference model is a frozen copy of all parameters, unless an adapter is trained. The KV caches of generation are not included.
+  the reference model is a frozen copy of all parameters, unless an adapter is trained without `ref_model`. The KV caches of generation are
+  not included.
 - Reserve: memory for CUDA, NCCL and fragmentation (`reserve_gb`).
 """
 
@@ -48,16 +49,17 @@ import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 import yaml
 from peft import LoraConfig
 
-from ..adapters import read_model_config
+from ..adapters import is_adapter, read_adapter_config, read_model_config
 from ..argument_help import check_bounds, documented
 from ..cli import run
-from ..configuration_cloud import CLoudConfig, language_config
+from ..configuration_cloud import CLoudConfig, check_types, has_scalar_head, language_config, longest_sequence
 from ..modeling_cloud import _VOCABULARY_PER_CHUNK
 from .arguments import DataArguments, RewardModelConfig
 from .memory import StepMemory, simulate_step
@@ -86,10 +88,30 @@ _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
     "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
     "dtype": "float32", "lora_r": None, "lora_target_modules": None, "load_in_4bit": False, "num_generations": 0,
-    "beta": CLoudOutcomeConfig.beta,
+    "beta": CLoudOutcomeConfig.beta, "ref_model": None, "attn_implementation": None, "reward_head": None,
 }  # fmt: skip
-# Keys that change a step's memory in ways that the plan does not model
-_UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
+_RECIPE_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r", "num_generations"),
+        (int, NoneType),
+    ),
+    **dict.fromkeys(
+        ("gradient_checkpointing", "padding_free", "shared_prompt", "bf16", "load_in_4bit", "use_peft", "critique"), (bool, NoneType)
+    ),
+    "beta": (int, float, NoneType),
+}  # fmt: skip
+# Keys that change a step's memory in ways that the plan does not model, and what to set instead, if anything
+_UNPLANNED_KEYS = {
+    "token_budget": "; instead, set `micro_batch` and `max_length` to the number of pairs and the sequence length of the largest batch",
+    "model_init_kwargs": "; instead, set `dtype` and `attn_implementation`",
+    **dict.fromkeys(("deepspeed", "fsdp"), "; instead, set `zero`"),
+    **dict.fromkeys(
+        ("load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "lora_target_parameters", "activation_offloading"), ""
+    ),
+}  # fmt: skip
+_OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit",
+)  # fmt: skip
 # Fields of a plan that add up to the memory of the forward and backward pass, in the order of the printed table
 _PARTS = ("parameters", "gradients", "optimizer", "activations", "lm_loss", "gathered", "buckets")
 
@@ -121,7 +143,7 @@ class PlanArguments:
             Pairs in a micro-batch on each GPU. Defaults to the recipe's value, or 1.
         max_length (`int`, *optional*):
             Tokens per sequence; with `padding_free` or `shared_prompt`, the mean over sequences. Defaults to the
-            recipe's value, or 2048.
+            recipe's value, where null stands for the model's context, or 2048.
         labelled_share (`float`, *optional*, defaults to `0.5`):
             Share of a sequence's tokens that belong to the critique.
         prompt_share (`float`, *optional*):
@@ -147,7 +169,7 @@ class PlanArguments:
         lora_r (`int`, *optional*):
             Rank of an adapter. Without it, all weights are trained.
         lora_target_modules (`list[str]`, *optional*):
-            Layers that the adapter covers.
+            Layers that the adapter covers, `all-linear`, or one regular expression.
         load_in_4bit (`bool`, *optional*):
             QLoRA: an adapter on top of 4-bit weights.
         num_generations (`int`, *optional*):
@@ -155,6 +177,12 @@ class PlanArguments:
             recipe is named `outcome.yaml`, and to 0 otherwise.
         beta (`float`, *optional*):
             Weight of the KL divergence from a reference model in stage 4. With 0, there is no reference model.
+        ref_model (`str`, *optional*):
+            Reference model of stage 4, which the plan takes to be as large as `model`.
+        attn_implementation (`str`, *optional*):
+            `eager` keeps all attention weights; others are planned like `sdpa`.
+        reward_head (`str`, *optional*):
+            `mlp` or `linear`, for a new reward head. Defaults to `mlp`, or to the head of a scalar model.
     """
 
     model: str | None = None
@@ -182,6 +210,9 @@ class PlanArguments:
     load_in_4bit: bool | None = None
     num_generations: int | None = None
     beta: float | None = None
+    ref_model: str | None = None
+    attn_implementation: str | None = None
+    reward_head: str | None = None
 
     def __post_init__(self):
         stage = Path(self.config or "").stem
@@ -195,7 +226,7 @@ class PlanArguments:
         if self.model is None:
             raise ValueError("Set `model`, or set `config` to a recipe that names a model.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
-        uses_lora = recipe.get("use_peft", False)
+        uses_lora, given_length = recipe.get("use_peft", False), self.max_length
         stage_4 = {"num_generations": CLoudOutcomeConfig.num_generations} if stage == "outcome" else {}
         for name, default in (_RECIPE_OPTIONS | stage_4).items():
             key = "per_device_train_batch_size" if name == "micro_batch" else name
@@ -204,6 +235,12 @@ class PlanArguments:
                 setattr(self, name, default if value is None else value)
         if uses_lora and self.lora_r is None:
             self.lora_r = 16  # TRL's default
+        if given_length is None and recipe.get("max_length", 2048) is None:
+            self.max_length = longest_sequence(read_model(self).text_config)
+            if self.max_length is None:
+                raise ValueError(
+                    f"`max_length` is null, but the config of {self.model} sets no limit: set `max_length`."
+                )
         self._check()
 
     def _check(self):
@@ -235,7 +272,7 @@ class PlanArguments:
             raise ValueError("`load_in_4bit` needs an adapter: set `lora_r`.")
         if self.lora_target_modules is not None and self.lora_r is None:
             raise ValueError("`lora_target_modules` needs an adapter: set `lora_r`.")
-        if not str(self.optim).startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
+        if self.optim not in _OPTIMIZERS:
             raise ValueError(
                 f"`optim` is {self.optim!r}; the plan supports only AdamW (torch's, or with 8-bit moments)."
             )
@@ -365,11 +402,21 @@ def _expected_largest(args: Any, config: CLoudConfig, limit: float, simulated: d
 
 
 def read_model(args: Any) -> CLoudConfig:
-    """Read the config of the reward model to train."""
+    """Read the config of the reward model to train. Raises `ValueError` if training would continue an adapter other than the planned one."""
     config = read_model_config(args.model)
+    if is_adapter(args.model):
+        own = read_adapter_config(args.model)
+        if args.lora_r != own.r or args.lora_target_modules is None:
+            raise ValueError(
+                f"{args.model} is an adapter, which training continues. Set `lora_r` to its rank, {own.r}, and `lora_target_modules` to the "
+                "layers in its adapter_config.json."
+            )
     if not isinstance(config, CLoudConfig):
-        config = CLoudConfig(text_config=language_config(config))
+        head = "linear" if args.classic and has_scalar_head(config) else "mlp"
+        config = CLoudConfig(text_config=language_config(config), reward_head=args.reward_head or head)
     config.critique = not args.classic and config.critique
+    if args.attn_implementation == "eager":
+        config._attn_implementation = "eager"
     return config
 
 
@@ -377,7 +424,11 @@ def _simulate(args: Any, config: CLoudConfig, pairs: int) -> StepMemory:
     bf16_weights = args.dtype == "bfloat16" or (args.bf16 and (args.sharded or args.load_in_4bit))
     lora = None
     if args.lora_r is not None:
-        lora = LoraConfig(r=args.lora_r, target_modules=args.lora_target_modules, task_type="CAUSAL_LM")
+        targets = args.lora_target_modules
+        # TRL unwraps a list of one item, because PEFT knows "all-linear" and regular expressions only as strings
+        if isinstance(targets, list) and len(targets) == 1 and not targets[0].isidentifier():
+            targets = targets[0]
+        lora = LoraConfig(r=args.lora_r, target_modules=targets, task_type="CAUSAL_LM")
     return simulate_step(
         config,
         pairs,
@@ -478,8 +529,11 @@ def _parameter_bytes(args: Any, step: StepMemory, weight: int, trained: int) -> 
     frozen_bytes = frozen * weight
     if args.load_in_4bit:
         frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
-    has_reference = args.num_generations and args.beta and args.lora_r is None
-    return frozen_bytes + step.trained * trained + (step.parameters * trained if has_reference else 0)
+    reference = 0
+    if args.num_generations and args.beta and (args.lora_r is None or args.ref_model):
+        # Next to an adapter, all parameters of the model are frozen
+        reference = weight * (step.parameters if args.lora_r is None else frozen)
+    return frozen_bytes + step.trained * trained + reference
 
 
 def _read_recipe(path: str) -> dict:
@@ -491,15 +545,10 @@ def _read_recipe(path: str) -> dict:
     known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
     if unknown := sorted(recipe.keys() - known):
         raise ValueError(f"{path} sets {', '.join(unknown)}, which the training scripts do not accept.")
-    if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
-        cure = (
-            "; instead, set `micro_batch` and `max_length` to the number of pairs and the sequence length of the largest batch"
-            if unplanned[0] == "token_budget"
-            else ""
-        )
-        raise ValueError(
-            f"{path} sets `{unplanned[0]}`, which the plan does not model. Use a recipe without it{cure}."
-        )
+    for key, cure in _UNPLANNED_KEYS.items():
+        if recipe.get(key):
+            raise ValueError(f"{path} sets `{key}`, which the plan does not model. Use a recipe without it{cure}.")
+    check_types(recipe, _RECIPE_TYPES, place=path)
     return recipe
 
 

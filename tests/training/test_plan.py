@@ -271,6 +271,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"offload": True}, "`offload` needs `zero`"),
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
+        ({"optim": "adamw_torch_4bit"}, "`optim` is 'adamw_torch_4bit'"),
         ({"gpus": 0}, "`gpus` is 0"),
         ({"gpu_memory_gb": 4}, r"of which `reserve_gb` \(4\) leaves nothing for training"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
@@ -291,7 +292,16 @@ def test_settings_that_cannot_be_planned_are_refused(options, says):
         ("max_lenght: 512", "sets max_lenght, which the training scripts"),
         ("load_in_8bit: true\nuse_peft: true", "sets `load_in_8bit`, which the plan does not model"),
         ("lora_modules_to_save: [lm_head]", "sets `lora_modules_to_save`, which the plan does not model"),
-        ("token_budget: 4096", "sets `token_budget`, which the plan does not model"),
+        ("token_budget: 4096", "sets `token_budget`, which the plan does not model.*set `micro_batch`"),
+        (
+            "lora_target_parameters: [x]\nuse_peft: true",
+            "sets `lora_target_parameters`, which the plan does not model",
+        ),
+        ("model_init_kwargs: {dtype: bfloat16}", "sets `model_init_kwargs`, .* instead, set `dtype`"),
+        ("deepspeed: ds_configs/zero3.json", "sets `deepspeed`, .* instead, set `zero`"),
+        ("fsdp: full_shard", "sets `fsdp`, .* instead, set `zero`"),
+        ("gradient_accumulation_steps: '4'", "`gradient_accumulation_steps` is '4'; its type must be int or null"),
+        ("bf16: 'false'", "`bf16` is 'false'; its type must be bool or null"),
         ("- 1", "is not a recipe"),
     ],
 )
@@ -307,11 +317,53 @@ def test_a_recipe_without_critiques_is_the_classic_arm(tmp_path, small):
     assert args.classic and make_plan(args, CLoudConfig(text_config=small.text_config, critique=False)).lm_loss == 0
 
 
+def test_what_a_recipe_says_about_the_model_is_planned(tmp_path, small):
+    small.text_config.save_pretrained(tmp_path)
+
+    def planned(recipe: str, **options):
+        (tmp_path / "mine.yaml").write_text(recipe)
+        return make_plan(PlanArguments(model=str(tmp_path), config=str(tmp_path / "mine.yaml"), **options))
+
+    mlp = planned("max_length: 256")
+    assert planned("max_length: 256\nattn_implementation: sdpa") == mlp
+    assert planned("max_length: 256\nattn_implementation: eager").total > 1.2 * mlp.total
+    linear = planned("max_length: 256\nreward_head: linear")
+    assert mlp.parameters - linear.parameters == 4 * (64 * 64 + 64 + 1)
+    context = small.text_config.max_position_embeddings
+    assert (
+        planned("max_length: null") == planned("{}", max_length=context) != planned("max_length: null", max_length=64)
+    )
+    with pytest.raises(ValueError, match="attention implementation 'eager'"):
+        planned("attn_implementation: eager\nshared_prompt: true")
+
+
+def test_an_adapter_is_planned_only_with_its_own_layers(tmp_path, small):
+    small.save_pretrained(tmp_path)
+    own = LoraConfig(r=8, target_modules=["q_proj"], base_model_name_or_path="m")
+    own.save_pretrained(tmp_path)
+    for rank, targets in ((None, None), (8, None), (4, ["q_proj"])):
+        args = PlanArguments(model=str(tmp_path), max_length=64, lora_r=rank, lora_target_modules=targets)
+        with pytest.raises(ValueError, match=r"is an adapter, which training continues\. Set `lora_r` to its rank, 8"):
+            make_plan(args)
+    args = PlanArguments(model=str(tmp_path), max_length=64, lora_r=8, lora_target_modules=["q_proj"])
+    assert make_plan(args) == plan(small, lora_r=8, lora_target_modules=["q_proj"])
+
+
+def test_one_target_can_be_a_pattern(small):
+    trained = {
+        target: plan(small, lora_r=4, lora_target_modules=[target]).simulated.trained
+        for target in ("all-linear", ".*q_proj", "q_proj")
+    }
+    assert trained["all-linear"] > trained[".*q_proj"] == trained["q_proj"]
+
+
 def test_stage_4_holds_every_critique_and_a_reference_model(small, tmp_path):
     three, four = plan(small, micro_batch=5), plan(small, num_generations=4, beta=0.1)
     assert (four.activations, four.parameters) == (three.activations, 2 * three.parameters)
     lora = {"lora_r": 4, "lora_target_modules": ["q_proj"]}
     assert plan(small, num_generations=4, beta=0.1, **lora) == plan(small, micro_batch=5, **lora)
+    reference = plan(small, num_generations=4, beta=0.1, ref_model="m", **lora).parameters
+    assert reference - plan(small, micro_batch=5, **lora).parameters == three.parameters
     args = PlanArguments(config=str(ROOT / "examples/configs/llama3-8b/outcome.yaml"))
     assert (args.num_generations, args.beta) == (8, 0.001)
     (tmp_path / "outcome.yaml").write_text("model_name_or_path: m")
