@@ -45,7 +45,8 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 # Keys of a language model's config that change no reward
 _UNCOMPARED_KEYS = {
-    "_name_or_path", "architectures", "dtype", "initializer_range", "pad_token_id", "transformers_version", "use_cache",
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "initializer_range",
+    "output_router_logits", "pad_token_id", "router_aux_loss_coef", "transformers_version", "use_cache",
 }  # fmt: skip
 
 

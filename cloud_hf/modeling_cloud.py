@@ -326,7 +326,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         name = pretrained_model_name_or_path
         hub_kwargs = hub_options(kwargs)
         adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # set by the Auto classes
-        if adapter is None and name is not None and has_file(name, "adapter_config.json", **hub_kwargs):
+        # As transformers does, take a Hub that cannot be reached for one without the file: the model itself may be cached
+        found = {**hub_kwargs, "_raise_exceptions_for_connection_errors": False}
+        if adapter is None and name is not None and has_file(name, "adapter_config.json", **found):
             if kwargs.get("config") is not None and "adapter_kwargs" not in kwargs:
                 raise ValueError(f"{name} is an adapter, which is loaded with its own config; drop `config`.")
             adapter = name

@@ -30,8 +30,8 @@ class Halving:
 @dataclass(frozen=True)
 class HalvingResult:
     """
-    Successive halving compared with full best-of-N, averaged over a model's seeds and a set's problems. Candidates that tie are equally
-    likely to be chosen.
+    Successive halving compared with full best-of-N, averaged over a model's seeds and a set's problems. Halving breaks ties at random,
+    averaged over several orders; the full choice is the expectation over ties.
     """
 
     name: str  # name of the halving

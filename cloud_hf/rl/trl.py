@@ -369,8 +369,8 @@ def _with_text(row: int, message: dict) -> dict:
     if isinstance(content, list):
         name = f"Row {row}: an assistant message"
         content = "\n".join(part_text(part, name) for part in content)
-    for field in REASONING_FIELDS:
-        if isinstance(thinking := message.get(field), str) and thinking:
-            content = f"<think>\n{thinking}\n</think>\n\n{content or ''}"
-            message = {name: value for name, value in message.items() if name != field}
+    fields = [name for name in REASONING_FIELDS if isinstance(message.get(name), str) and message[name]]
+    if fields:  # servers may write the same thinking to two fields
+        content = f"<think>\n{message[fields[0]]}\n</think>\n\n{content or ''}"
+        message = {name: value for name, value in message.items() if name not in fields}
     return message if content is None else {**message, "content": content}

@@ -76,7 +76,7 @@ async def compute_score(
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
             Reward for responses that the server rejects, such as over-long ones. By default, such responses raise an error. An
-            error is also raised if none has been judged yet and the server rejects even a short response to the same prompt, because wrong
+            error is also raised if none has been judged yet and the server rejects even a short prompt and response, because wrong
             settings are then the likely cause. Not available with verl's router, which does not tell a rejected request from a failure.
 
     Returns:
@@ -110,7 +110,7 @@ async def compute_score(
     except ValueError as error:
         if unjudgeable_reward is None:
             raise
-        await _check_accepted(client, prompt, options)
+        await _check_accepted(client, options)
         logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
         return _result(unjudgeable_reward, unjudgeable=1.0)
     _has_judged.add(client)
@@ -160,7 +160,7 @@ def _client(router_address: str | None) -> Any:
     return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
 
 
-async def _check_accepted(client: Any, prompt: str | list[dict], options: dict):
+async def _check_accepted(client: Any, options: dict):
     """
     Raise `ValueError` if the server has not judged any response so far and rejects even a short one, because wrong settings would give
     every response the same reward. verl sends a batch at once, so waiting for the first reward would depend on the order of the responses.
@@ -168,7 +168,7 @@ async def _check_accepted(client: Any, prompt: str | list[dict], options: dict):
     if client in _has_judged:
         return
     try:
-        await client.ascore([prompt], ["Yes."], **options)
+        await client.ascore(["What is 1 + 1?"], ["2"], **options)
     except ValueError as error:
         raise ValueError(
             f"No response has been judged so far, and a short one cannot be judged either: {error}"

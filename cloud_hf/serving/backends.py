@@ -221,7 +221,7 @@ def connect(name: str, args: BackendArguments) -> tuple["CLoudClient", "ServedMo
     """
     Connect to the server of a model, and ask it for its model. `name` and the errors are those of [`open_backend`].
 
-    The versions are compared only if both are commits or both are hashes of files: the server may have loaded a copy of a model on the Hub.
+    The versions are compared only if both are hashes of folders.
     """
     from .client import CLoudClient
 
@@ -237,7 +237,7 @@ def connect(name: str, args: BackendArguments) -> tuple["CLoudClient", "ServedMo
             f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. {cure}"
         )
     version, other = _comparable_version(name), served.model_version
-    # Commits and hashes of files have different lengths
+    # Commits on the Hub, which the server may have loaded, are longer
     if version and other and len(version) == len(other) and version != other:
         raise ValueError(
             f"{args.server_url} serves {served.name} with version {other}, but {name} has version {version}. {cure}"
@@ -246,8 +246,10 @@ def connect(name: str, args: BackendArguments) -> tuple["CLoudClient", "ServedMo
 
 
 def _comparable_version(name: str) -> str | None:
-    """Return a model's version, or `None` for a folder without weights, which is enough for a client but has another hash."""
-    is_incomplete = Path(name).is_dir() and not any(
-        path.suffix in (".safetensors", ".bin") for path in Path(name).iterdir()
-    )
-    return None if is_incomplete else identify_model(name)["model_version"]
+    """
+    Return the hash of a model's folder, or `None` if copies of the same model may differ in it: commits on the Hub also change with the
+    card, an adapter's hash covers a base that the client may lack, and a client needs no weights.
+    """
+    folder = Path(name)
+    has_weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return identify_model(name)["model_version"] if has_weights else None

@@ -39,8 +39,7 @@ number of GPUs. Bytes per GPU:
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
   about 4 x hidden x hidden.
 - Stage 4: for each response, a pair has one sequence for each of the K written critiques, and one for the dataset's critique. With `beta`,
-  the reference model is a frozen copy of all parameters, unless an adapter is trained without `ref_model`. The KV caches of generation are
-  not included.
+  the reference model is a frozen copy of all parameters, unless an adapter is trained without `ref_model`. KV caches are not included.
 - Reserve: memory for CUDA, NCCL and fragmentation (`reserve_gb`).
 """
 
@@ -134,7 +133,7 @@ class PlanArguments:
         gpu_memory_gb (`float`, *optional*, defaults to `80.0`):
             Memory of each GPU, in GiB.
         reserve_gb (`float`, *optional*, defaults to `4.0`):
-            Part of that memory to leave free for CUDA, NCCL and fragmentation, in GiB.
+            Memory to leave free for CUDA, NCCL and fragmentation, in GiB.
         zero (`str`, *optional*, defaults to `"0"`):
             DeepSpeed stage 1, 2 or 3, `fsdp`, or 0 for DDP.
         offload (`bool`, *optional*, defaults to `False`):
@@ -531,7 +530,7 @@ def _parameter_bytes(args: Any, step: StepMemory, weight: int, trained: int) -> 
         frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
     reference = 0
     if args.num_generations and args.beta and (args.lora_r is None or args.ref_model):
-        # Next to an adapter, all parameters of the model are frozen
+        # With an adapter, `frozen` counts all parameters of the model
         reference = weight * (step.parameters if args.lora_r is None else frozen)
     return frozen_bytes + step.trained * trained + reference
 

@@ -60,3 +60,5 @@ def test_versions_that_cannot_be_compared_are_accepted(cloud, tmp_path):
         assert connect_to(folder, engine, version) == version
     shutil.copytree(folder, tmp_path / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     assert connect_to(tmp_path / "tokenizer", engine, "f" * 32) == "f" * 32
+    (tmp_path / "tokenizer" / "training_args.bin").touch()
+    assert connect_to(tmp_path / "tokenizer", engine, "f" * 32) == "f" * 32

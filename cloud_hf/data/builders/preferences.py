@@ -24,6 +24,7 @@ from ..build_run import (
 from ..completions import Answer
 from ..dataset_folder import DatasetFolder
 from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
+from ..row_values import prompt_of
 from ..rows import check_columns
 from .arguments import BuilderArguments, ServerArguments
 
@@ -178,8 +179,8 @@ def main(args: PreferenceArguments):
 
 def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt as chat messages. Raises `ValueError` if it has tools, because the response might not be text."""
-    prompt = read_prompt(row["prompt"])
-    if row.get("tools") or prompt.tools:
+    prompt = read_prompt(prompt_of(row))
+    if prompt.tools:
         raise ValueError(
             "`tools` are given, but the response to a prompt with tools may be a tool call instead of text. Remove the row."
         )

@@ -81,7 +81,7 @@ class PromptSource:
         if isinstance(value, str) and not value.strip():
             return PromptReject(row, None, "failed", "empty", self.name)
         try:
-            if tools:
+            if json.loads(tools) if isinstance(tools, str) and tools.strip() else tools:
                 raise ValueError(_WITH_TOOLS)
             is_conversation = isinstance(value, dict) and "messages" in value
             form, value = (TEXT, value) if is_conversation else read_column(value, "prompt")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...argument_help import check_bounds, documented
+from ...prompts import read_prompt
 from ..generative_judges import JudgeServerArguments
 from ..metrics.best_of_n import Problem, load_problems
 from .judge import Generation, JudgeSettings, files_by_category, files_of, read_texts, write_candidates
@@ -158,7 +159,8 @@ def gather_candidates(
             f"{missing[0]!r}). Add them, or use fewer questions."
         )
     for name, question in arena.questions.items():
-        if found[name].prompt not in (question.prompt, [{"role": "user", "content": question.prompt}]):
+        asked = read_prompt(found[name].prompt).messages[-1]["content"]
+        if asked.strip() != question.prompt.strip():
             raise ValueError(
                 f"{args.candidates} has another prompt for question {name!r}: {found[name].prompt!r:.60} instead of "
                 f"{question.prompt!r:.60}. Use candidates for these questions."

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -187,9 +187,10 @@ def evaluate_best_of_n(
     """
     name = "Best-of-N"
     check_columns(rows.column_names, PROBLEM_COLUMNS, name)
-    rows = read_prompts(rows, name, bad_rows, numbered=True)
+    total, rows = len(rows), read_prompts(rows, name, bad_rows, numbered=True)
     limits = context_length, overlong_policy, max_new_tokens, bad_rows
     fitted = fit_rows(rows, candidates, critique_format, *limits, name)
+    fitted = replace(fitted, bad=fitted.bad + total - len(rows))
     scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
     return summarize_best_of_n(fitted, scores)
 

@@ -29,7 +29,7 @@ total is divided among its responses in proportion to their tokens plus one.
 ![accuracy against tokens and seconds]({PICTURE})"""
 
 ESTIMATED = (
-    "Token numbers that involve {} are estimates: the journal was written by an earlier version, without these numbers, so the critiques were "
+    "Token numbers that involve {} are estimates: the journal lacks these numbers, as those of earlier versions do, so the critiques were "
     "tokenized again."
 )
 
@@ -223,8 +223,8 @@ def _cascade_row(found: CascadeResult) -> dict[str, Any]:
 HALVING = """\
 Every candidate gets one critique, the better half get a second one, the better half of those get two more, and so on up to the number of
 critiques. A cheap model, if given, first drops half of the candidates. The choice is compared with the one based on all critiques of all
-candidates, on the same problems, with 95 % bootstrap intervals over problems. Candidates that tie are equally likely to be chosen. Tokens are
-critique tokens per problem."""
+candidates, on the same problems, with 95 % bootstrap intervals over problems. Ties are broken at random, averaged over several orders. Tokens
+are critique tokens per problem."""
 
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:
