@@ -149,8 +149,10 @@ def test_wrong_settings_are_not_taken_for_unjudgeable_responses(compute_score, c
             ValueError, match=r"No response has been judged so far, and a short one cannot.*server's limit is 1024"
         ):
             asyncio.run(compute_score(**row, unjudgeable_reward=-9.0, max_new_tokens=5000))
-    # An over-long response that comes first is rejected for its own sake
-    assert asyncio.run(compute_score(**long, unjudgeable_reward=-9.0))["score"] == -9.0
+    # An over-long prompt or response that comes first is rejected for its own sake
+    [prompt] = rows(None, ["long " * 1000], RESPONSES[:1])
+    for row in (prompt, long):
+        assert asyncio.run(compute_score(**row, unjudgeable_reward=-9.0))["score"] == -9.0
     assert "could not be judged and gets the reward -9.0" in caplog.text
 
 

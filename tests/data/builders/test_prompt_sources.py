@@ -30,9 +30,9 @@ def test_rows_that_hold_no_prompt_are_named_with_their_reason():
 
 
 def test_rows_with_tools_are_no_prompts():
-    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "tools": ["[{}]", None, ""]})
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c", "d"], "tools": ["[{}]", None, "", "[]"]})
     outcomes = list(PromptSource("s", rows, "prompt").read())
-    assert [getattr(outcome, "reason", None) for outcome in outcomes] == ["not a prompt", None, None]
+    assert [getattr(outcome, "reason", None) for outcome in outcomes] == ["not a prompt", None, None, None]
     assert outcomes[0].details["error"] == "`prompt` comes with tools; only text is kept."
 
 

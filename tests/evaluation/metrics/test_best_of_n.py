@@ -58,6 +58,15 @@ def test_rates_chance_and_oracle():
     assert result.standard_errors[4] == pytest.approx(0.25)
 
 
+def test_all_bad_problems_are_counted():
+    """Those whose prompt cannot be read, and those whose candidates cannot."""
+    problem = {"prompt": "p", "responses": ["a"], "correct": [1.0]}
+    rows = [problem, {**problem, "prompt": None}, {**problem, "correct": []}]
+    critique_format = CritiqueFormat(make_tokenizer("llama3"))
+    result = evaluate_best_of_n(TableScorer({"a": 1.0}), Dataset.from_list(rows), critique_format, bad_rows="drop")
+    assert (result.problems, result.bad) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
