@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
-from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
+from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response, with_thinking
 from .template_dates import pin_date, with_clock
 from .template_skeletons import USUAL_ROLES, Skeleton, marks_in, spell
 
@@ -309,7 +309,7 @@ class CritiqueFormat:
         for index, message in enumerate(conversation.messages):
             for field in REASONING_FIELDS:
                 if message["role"] == "assistant" and (index, field) in hidden and isinstance(message[field], str):
-                    content = f"<think>\n{message[field]}\n</think>\n\n{message['content']}"
+                    content = with_thinking(message[field], message["content"])
                     message = {name: value for name, value in message.items() if name != field} | {"content": content}
             messages.append(message)
         return replace(conversation, messages=messages)

@@ -168,6 +168,11 @@ def part_text(part, name: str) -> str:
     return part["text"]
 
 
+def with_thinking(thinking: str, content: str) -> str:
+    """Return an assistant's text with its reasoning in front, as chat templates write it."""
+    return f"<think>\n{thinking}\n</think>\n\n{content}"
+
+
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """
     Apply `change` to all strings in messages and tools, including argument names. Roles, and the field names that templates look up, stay

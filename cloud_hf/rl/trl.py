@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
-from ..prompts import REASONING_FIELDS, part_text
+from ..prompts import REASONING_FIELDS, part_text, with_thinking
 from ..scores import Score, Scorer
 from .hidden_text import check_policy, report_hidden_text
 
@@ -371,6 +371,6 @@ def _with_text(row: int, message: dict) -> dict:
         content = "\n".join(part_text(part, name) for part in content)
     fields = [name for name in REASONING_FIELDS if isinstance(message.get(name), str) and message[name]]
     if fields:  # servers may write the same thinking to two fields
-        content = f"<think>\n{message[fields[0]]}\n</think>\n\n{content or ''}"
+        content = with_thinking(message[fields[0]], content or "")
         message = {name: value for name, value in message.items() if name not in fields}
     return message if content is None else {**message, "content": content}

@@ -1,11 +1,12 @@
 """Accuracy against compute: a point for everything that was evaluated, and the report's sections about compute, cascades and halving."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...data.journal import key_of
+from ...data.row_values import judged_chat
 from ..cascade_results import CascadeResult, worth_of
 from ..compute import is_estimated
 from ..ensembles import Ensemble
@@ -170,7 +171,8 @@ def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | Rat
     rates = isinstance(judged, RatingReport)
     # As in `rate_rows` and `judge_rows`, repeated texts are judged once, and a pair of identical responses is not judged
     if rates:
-        verdicts = len({key_of(row.prompt, response) for row in evaluation.rows for response in row.responses})
+        chats = (judged_chat(row.prompt, response) for row in evaluation.rows for response in row.responses)
+        verdicts = len({key_of(*chat) for chat in chats})
     else:
         pairs = (
             (row.prompt, row.responses[right], row.responses[wrong])
@@ -196,12 +198,17 @@ def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeR
         for point in points
         if point.is_chosen
     ]
-    estimated = dict.fromkeys(point.model for point in points if point.has_estimated_tokens)
-    notes = [ESTIMATED.format(", ".join(estimated))] if estimated else []
+    notes = _notes(point.model for point in points if point.has_estimated_tokens)
     sections = [Section("Accuracy against compute", COMPUTE, [Table.of(rows)], notes)]
     if cascades:
         sections.append(Section("Cascades", CASCADES, [Table.of(map(_cascade_row, cascades))], level=3))
     return sections
+
+
+def _notes(estimated: Iterable[str]) -> list[str]:
+    """Return a note on the models whose token numbers are estimates, if there are any."""
+    names = ", ".join(dict.fromkeys(estimated))
+    return [ESTIMATED.format(names)] if names else []
 
 
 def _cascade_row(found: CascadeResult) -> dict[str, Any]:
@@ -244,6 +251,5 @@ def halving_section(results: Sequence[HalvingResult]) -> Section:
             "share": show(one.share),
         }
         rows.append(row)
-    estimated = [one.name for one in results if one.has_estimated_tokens]
-    notes = [ESTIMATED.format(", ".join(dict.fromkeys(estimated)))] if estimated else []
+    notes = _notes(one.name for one in results if one.has_estimated_tokens)
     return Section("Successive halving", HALVING, [Table.of(rows)], notes)
