@@ -355,7 +355,9 @@ def test_mistakes_of_other_commands(arguments, says, files, base_folder, monkeyp
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", [*sys.path])
     arguments = [argument.format(files=files, base=base_folder) for argument in arguments]
-    check_sentence(ended(cli.main, arguments), says)
+    found = ended(cli.main, arguments)
+    check_sentence(found, says)
+    assert found[1].splitlines()[-1].startswith(f"cloud-hf {arguments[0]}: ")
 
 
 def test_a_port_in_use_is_named_before_the_model_loads(monkeypatch):
