@@ -5,9 +5,11 @@ import json
 import os
 from typing import Any
 
+import torch
 from accelerate import DistributedType, ParallelismConfig
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
+from trl import RewardConfig, SFTConfig
 
 from ..argument_help import check_bounds
 
@@ -69,11 +71,11 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
     return plugin.hf_ds_config.config
 
 
-def check_machine(args: TrainingArguments):
+def check_machine(args: RewardConfig | SFTConfig):
     """
-    Raise `ImportError` if DeepSpeed or Liger's kernels are requested but not installed, and `ValueError` if a number is out of range or
-    bf16 is requested but no GPU supports it. Call this function before the `__post_init__` of `TrainingArguments`, whose messages are less
-    helpful.
+    Raise `ImportError` if DeepSpeed or Liger's kernels are requested but not installed, and `ValueError` if a number is out of range, or if
+    bf16 or activation offloading is requested but no GPU supports it. Call this function before the `__post_init__` of
+    `TrainingArguments`, whose messages are less helpful.
     """
     check_bounds(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
     check_bounds(args, learning_rate=0, weight_decay=0, max_grad_norm=0)
@@ -93,6 +95,10 @@ def check_machine(args: TrainingArguments):
         raise ValueError(
             "`bf16` is on (the default), but no GPU supports bfloat16. Pass `--bf16 False`; on a "
             "machine without a GPU, `--use_cpu --bf16 False`."
+        )
+    if args.activation_offloading and (args.use_cpu or not torch.accelerator.is_available()):
+        raise ValueError(
+            "`activation_offloading` moves activations from a GPU to the CPU, but this run has no GPU. Omit the option."
         )
 
 

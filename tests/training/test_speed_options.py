@@ -37,6 +37,7 @@ def test_the_weights_are_those_of_a_plain_run(plain, base_folder, tmp_path, opti
     ("options", "says"),
     [
         ({"use_liger_kernel": True}, "`use_liger_kernel` would have no effect"),
+        ({"activation_offloading": True}, "`activation_offloading` moves activations from a GPU"),
         ({"torch_compile": True, "padding_free": True}, "`torch_compile` is set, but with `padding_free`"),
     ],
 )
