@@ -153,7 +153,8 @@ def evaluate(
         row_scores = score_sets(
             journaled, fitted, {key: key[1] for key in fitted}, by_length, options, combine=combination
         )
-        results = summarize(sets, fitted, row_scores, args.group_column, shown)
+        scored = {key: (part, row_scores[key]) for key, part in fitted.items()}
+        results = summarize(sets, scored, args.group_column, shown)
         longest = options["max_new_tokens"]
         counts = {key: token_counts(found, critique_format, longest) for key, found in row_scores.items()}
         costs = costs_of(counts, journaled.seconds)

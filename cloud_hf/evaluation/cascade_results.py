@@ -8,7 +8,7 @@ from ..cascade import CascadeFit
 from ..data.row_values import listed
 from ..scores import Sample, Score
 from .compute import Cost
-from .context_fitting import FittedRow, FittedRows
+from .context_fitting import FittedRow, FittedRows, RowScores
 from .ensembles import check_different, read_members
 from .metrics.best_of_n import expected_best_of
 from .metrics.cascade import (
@@ -35,7 +35,7 @@ class StagePart:
     """
 
     fitted: FittedRows
-    scores: list[list[Score]]
+    scores: RowScores
     cost: Cost
     num_critiques: int | None = None
 
@@ -113,7 +113,7 @@ class Cascade:
 
     def combine(
         self, kind: str, dataset: str, parts: Sequence[StagePart]
-    ) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
+    ) -> tuple[FittedRows, RowScores, CascadeResult]:
         """
         Run the cascade on those rows of a set that all stages have scored; `kind` is the set's kind.
 

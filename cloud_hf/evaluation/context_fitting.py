@@ -38,6 +38,13 @@ class FittedRows:
     bad: int = 0
 
 
+# The kind and the name of a set of a run; see `Sets.fit`
+SetKey = tuple[str, str]
+# The scores of each row's responses
+RowScores = list[list[Score]]
+ScoredRows = tuple[FittedRows, RowScores]
+
+
 def fit_rows(
     rows: Iterable[Any],
     responses_of: Callable[[dict[str, Any]], list[Response]],
@@ -99,7 +106,7 @@ def fit_rows(
     return FittedRows(fitted, dropped, shortened, num_bad)
 
 
-def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[list[Score]]:
+def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> RowScores:
     """Return the scores of each row's responses; `options` are passed to [`Scorer`]."""
     chats = [judged_chat(row.prompt, response) for row in rows for response in row.responses]
     prompts, responses = [prompt for prompt, _ in chats], [response for _, response in chats]

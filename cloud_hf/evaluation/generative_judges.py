@@ -19,7 +19,7 @@ from ..data.rating_rubric import read_rubric
 from ..data.row_values import judged_chat
 from ..data.verdicts import points, read_verdict
 from ..scores import Sample, Score
-from .context_fitting import FittedRow, FittedRows
+from .context_fitting import FittedRow, FittedRows, RowScores, SetKey
 from .stats import Summarised
 
 
@@ -124,12 +124,12 @@ class RatingReport(Summarised):
 
 
 def rate_rows(
-    parts: Mapping[tuple[str, str], FittedRows],
+    parts: Mapping[SetKey, FittedRows],
     args: JudgeServerArguments,
     seed: int,
     folder: Path,
     price: Sequence[float] = (),
-) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
+) -> tuple[dict[SetKey, RowScores], RatingReport]:
     """
     Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once. If
     a response has several turns, only the last one is rated, and the others are moved to the prompt.
@@ -173,12 +173,12 @@ def rate_rows(
 
 
 def judge_rows(
-    parts: Mapping[tuple[str, str], tuple[FittedRows, int]],
+    parts: Mapping[SetKey, tuple[FittedRows, int]],
     args: JudgeServerArguments,
     seed: int,
     folder: Path,
     price: Sequence[float] = (),
-) -> tuple[dict[tuple[str, str], list[list[Score]]], JudgeReport]:
+) -> tuple[dict[SetKey, RowScores], JudgeReport]:
     """
     Compare the right response of every row with each wrong one.
 
@@ -226,7 +226,7 @@ def judge_rows(
 
     games, counts = _ask(rows, args, template, seed, folder, compare, read_verdict)
 
-    def score(name: tuple[str, str], row: FittedRow, place: int) -> Score:
+    def score(name: SetKey, row: FittedRow, place: int) -> Score:
         found = games.get(_pair(name, row, place)["id"], (None, None))
         return Score.of([Sample(-(points(*found) if None not in found else 0) / 2)])
 
@@ -240,7 +240,7 @@ def judge_rows(
     return scores, _report(list(games.values()), counts, price)
 
 
-def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
+def _pair(name: SetKey, row: FittedRow, place: int) -> dict[str, Any]:
     """Return the pair of a row's right response and one wrong response, with an id derived from their texts."""
     chosen, rejected = row.responses[0], row.responses[place]
     if not (isinstance(chosen, str) and isinstance(rejected, str)):

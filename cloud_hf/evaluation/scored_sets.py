@@ -17,12 +17,11 @@ from ..data.journal import key_of
 from ..data.preference_rows import POSITION, SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
 from ..data.rows import row_name
-from ..scoring import Score
 from .analysis import Robustness, assess_uncertainty, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .cascade_results import Cascade, CascadeResult, StagePart
 from .compute import Cost, costs_of, token_counts
-from .context_fitting import FittedRow, FittedRows, fit_rows, score_rows
+from .context_fitting import FittedRow, FittedRows, RowScores, ScoredRows, SetKey, fit_rows, score_rows
 from .ensembles import Ensemble
 from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
@@ -51,7 +50,7 @@ class Sets:
     pairs: dict[str, Dataset]
     problems: dict[str, Dataset]
     critiques: dict[str, list[CritiqueRow]]
-    bad: dict[tuple[str, str], int] = field(default_factory=dict)
+    bad: dict[SetKey, int] = field(default_factory=dict)
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe each set by kind, name, number of rows and a hash of the rows' contents, in JSON form."""
@@ -64,10 +63,10 @@ class Sets:
         parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
         return [describe_set(*part) for part in parts]
 
-    def _rows(self) -> dict[tuple[str, str], tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
+    def _rows(self) -> dict[SetKey, tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
         """Return, for each set by kind and name, its rows and a function that returns the responses of a row."""
         names = ("id", "prompt", "responses", "num_chosen")
-        found: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
+        found: dict[SetKey, tuple[Iterable[Any], Callable]] = {}
         for one in self.benchmarks:
             rows = [{name: getattr(row, name) for name in names} for row in one.rows]
             found["benchmark", one.name] = rows, lambda row: list(row["responses"])
@@ -79,7 +78,7 @@ class Sets:
             found["critiques", name] = fittable(rows), itemgetter("responses")
         return found
 
-    def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
+    def fit(self, critique_format: CritiqueFormat, **limits) -> dict[SetKey, FittedRows]:
         """
         Fit the rows of all sets to a model's context; `limits` are the options of [`~context_fitting.fit_rows`]. Returns the rows by kind
         and name. The kinds are `"benchmark"`, `"pairs"`, `"problems"` and, for models that write critiques, `"critiques"`, in this order.
@@ -92,13 +91,11 @@ class Sets:
         return {key: replace(part, bad=part.bad + self.bad.get(key, 0)) for key, part in fitted.items()}
 
     def judged(
-        self, args: EvaluationArguments, seed: int, folder: Path
-    ) -> tuple[
-        dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
-    ]:
+        self, args: EvaluationArguments, folder: Path
+    ) -> tuple[dict[SetKey, ScoredRows], JudgeReport | RatingReport]:
         """
         Let a judge compare the responses in benchmarks and preference sets or, depending on `args.judge_mode`, rate these responses and
-        the best-of-N candidates. Returns the rows by kind and name, the scores by kind and name, and the report on the judge.
+        the best-of-N candidates. Returns the rows and scores by kind and name, and the report on the judge.
         """
         kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
         fitted = {
@@ -106,11 +103,13 @@ class Sets:
             for key, (rows, responses_of) in self._rows().items()
             if key[0] in kinds
         }
-        if args.judge_mode != "pairwise":
-            return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
-        num_chosen = {one.name: max(row.num_chosen for row in one.rows) for one in self.benchmarks}
-        parts = {key: (rows, num_chosen[key[1]] if key[0] == "benchmark" else 1) for key, rows in fitted.items()}
-        return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
+        if args.judge_mode == "pairwise":
+            num_chosen = {("benchmark", one.name): max(row.num_chosen for row in one.rows) for one in self.benchmarks}
+            parts = {key: (rows, num_chosen.get(key, 1)) for key, rows in fitted.items()}
+            scores, report = judge_rows(parts, args, args.seed, folder, args.judge_price)
+        else:
+            scores, report = rate_rows(fitted, args, args.seed, folder, args.judge_price)
+        return {key: (rows, scores[key]) for key, rows in fitted.items()}, report
 
 
 def _unfitted(
@@ -172,7 +171,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
     return sets
 
 
-def check_all_scored(left_out: Mapping[tuple[str, str], tuple[int, int]]):
+def check_all_scored(left_out: Mapping[SetKey, tuple[int, int]]):
     """
     Raise `ValueError` if `update_card` is not possible because a set is incomplete. `left_out` maps kinds and names of sets to the number
     of over-long rows and the number of bad rows.
@@ -218,7 +217,7 @@ def score_sets(
     options: dict[str, Any],
     one: str = "response",
     combine: str = "mean",
-) -> dict[Key, list[list[Score]]]:
+) -> dict[Key, RowScores]:
     """
     Score all sets together, so that identical chats are scored once and batches stay full. Returns the scores of each set's rows.
 
@@ -253,38 +252,31 @@ class ModelResults:
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
     # For ensembles and cascades: the rows and scores of all sets except reference critiques, by kind and name of the set
-    parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
+    parts: dict[SetKey, ScoredRows] = field(default_factory=dict, repr=False)
     # Cost of the ordinary rewards, by set, and cost of the sampled critiques, by temperature and set
-    costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
-    sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
+    costs: dict[SetKey, Cost] = field(default_factory=dict, repr=False)
+    sampled_costs: dict[float, dict[SetKey, Cost]] = field(default_factory=dict, repr=False)
 
 
 def summarize(
-    sets: Sets,
-    fitted: Mapping[tuple[str, str], FittedRows],
-    row_scores: Mapping[tuple[str, str], list[list[Score]]],
-    group_column: str | None,
-    shown: Mapping[str, str],
+    sets: Sets, parts: Mapping[SetKey, ScoredRows], group_column: str | None, shown: Mapping[str, str]
 ) -> ModelResults:
     """Compute a model's results from its rows and scores, keyed by kind and name of the set; `shown` maps sets to their short names."""
     evaluations = []
     for found in sets.benchmarks:
-        part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
+        part, scores = parts["benchmark", found.name]
         rows = [found.rows[row.index] for row in part.rows]
         figures = found.benchmark.score(rows, [[score.reward for score in row] for row in scores])
         counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": found.benchmark}
         evaluations.append(Evaluation(found.name, found.benchmark.title, figures, rows, scores, **counts))
     pairs = {}
     for name in sets.pairs:
-        part = fitted["pairs", name]
-        pairs[name] = summarize_pairs(part, row_scores["pairs", name], group_column)
+        part, scores = parts["pairs", name]
+        pairs[name] = summarize_pairs(part, scores, group_column)
         evaluations.append(evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
-    best_of_n = {
-        name: summarize_best_of_n(fitted["problems", name], row_scores["problems", name]).summary()
-        for name in sets.problems
-    }
-    parts = {key: (fitted[key], row_scores[key]) for key in fitted if key[0] != "critiques"}
-    return ModelResults(evaluations, pairs, best_of_n, parts=parts)
+    best_of_n = {name: summarize_best_of_n(*parts["problems", name]).summary() for name in sets.problems}
+    kept = {key: part for key, part in parts.items() if key[0] != "critiques"}
+    return ModelResults(evaluations, pairs, best_of_n, parts=kept)
 
 
 def _summarize_combined(*parts) -> ModelResults:
@@ -297,8 +289,8 @@ def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
     """Compute the judge's results, except for sampled critiques and probes."""
-    fitted, scores, report = sets.judged(args, args.seed, folder)
-    return _summarize_combined(sets, fitted, scores, args.group_column, shown), report
+    parts, report = sets.judged(args, folder)
+    return _summarize_combined(sets, parts, args.group_column, shown), report
 
 
 def summarize_ensemble(
@@ -309,14 +301,11 @@ def summarize_ensemble(
     shown: Mapping[str, str],
 ) -> ModelResults:
     """Compute an ensemble's results, except for sampled critiques and probes, from its members' results, keyed by short name."""
-    chosen = [members[name] for name in ensemble.members]
-    combined = {
-        key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
-        for key in chosen[0].parts
+    parts = {
+        key: ensemble.combine({name: members[name].parts[key] for name in ensemble.members})
+        for key in members[ensemble.members[0]].parts
     }
-    fitted = {key: rows for key, (rows, _) in combined.items()}
-    row_scores = {key: scores for key, (_, scores) in combined.items()}
-    return _summarize_combined(sets, fitted, row_scores, group_column, shown)
+    return _summarize_combined(sets, parts, group_column, shown)
 
 
 def summarize_cascade(
@@ -330,26 +319,25 @@ def summarize_cascade(
     Compute a cascade's results from its stages' results, which are keyed by short name. Raises `ValueError` if the cascade cannot be fitted
     to its goal on a set's rows.
     """
-    fitted, row_scores, found, costs = {}, {}, [], {}
+    parts, found, costs = {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
-        parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
-        if len(parts) < len(cascade.stages):  # candidates have no sampled critiques
+        stages = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
+        if len(stages) < len(cascade.stages):  # candidates have no sampled critiques
             continue
-        fitted[key], row_scores[key], result = cascade.combine(key[0], shown.get(key[1], key[1]), parts)
+        rows, scores, result = cascade.combine(key[0], shown.get(key[1], key[1]), stages)
+        parts[key] = rows, scores
         found.append(result)
-        costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(fitted[key].rows))
+        costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(rows.rows))
     kept = replace(
         sets,
-        benchmarks=[one for one in sets.benchmarks if ("benchmark", one.name) in fitted],
-        pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in fitted},
-        problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in fitted},
+        benchmarks=[one for one in sets.benchmarks if ("benchmark", one.name) in parts],
+        pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in parts},
+        problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in parts},
     )
-    return replace(_summarize_combined(kept, fitted, row_scores, group_column, shown), costs=costs), found
+    return replace(_summarize_combined(kept, parts, group_column, shown), costs=costs), found
 
 
-def _stage_part(
-    members: Mapping[str, ModelResults], key: tuple[str, str], name: str, count: int | None
-) -> StagePart | None:
+def _stage_part(members: Mapping[str, ModelResults], key: SetKey, name: str, count: int | None) -> StagePart | None:
     """
     Return a stage's scores and cost on a set. With `count`, these come from the sampled critiques; without it, they are the model's
     ordinary ones. Returns `None` if `count` is set and the set has no sampled critiques.
@@ -368,12 +356,12 @@ def _stage_part(
 def sample_critiques(
     journaled: JournaledScorer,
     evaluations: list[Evaluation],
-    fitted: dict[tuple[str, str], FittedRows],
+    fitted: dict[SetKey, FittedRows],
     by_length: bool,
     options: dict,
     args: EvaluationArguments,
     critique_format: CritiqueFormat,
-) -> tuple[dict[float, list[Evaluation]], dict[float, dict[tuple[str, str], Cost]]]:
+) -> tuple[dict[float, list[Evaluation]], dict[float, dict[SetKey, Cost]]]:
     """Sample critiques at each temperature. Returns the evaluations with the sampled critiques' scores, and the cost of sampling."""
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     costs = {}

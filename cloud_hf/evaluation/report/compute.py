@@ -9,6 +9,7 @@ from ...data.journal import key_of
 from ...data.row_values import judged_chat
 from ..cascade_results import CascadeResult, worth_of
 from ..compute import is_estimated
+from ..context_fitting import SetKey
 from ..ensembles import Ensemble
 from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
 from ..generative_judges import JudgeReport, RatingReport
@@ -112,9 +113,7 @@ def _has_estimates(found: ModelResults) -> bool:
     return any(map(is_estimated, [*(scores for _, scores in found.parts.values()), *sampled]))
 
 
-def _points_of_model(
-    model: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
-) -> Iterator[ComputePoint]:
+def _points_of_model(model: str, found: ModelResults, evaluation: Evaluation, key: SetKey) -> Iterator[ComputePoint]:
     """Yield a model's points: as scored, with 1, 2, 4, … and all sampled critiques, and with critiques that are only partially read."""
     name, cost = evaluation.name, found.costs[key]
     yield ComputePoint(name, model, "as scored", evaluation.row_accuracy(), cost.per_row, cost.seconds_per_row)
