@@ -208,12 +208,12 @@ def score_with(
             for key, problems in sets.items()
         }
         journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
-        titles, by_length = {key: key for key in fitted}, batches_by_length(args)
+        by_length = batches_by_length(args)
         scores: dict[str, Scores] = {key: [] for key in sets}
         for number in range(args.num_seeds if critique_format.critique else 1):
             seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
             how = args.combine if critique_format.critique else "mean"
-            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate", how).items():
+            for key, found in score_sets(journaled, fitted, by_length, seeded, "candidate", how).items():
                 scores[key].append(found)
     return fitted, scores, critique_format
 

@@ -10,7 +10,7 @@ from ..card_results import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.cascade_results import check_rows
-from ..evaluation.compute import costs_of, token_counts
+from ..evaluation.compute import costs_of
 from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
@@ -150,14 +150,10 @@ def evaluate(
         # Computed before scoring, so that a row that is too long with its reference critique fails early
         with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
         losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
-        row_scores = score_sets(
-            journaled, fitted, {key: key[1] for key in fitted}, by_length, options, combine=combination
-        )
+        row_scores = score_sets(journaled, fitted, by_length, options, combine=combination)
         scored = {key: (part, row_scores[key]) for key, part in fitted.items()}
         results = summarize(sets, scored, args.group_column, shown)
-        longest = options["max_new_tokens"]
-        counts = {key: token_counts(found, critique_format, longest) for key, found in row_scores.items()}
-        costs = costs_of(counts, journaled.seconds)
+        costs = costs_of(row_scores, critique_format, options["max_new_tokens"], journaled.seconds)
         critiques = [
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
             for dataset, part in with_references.items()

@@ -20,7 +20,7 @@ from ..data.rows import row_name
 from .analysis import Robustness, assess_uncertainty, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .cascade_results import Cascade, CascadeResult, StagePart
-from .compute import Cost, costs_of, token_counts
+from .compute import Cost, costs_of
 from .context_fitting import FittedRow, FittedRows, RowScores, ScoredRows, SetKey, fit_rows, score_rows
 from .ensembles import Ensemble
 from .environment import describe_set
@@ -212,7 +212,6 @@ def _check_shares(name: str, args: EvaluationArguments):
 def score_sets(
     journaled: JournaledScorer,
     fitted: Mapping[Key, FittedRows],
-    titles: Mapping[Key, str],
     by_length: bool,
     options: dict[str, Any],
     one: str = "response",
@@ -221,13 +220,13 @@ def score_sets(
     """
     Score all sets together, so that identical chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    Error messages use `titles` as the names of the sets and `one` as the noun for a response. Set `by_length` if the backend sorts its
-    batches by length. `options` are passed to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
+    Error messages use `one` as the noun for a response. Set `by_length` if the backend sorts its batches by length. `options` are passed
+    to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
-        f"{titles[key]}, row {row.row.get('id', row.index)!r}, {one} {place}"
-        for key, part in fitted.items()
+        f"{part.name}, row {row.row.get('id', row.index)!r}, {one} {place}"
+        for part in fitted.values()
         for row in part.rows
         for place in range(len(row.responses))
     ]
@@ -363,20 +362,17 @@ def sample_critiques(
     critique_format: CritiqueFormat,
 ) -> tuple[dict[float, list[Evaluation]], dict[float, dict[SetKey, Cost]]]:
     """Sample critiques at each temperature. Returns the evaluations with the sampled critiques' scores, and the cost of sampling."""
-    count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
-    costs = {}
+    count, sampled, costs = args.self_consistency or 1, {}, {}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
         # For the backend, each chat amounts to `count` sequences
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
         sampling = {**options, "num_critiques": count, "temperature": temperature}
-        scores = score_sets(sampler, fitted, titles, by_length, sampling)
+        scores = score_sets(sampler, fitted, by_length, sampling)
         sampled[temperature] = [
             replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
         ]
-        longest = options["max_new_tokens"]
-        counts = {key: token_counts(found, critique_format, longest) for key, found in scores.items()}
-        costs[temperature] = costs_of(counts, sampler.seconds)
+        costs[temperature] = costs_of(scores, critique_format, options["max_new_tokens"], sampler.seconds)
     return sampled, costs
 
 
