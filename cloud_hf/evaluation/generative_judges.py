@@ -86,12 +86,29 @@ class JudgeServerArguments:
         return f"judge {self.judge_model}" if self.judge_model else "judge"
 
 
-_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "games": List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")}),
-    }
-)
+_GAMES = List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")})
+# Asks the judge for a row's games
+Ask = Callable[[JournaledClient, dict[str, Any]], Awaitable[list[Judgement]]]
+
+
+def judge_dataset(
+    rows: list[dict[str, Any]], client: CompletionClient, output: DatasetFolder, columns: Mapping[str, Any], ask: Ask
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    Request the judgements that are missing from the journal of `output`, and write those of all rows. Returns the judged rows, with their
+    `columns` and their `games`, and the counts from [`build_dataset`].
+    """
+
+    def make_work(judge: JournaledClient):
+        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
+            games = await ask(judge, row)
+            return [{name: row[name] for name in columns} | {"games": [asdict(game) for game in games]}]
+
+        return work
+
+    features = Features({**columns, "games": _GAMES})
+    counts = complete_build(build_dataset(output, rows, features, {"judge": client}, make_work), output)
+    return Dataset.load_from_disk(str(output.path)).to_list(), counts
 
 
 @dataclass(frozen=True)
@@ -148,8 +165,8 @@ def rate_rows(
                 rows.setdefault(key, {"id": key, "prompt": prompt, "response": response})
     check_rows(list(rows.values()), lambda row: messages_for_critic(row["prompt"], row["response"], rubric.template))
 
-    async def rate(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
-        return await judge.rate([row["id"]], row["prompt"], row["response"])
+    def rate(judge: Judge, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        return judge.rate([row["id"]], row["prompt"], row["response"])
 
     scale = {"mode": "pointwise", "pattern": rubric.pattern, "lowest": rubric.lowest, "highest": rubric.highest}
     games, counts = _ask(list(rows.values()), args, rubric.template, seed, folder, rate, rubric.read, scale)
@@ -221,8 +238,8 @@ def judge_rows(
     rows = [pair for pair in pairs.values() if pair["chosen"].strip() != pair["rejected"].strip()]
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["chosen"], row["rejected"], template))
 
-    async def compare(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
-        return await judge.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
+    def compare(judge: Judge, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        return judge.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
 
     games, counts = _ask(rows, args, template, seed, folder, compare, read_verdict)
 
@@ -267,28 +284,20 @@ def _ask(
         "tries": args.judge_tries,
         "seed": seed,
     }
-    output = DatasetFolder(
-        str(folder), "Judgements", {"builder": "judgements", "template": template, **asked, **(settings or {})}
-    )
-
-    def make_work(judge: JournaledClient):
-        asking = Judge(judge, template, **asked, read=read)
-
-        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
-            games = await ask(asking, row)
-            return [{"id": row["id"], "games": [asdict(game) for game in games]}]
-
-        return work
-
     if not rows:
         return {}, {}
-    counts = complete_build(build_dataset(output, rows, _FEATURES, {"judge": args.client()}, make_work), output)
+    recorded = {"builder": "judgements", "template": template, **asked, **(settings or {})}
+    output = DatasetFolder(str(folder), "Judgements", recorded)
+
+    def ask_with(client: JournaledClient, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        return ask(Judge(client, template, **asked, read=read), row)
+
+    found, counts = judge_dataset(rows, args.client(), output, {"id": Value("string")}, ask_with)
     if counts["failed"]:
         raise SystemExit(
             f"{counts['failed']} of {len(rows)} {'responses' if settings else 'pairs'} could not be judged; see "
             f"{folder / 'rejects.jsonl'}. Run the same command again to retry them."
         )
-    found = Dataset.load_from_disk(str(folder)).to_list()
     if all(game["verdict"] is None for row in found for game in row["games"]):
         raise ValueError(
             f"No judgement contains a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows the output "
