@@ -219,25 +219,12 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     worth = [problem.worth or () for problem in found.problems]
     quality, sizes = "correctness" if found.is_share else "recorded score", sizes_of(found.problems, largest_n)
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
-    choices = {
-        model: np.mean(
-            [
-                [expected_best_of(row, values, len(row)) for row, values in zip(of_seed, worth, strict=True)]
-                for of_seed in found.rewards(model)
-            ],
-            axis=0,
-        ).tolist()
-        for model in found.scores
-    }
-    return SetResult(
-        found,
-        quality,
-        found.is_share,
-        curves,
-        baselines(found.problems, sizes),
-        found.notes(largest_n),
-        choices=choices,
-    )
+    choices = {}
+    for model in found.scores:
+        by_seed = [list(map(expected_best_of, of_seed, worth)) for of_seed in found.rewards(model)]
+        choices[model] = np.mean(by_seed, axis=0).tolist()
+    compared, notes = baselines(found.problems, sizes), found.notes(largest_n)
+    return SetResult(found, quality, found.is_share, curves, compared, notes, choices=choices)
 
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:

@@ -140,7 +140,7 @@ def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]
         if key[0] == "problems":
             fitted, scores = found.parts[key]
             worth = [
-                expected_best_of([score.reward for score in row], worth_of("problems", read), len(row))
+                expected_best_of([score.reward for score in row], worth_of("problems", read))
                 for row, read in zip(scores, fitted.rows, strict=True)
             ]
             dataset = shown.get(key[1], key[1])
