@@ -86,7 +86,11 @@ class ScoringArguments(AnyModelArguments):
         check_policy(self.overlong_policy)
         check_bad_rows(self.bad_rows)
         check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, limit=1, seed=0)
-        self._check_sampling()
+        # The scorer checks these too, but only after the model is loaded
+        self.check_temperature(self.temperature)
+        self.check_partial_rewards(self.models, self.read_every, self.stop_when_stable)
+        if self.num_critiques > 1 and self.temperature == 0:
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
         self._check_combination()
         check_named_once("models", self.models)
         check_named_once("dataset_name", self.dataset_name)
@@ -97,13 +101,6 @@ class ScoringArguments(AnyModelArguments):
             )
         # Ensembles are recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
-
-    def _check_sampling(self):
-        # The scorer checks this too, but only after the model is loaded
-        self.check_temperature(self.temperature)
-        self.check_partial_rewards(self.models, self.read_every, self.stop_when_stable)
-        if self.num_critiques > 1 and self.temperature == 0:
-            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 
     def _check_combination(self):
         check_combination(self.combine)
