@@ -4,7 +4,6 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ..card_results import add_results
 from ..data.journal import Journal
@@ -92,18 +91,13 @@ def main(args: EvaluationArguments):
     )
 
 
-def card_settings(args: EvaluationArguments) -> dict[str, Any]:
-    """Return the settings that a card records with its metrics. Results with other settings are other results."""
+def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, ModelResults]):
+    """Add the models' headline metrics to their cards, with the settings on which they depend."""
     settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
     # Leave these out at their defaults, so that a rerun replaces the results of earlier releases, which did not record them
     others = ("combine", "seed", "read_every", "stop_when_stable", "overlong_policy", "dtype", "label_weights")
     defaults = {option.name: option.default for option in fields(args)}
-    return settings | {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
-
-
-def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, ModelResults]):
-    """Add the models' headline metrics to their cards."""
-    settings = card_settings(args)
+    settings |= {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
     for name in args.models:
         evaluations = results[name].evaluations
         found = card_results(evaluations, sets, settings, args.dataset_test_split)

@@ -95,7 +95,9 @@ def compute_points(
             for evaluation, key in zip(found.evaluations, with_sides, strict=True):
                 of_model += _points_of_model(model, found, evaluation, key)
             of_model += _points_of_choices(model, found, shown)
-            estimated = _has_estimates(found)
+            scored = [scores for _, scores in found.parts.values()]
+            scored += [part.row_scores for parts in found.sampled.values() for part in parts]
+            estimated = any(map(is_estimated, scored))
             points += [replace(point, has_estimated_tokens=estimated) for point in of_model]
     for ensemble in ensembles:
         points += [_point_of_ensemble(ensemble, one, points) for one in results[ensemble.name].evaluations]
@@ -105,12 +107,6 @@ def compute_points(
         judges = {model: found.evaluations for model, found in single.items() if not found.costs}
         points += [_point_of_judge(model, one, judged) for model, found in judges.items() for one in found]
     return points
-
-
-def _has_estimates(found: ModelResults) -> bool:
-    """Return whether a model's token counts are partly estimates."""
-    sampled = [evaluation.row_scores for evaluations in found.sampled.values() for evaluation in evaluations]
-    return any(map(is_estimated, [*(scores for _, scores in found.parts.values()), *sampled]))
 
 
 def _points_of_model(model: str, found: ModelResults, evaluation: Evaluation, key: SetKey) -> Iterator[ComputePoint]:
