@@ -260,20 +260,23 @@ class ModelResults:
 def summarize(
     sets: Sets, parts: Mapping[SetKey, ScoredRows], group_column: str | None, shown: Mapping[str, str]
 ) -> ModelResults:
-    """Compute a model's results from its rows and scores, keyed by kind and name of the set; `shown` maps sets to their short names."""
-    evaluations = []
-    for found in sets.benchmarks:
-        part, scores = parts["benchmark", found.name]
-        rows = [found.rows[row.index] for row in part.rows]
-        figures = found.benchmark.score(rows, [[score.reward for score in row] for row in scores])
-        counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": found.benchmark}
-        evaluations.append(Evaluation(found.name, found.benchmark.title, figures, rows, scores, **counts))
-    pairs = {}
-    for name in sets.pairs:
-        part, scores = parts["pairs", name]
-        pairs[name] = summarize_pairs(part, scores, group_column)
-        evaluations.append(evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
-    best_of_n = {name: summarize_best_of_n(*parts["problems", name]).summary() for name in sets.problems}
+    """
+    Compute a model's results from its rows and scores, keyed by kind and name of the set, in the order of [`Sets.fit`]; `shown` maps sets
+    to their short names.
+    """
+    loaded = {found.name: found for found in sets.benchmarks}
+    evaluations, pairs, best_of_n = [], {}, {}
+    for (kind, name), (part, scores) in parts.items():
+        if kind == "benchmark":
+            benchmark, rows = loaded[name].benchmark, [loaded[name].rows[row.index] for row in part.rows]
+            figures = benchmark.score(rows, [[score.reward for score in row] for row in scores])
+            counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": benchmark}
+            evaluations.append(Evaluation(name, benchmark.title, figures, rows, scores, **counts))
+        elif kind == "pairs":
+            pairs[name] = summarize_pairs(part, scores, group_column)
+            evaluations.append(evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
+        elif kind == "problems":
+            best_of_n[name] = summarize_best_of_n(part, scores).summary()
     kept = {key: part for key, part in parts.items() if key[0] != "critiques"}
     return ModelResults(evaluations, pairs, best_of_n, parts=kept)
 
@@ -327,13 +330,7 @@ def summarize_cascade(
         parts[key] = rows, scores
         found.append(result)
         costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(rows.rows))
-    kept = replace(
-        sets,
-        benchmarks=[one for one in sets.benchmarks if ("benchmark", one.name) in parts],
-        pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in parts},
-        problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in parts},
-    )
-    return replace(_summarize_combined(kept, parts, group_column, shown), costs=costs), found
+    return replace(_summarize_combined(sets, parts, group_column, shown), costs=costs), found
 
 
 def _stage_part(members: Mapping[str, ModelResults], key: SetKey, name: str, count: int | None) -> StagePart | None:
