@@ -171,7 +171,7 @@ class Comparison:
         kinds: list[list[Difference]] = [[], [], []]  # of rows, of shares and of scores
         for found in self.differences:
             kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
-        options = ((), (POINTS, CHOICES), (DIFFERENCE, CHOICES))
+        options: tuple[tuple[Any, ...], ...] = ((), (POINTS, CHOICES), (DIFFERENCE, CHOICES))
         tables = [difference_table(kind, *given) for kind, given in zip(kinds, options, strict=True) if kind]
         return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
