@@ -193,10 +193,8 @@ def score_with(
     """
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
-        open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
+        open_scorer(name, args, show_progress=False) as (scorer, critique_format, limits, options),
     ):
-        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
-        limits["max_new_tokens"] = options["max_new_tokens"]
         fitted = {
             key: fit_rows(
                 [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems],

@@ -42,8 +42,7 @@ def main(args: EvaluationArguments):
         write_comparison(args.compare, args.output_dir)
         return
     sets = load_sets(args)
-    names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
-    shown = short_names(args.models) | short_names(names)
+    shown = short_names(args.models) | sets.shown
     check_file_names(shown, args)
     described = sets.describe()
     if args.cascade:
@@ -58,7 +57,7 @@ def main(args: EvaluationArguments):
         write_results(name, found, shown, output_dir)
 
     # Judge first, because a judge's errors appear within seconds, whereas loading a model takes minutes
-    judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
+    judge = summarize_judge(sets, args, output_dir / "judgements") if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
             name: stack.enter_context(open_score_journal("journal", name, shown[name], args, SETTINGS))
@@ -73,9 +72,9 @@ def main(args: EvaluationArguments):
         keep(args.judge_name, judge_results)
     members = {shown[name]: found for name, found in results.items()}
     for ensemble in read_ensembles(args.ensembles, args.models):
-        keep(ensemble.name, summarize_ensemble(ensemble, members, sets, args.group_column, shown))
+        keep(ensemble.name, summarize_ensemble(ensemble, members, sets))
     for cascade in args.read_cascades():
-        cascade_results, found = summarize_cascade(cascade, members, sets, args.group_column, shown)
+        cascade_results, found = summarize_cascade(cascade, members, sets)
         keep(cascade.name, cascade_results)
         cascades += found
     if args.ensembles or args.cascade or judged:
@@ -134,9 +133,8 @@ def evaluate(
     name: str, args: EvaluationArguments, sets: Sets, journal: Journal, shown: dict[str, str]
 ) -> ModelResults:
     """Score all datasets with one model, then run self-consistency and probes."""
-    with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
-        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
-        fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
+    with open_scorer(name, args, show_progress=False) as (scorer, critique_format, limits, options):
+        fitted = sets.fit(critique_format, **limits)
         if args.update_card:
             check_all_scored({key: (part.dropped, part.bad) for key, part in fitted.items()})
         by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
@@ -145,8 +143,7 @@ def evaluate(
         with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
         losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
         row_scores = score_sets(journaled, fitted, by_length, options, combine=combination)
-        scored = {key: (part, row_scores[key]) for key, part in fitted.items()}
-        results = summarize(sets, scored, args.group_column, shown)
+        results = summarize(sets, {key: (part, row_scores[key]) for key, part in fitted.items()})
         costs = costs_of(row_scores, critique_format, options["max_new_tokens"], journaled.seconds)
         critiques = [
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])

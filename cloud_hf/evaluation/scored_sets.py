@@ -43,7 +43,7 @@ Key = TypeVar("Key", bound=Hashable)
 class Sets:
     """
     All sets of a run. Benchmarks are a list; other kinds are keyed by name. `bad` counts the rows left out as bad while loading, by kind
-    and name.
+    and name. `shown` maps names to short names, and `group_column` is the column by which accuracy on pairs is broken down.
     """
 
     benchmarks: list[LoadedBenchmark]
@@ -51,6 +51,8 @@ class Sets:
     problems: dict[str, Dataset]
     critiques: dict[str, list[CritiqueRow]]
     bad: dict[SetKey, int] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+    group_column: str | None = None
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe each set by kind, name, number of rows and a hash of the rows' contents, in JSON form."""
@@ -148,6 +150,8 @@ def load_sets(args: EvaluationArguments) -> Sets:
         critiques={
             name: critique_quality.read_critique_rows(name, rows, args.bad_rows) for name, rows in critiques.items()
         },
+        shown=short_names([*args.dataset_name, *args.best_of_n, *args.reference_critiques]),
+        group_column=args.group_column,
     )
     for kind, loaded, kept in (("pairs", pairs, sets.pairs), ("problems", problems, sets.problems)):
         sets.bad.update({(kind, name): len(rows) - len(kept[name]) for name, rows in loaded.items()})
@@ -257,13 +261,8 @@ class ModelResults:
     sampled_costs: dict[float, dict[SetKey, Cost]] = field(default_factory=dict, repr=False)
 
 
-def summarize(
-    sets: Sets, parts: Mapping[SetKey, ScoredRows], group_column: str | None, shown: Mapping[str, str]
-) -> ModelResults:
-    """
-    Compute a model's results from its rows and scores, keyed by kind and name of the set, in the order of [`Sets.fit`]; `shown` maps sets
-    to their short names.
-    """
+def summarize(sets: Sets, parts: Mapping[SetKey, ScoredRows]) -> ModelResults:
+    """Compute a model's results from its rows and scores, keyed by kind and name of the set, in the order of [`Sets.fit`]."""
     loaded = {found.name: found for found in sets.benchmarks}
     evaluations, pairs, best_of_n = [], {}, {}
     for (kind, name), (part, scores) in parts.items():
@@ -273,49 +272,40 @@ def summarize(
             counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": benchmark}
             evaluations.append(Evaluation(name, benchmark.title, figures, rows, scores, **counts))
         elif kind == "pairs":
-            pairs[name] = summarize_pairs(part, scores, group_column)
-            evaluations.append(evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
+            short = sets.shown[name]
+            pairs[name] = summarize_pairs(part, scores, sets.group_column)
+            evaluations.append(evaluation_of_pairs(short, short, part, pairs[name]))
         elif kind == "problems":
             best_of_n[name] = summarize_best_of_n(part, scores).summary()
     kept = {key: part for key, part in parts.items() if key[0] != "critiques"}
     return ModelResults(evaluations, pairs, best_of_n, parts=kept)
 
 
-def _summarize_combined(*parts) -> ModelResults:
+def _summarize_combined(sets: Sets, parts: Mapping[SetKey, ScoredRows]) -> ModelResults:
     """Compute the results of a judge, an ensemble or a cascade: [`summarize`] plus uncertainty, without sampled critiques or probes."""
-    results = summarize(*parts)
+    results = summarize(sets, parts)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 
 
 def summarize_judge(
-    sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
+    sets: Sets, args: EvaluationArguments, folder: Path
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
     """Compute the judge's results, except for sampled critiques and probes."""
     parts, report = sets.judged(args, folder)
-    return _summarize_combined(sets, parts, args.group_column, shown), report
+    return _summarize_combined(sets, parts), report
 
 
-def summarize_ensemble(
-    ensemble: Ensemble,
-    members: Mapping[str, ModelResults],
-    sets: Sets,
-    group_column: str | None,
-    shown: Mapping[str, str],
-) -> ModelResults:
+def summarize_ensemble(ensemble: Ensemble, members: Mapping[str, ModelResults], sets: Sets) -> ModelResults:
     """Compute an ensemble's results, except for sampled critiques and probes, from its members' results, keyed by short name."""
     parts = {
         key: ensemble.combine({name: members[name].parts[key] for name in ensemble.members})
         for key in members[ensemble.members[0]].parts
     }
-    return _summarize_combined(sets, parts, group_column, shown)
+    return _summarize_combined(sets, parts)
 
 
 def summarize_cascade(
-    cascade: Cascade,
-    members: Mapping[str, ModelResults],
-    sets: Sets,
-    group_column: str | None,
-    shown: Mapping[str, str],
+    cascade: Cascade, members: Mapping[str, ModelResults], sets: Sets
 ) -> tuple[ModelResults, list[CascadeResult]]:
     """
     Compute a cascade's results from its stages' results, which are keyed by short name. Raises `ValueError` if the cascade cannot be fitted
@@ -326,11 +316,11 @@ def summarize_cascade(
         stages = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
         if len(stages) < len(cascade.stages):  # candidates have no sampled critiques
             continue
-        rows, scores, result = cascade.combine(key[0], shown.get(key[1], key[1]), stages)
+        rows, scores, result = cascade.combine(key[0], sets.shown.get(key[1], key[1]), stages)
         parts[key] = rows, scores
         found.append(result)
         costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(rows.rows))
-    return replace(_summarize_combined(sets, parts, group_column, shown), costs=costs), found
+    return replace(_summarize_combined(sets, parts), costs=costs), found
 
 
 def _stage_part(members: Mapping[str, ModelResults], key: SetKey, name: str, count: int | None) -> StagePart | None:

@@ -150,18 +150,19 @@ def check_named_once(option: str, names: list[str]):
 @contextmanager
 def open_scorer(
     name: str, args: ScoringArguments, show_progress: bool = True
-) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
-    """Open a model's scorer. Yields the scorer, its critique format, and the options for `evaluate_pairs` and `evaluate_best_of_n`."""
+) -> Iterator[tuple[Scorer, CritiqueFormat, dict, dict]]:
+    """Open a model's scorer. Yields the scorer, its critique format, the limits for [`~context_fitting.fit_rows`], and the scorer's options."""
     with open_any_model(name, args.backend_of(name), show_progress) as (scorer, critique_format, context):
-        options = {
+        options = {"max_new_tokens": args.max_new_tokens}
+        limits = {
             "context_length": context,
             "overlong_policy": args.overlong_policy,
             "bad_rows": args.bad_rows,
-            "max_new_tokens": args.max_new_tokens,
+            **options,
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
             # Leave these out if they are unset, because the journal's keys contain all options that are passed
             partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
             options |= {name: value for name, value in partial.items() if value is not None}
-        yield scorer, critique_format, options
+        yield scorer, critique_format, limits, options
