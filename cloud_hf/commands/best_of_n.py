@@ -17,7 +17,7 @@ from ..evaluation.ensembles import Ensemble, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.formatting import contents, file_name, picture_name
 from ..evaluation.halving_results import HalvingResult, compare_halving, read_halvings
-from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
+from ..evaluation.journaled_scorer import JournaledScorer, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.compute import halving_section
@@ -205,13 +205,12 @@ def score_with(
             )
             for key, problems in sets.items()
         }
-        journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
-        by_length = batches_by_length(args)
+        journaled = JournaledScorer.of(scorer, journal, shown, args)
         scores: dict[str, Scores] = {key: [] for key in sets}
         for number in range(args.num_seeds if critique_format.critique else 1):
             seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
             how = args.combine if critique_format.critique else "mean"
-            for key, found in score_sets(journaled, fitted, by_length, seeded, "candidate", how).items():
+            for key, found in score_sets(journaled, fitted, seeded, "candidate", how).items():
                 scores[key].append(found)
     return fitted, scores, critique_format
 

@@ -13,7 +13,7 @@ from ..evaluation.compute import costs_of
 from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
-from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
+from ..evaluation.journaled_scorer import JournaledScorer, open_score_journal
 from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
 from ..evaluation.report.comparison import write_comparison
@@ -137,12 +137,12 @@ def evaluate(
         fitted = sets.fit(critique_format, **limits)
         if args.update_card:
             check_all_scored({key: (part.dropped, part.bad) for key, part in fitted.items()})
-        by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
-        journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
+        combination = args.combine if critique_format.critique else "mean"
+        journaled = JournaledScorer.of(scorer, journal, shown[name], args, args.chunk_size)
         # Computed before scoring, so that a row that is too long with its reference critique fails early
         with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
         losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
-        row_scores = score_sets(journaled, fitted, by_length, options, combine=combination)
+        row_scores = score_sets(journaled, fitted, options, combine=combination)
         results = summarize(sets, {key: (part, row_scores[key]) for key, part in fitted.items()})
         costs = costs_of(row_scores, critique_format, options["max_new_tokens"], journaled.seconds)
         critiques = [
@@ -155,7 +155,7 @@ def evaluate(
         if args.self_consistency and critique_format.critique:
             evaluations = results.evaluations
             sampled, sampled_costs = sample_critiques(
-                journaled, evaluations, with_sides, by_length, options, args, critique_format
+                journaled, evaluations, with_sides, options, args, critique_format
             )
         anytime = {}
         if critique_format.critique and args.read_every is not None:
@@ -173,7 +173,7 @@ def evaluate(
                 context_length=limits["context_length"],
                 batch_size=args.batch_size,
                 draw_seed=args.seed,
-                sort_by_length=by_length,
+                sort_by_length=journaled.sort_by_length,
                 combine=combination,
                 **options,
             ),

@@ -65,7 +65,7 @@ class Sets:
         parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
         return [describe_set(*part) for part in parts]
 
-    def _rows(self) -> dict[SetKey, tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
+    def rows(self) -> dict[SetKey, tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
         """Return, for each set by kind and name, its rows and a function that returns the responses of a row."""
         names = ("id", "prompt", "responses", "num_chosen")
         found: dict[SetKey, tuple[Iterable[Any], Callable]] = {}
@@ -87,31 +87,10 @@ class Sets:
         """
         fitted = {
             (kind, name): fit_rows(rows, responses_of, critique_format, **limits, name=name)
-            for (kind, name), (rows, responses_of) in self._rows().items()
+            for (kind, name), (rows, responses_of) in self.rows().items()
             if kind != "critiques" or critique_format.critique
         }
         return {key: replace(part, bad=part.bad + self.bad.get(key, 0)) for key, part in fitted.items()}
-
-    def judged(
-        self, args: EvaluationArguments, folder: Path
-    ) -> tuple[dict[SetKey, ScoredRows], JudgeReport | RatingReport]:
-        """
-        Let a judge compare the responses in benchmarks and preference sets or, depending on `args.judge_mode`, rate these responses and
-        the best-of-N candidates. Returns the rows and scores by kind and name, and the report on the judge.
-        """
-        kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
-        fitted = {
-            key: _unfitted(key[1], rows, responses_of, args.bad_rows, self.bad.get(key, 0))
-            for key, (rows, responses_of) in self._rows().items()
-            if key[0] in kinds
-        }
-        if args.judge_mode == "pairwise":
-            num_chosen = {("benchmark", one.name): max(row.num_chosen for row in one.rows) for one in self.benchmarks}
-            parts = {key: (rows, num_chosen.get(key, 1)) for key, rows in fitted.items()}
-            scores, report = judge_rows(parts, args, args.seed, folder, args.judge_price)
-        else:
-            scores, report = rate_rows(fitted, args, args.seed, folder, args.judge_price)
-        return {key: (rows, scores[key]) for key, rows in fitted.items()}, report
 
 
 def _unfitted(
@@ -216,7 +195,6 @@ def _check_shares(name: str, args: EvaluationArguments):
 def score_sets(
     journaled: JournaledScorer,
     fitted: Mapping[Key, FittedRows],
-    by_length: bool,
     options: dict[str, Any],
     one: str = "response",
     combine: str = "mean",
@@ -224,8 +202,8 @@ def score_sets(
     """
     Score all sets together, so that identical chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    Error messages use `one` as the noun for a response. Set `by_length` if the backend sorts its batches by length. `options` are passed
-    to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
+    Error messages use `one` as the noun for a response. `options` are passed to [`Scorer`], and `combine` is one of
+    [`~combine_critiques.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
@@ -234,8 +212,7 @@ def score_sets(
         for row in part.rows
         for place in range(len(row.responses))
     ]
-    # Other backends order their work themselves, so sorting would only delay the first scores
-    lengths = [length for row in rows for length in row.lengths] if by_length else None
+    lengths = [length for row in rows for length in row.lengths]
     scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
     return {key: [combine_scores(next(scores), combine) for _ in part.rows] for key, part in fitted.items()}
 
@@ -290,9 +267,24 @@ def _summarize_combined(sets: Sets, parts: Mapping[SetKey, ScoredRows]) -> Model
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
-    """Compute the judge's results, except for sampled critiques and probes."""
-    parts, report = sets.judged(args, folder)
-    return _summarize_combined(sets, parts), report
+    """
+    Let a judge compare the responses in benchmarks and preference sets or, depending on `args.judge_mode`, rate these responses and the
+    best-of-N candidates. Returns the judge's results, except for sampled critiques and probes, and the report on the judge.
+    """
+    is_pairwise = args.judge_mode == "pairwise"
+    kinds = ("benchmark", "pairs") if is_pairwise else ("benchmark", "pairs", "problems")
+    fitted = {
+        key: _unfitted(key[1], rows, responses_of, args.bad_rows, sets.bad.get(key, 0))
+        for key, (rows, responses_of) in sets.rows().items()
+        if key[0] in kinds
+    }
+    if is_pairwise:
+        num_chosen = {("benchmark", one.name): max(row.num_chosen for row in one.rows) for one in sets.benchmarks}
+        parts = {key: (rows, num_chosen.get(key, 1)) for key, rows in fitted.items()}
+        scores, report = judge_rows(parts, args, args.seed, folder, args.judge_price)
+    else:
+        scores, report = rate_rows(fitted, args, args.seed, folder, args.judge_price)
+    return _summarize_combined(sets, {key: (rows, scores[key]) for key, rows in fitted.items()}), report
 
 
 def summarize_ensemble(ensemble: Ensemble, members: Mapping[str, ModelResults], sets: Sets) -> ModelResults:
@@ -343,7 +335,6 @@ def sample_critiques(
     journaled: JournaledScorer,
     evaluations: list[Evaluation],
     fitted: dict[SetKey, FittedRows],
-    by_length: bool,
     options: dict,
     args: EvaluationArguments,
     critique_format: CritiqueFormat,
@@ -355,7 +346,7 @@ def sample_critiques(
         # For the backend, each chat amounts to `count` sequences
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
         sampling = {**options, "num_critiques": count, "temperature": temperature}
-        scores = score_sets(sampler, fitted, by_length, sampling)
+        scores = score_sets(sampler, fitted, sampling)
         sampled[temperature] = [
             replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
         ]
