@@ -1,6 +1,5 @@
 """Command-line arguments of ArenaHard, and loading of its data."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,17 +120,11 @@ def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
     template, systems = read_texts(args.judge_prompt_file, args.judge_system_file, args.judge_system_role, categories)
     sampling = (args.judge_temperature, args.judge_max_tokens, args.judge_tries)
     judging = JudgeSettings(template, *sampling, seed, systems, args.judge_system_role)
-    return Arena(by_id, _load_baselines(args, questions, categories), judging)
-
-
-def _load_baselines(
-    args: ArenaHardArguments, questions: Sequence[Question], categories: Sequence[str]
-) -> dict[str, str]:
-    found, answers = files_by_category(args.baseline_answers, categories), {}
+    files, baselines = files_by_category(args.baseline_answers, categories), {}
     for category in dict.fromkeys(question.category for question in questions):
         own = [question for question in questions if question.category == category]
-        answers |= load_answers(files_of("baseline_answers", found, category), own, args.baseline_model)
-    return answers
+        baselines |= load_answers(files_of("baseline_answers", files, category), own, args.baseline_model)
+    return Arena(by_id, baselines, judging)
 
 
 def gather_candidates(
