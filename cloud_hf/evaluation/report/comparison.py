@@ -168,11 +168,12 @@ class Comparison:
     def section(self, folders: Sequence[str]) -> Section:
         """Build the section of a report."""
         text = COMPARED.format(folders=" and ".join(folders))
-        kinds: list[list[Difference]] = [[], [], []]  # of rows, of shares and of scores
+        rows, shares, scores = kinds = [], [], []
         for found in self.differences:
             kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
-        options: tuple[tuple[Any, ...], ...] = ((), (POINTS, CHOICES), (DIFFERENCE, CHOICES))
-        tables = [difference_table(kind, *given) for kind, given in zip(kinds, options, strict=True) if kind]
+        tables = [difference_table(rows)] if rows else []
+        tables += [difference_table(shares, POINTS, CHOICES)] if shares else []
+        tables += [difference_table(scores, DIFFERENCE, CHOICES)] if scores else []
         return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
 
