@@ -74,7 +74,7 @@ def measure(backend: str, folder: str, rounds: int) -> dict[str, list[float]]:
     )
     seconds: dict[str, list[float]] = {"direct": [], "evaluate": [], "report": []}
     with open_scorer(args.models[0], args, show_progress=False) as opened:
-        scorer, critique_format, _ = opened
+        scorer, critique_format, *_ = opened
         rows = make_pairs(critique_format)
         Path(args.dataset_name[0]).write_text("".join(json.dumps(row) + "\n" for row in rows))
         prompts = [row["prompt"] for row in rows for _ in range(2)]
@@ -101,8 +101,7 @@ def evaluated(args: evaluate_rewards.EvaluationArguments, opened: tuple) -> dict
 
     @contextmanager
     def loaded(*_, **__):
-        # The script removes the limits from the options
-        yield (*opened[:2], dict(opened[2]))
+        yield opened
 
     report_seconds = []
 

@@ -226,11 +226,7 @@ def model_card(
 
 
 def _use(name: str, kind: Kind, package: bool, example: Example, critique_prompt: str | None) -> str:
-    shown = (
-        ""
-        if hub_id(name)
-        else f"{in_code(name)} is this folder: use its path or, once it is uploaded, its Hub id.\n\n"
-    )
+    folder = f"{in_code(name)} is this folder: use its path or, once it is uploaded, its Hub id.\n\n"
     if kind is CRITIC:
         code = _critic_code(name, example, critique_prompt)
     elif package:
@@ -245,7 +241,7 @@ def _use(name: str, kind: Kind, package: bool, example: Example, critique_prompt
         printed = "score.reward, score.critique" if kind is CLOUD else "score.reward"
         code += f"prompt = {example.prompt!r}\nresponse = {example.response!r}\n"
         code += f"[score] = model.score([prompt], [response], tokenizer)\nprint({printed})"
-    return f"{shown}{block(code, 'python')}{_output(kind, example)}\n\n{kind.other_tools}"
+    return f"{'' if hub_id(name) else folder}{block(code, 'python')}{_output(kind, example)}\n\n{kind.other_tools}"
 
 
 def _critic_code(name: str, example: Example, critique_prompt: str | None) -> str:

@@ -10,14 +10,14 @@ from ..configuration_cloud import CLoudConfig
 from ..critique_format import CritiqueFormat
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
-from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
+from ..evaluation.candidates import ScoredSet, SetResult, SetScores, arena_results, places_to_judge, replay_result
 from ..evaluation.compute import token_counts
-from ..evaluation.context_fitting import FittedRows, fit_rows
+from ..evaluation.context_fitting import fit_rows
 from ..evaluation.ensembles import Ensemble, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.formatting import contents, file_name, picture_name
 from ..evaluation.halving_results import HalvingResult, compare_halving, read_halvings
-from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
+from ..evaluation.journaled_scorer import JournaledScorer, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.compute import halving_section
@@ -147,56 +147,43 @@ def score_all(
     and the models' formats by short name.
     """
     shown, titles = short_names(args.models), short_names(args.dataset_name)
-    fitted: dict[str, dict[str, FittedRows]] = {}
-    scores: dict[str, dict[str, Scores]] = {}
+    parts: dict[str, dict[str, SetScores]] = {}
     formats: dict[str, CritiqueFormat] = {}
     for name in args.models:
         short = shown[name]
-        fitted[short], scores[short], formats[short] = score_with(name, short, sets, args)
+        parts[short], formats[short] = score_with(name, short, sets, args)
     for ensemble in read_ensembles(args.ensembles, args.models):
-        fitted[ensemble.name], scores[ensemble.name] = ensemble_scores(ensemble, fitted, scores)
-    found = {
-        name: ScoredSet.of(
-            name,
-            titles.get(name, name),
-            problems,
-            {model: parts[name] for model, parts in fitted.items()},
-            {model: parts[name] for model, parts in scores.items()},
-            bad.get(name, 0),
-        )
-        for name, problems in sets.items()
-    }
+        parts[ensemble.name] = ensemble_scores(ensemble, parts)
+    found = {}
+    for name, problems in sets.items():
+        of_set = {model: of_model[name] for model, of_model in parts.items()}
+        found[name] = ScoredSet.of(name, titles.get(name, name), problems, of_set, bad.get(name, 0))
     return found, formats
 
 
-def ensemble_scores(
-    ensemble: Ensemble, fitted: dict[str, dict[str, FittedRows]], scores: dict[str, dict[str, Scores]]
-) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
+def ensemble_scores(ensemble: Ensemble, parts: dict[str, dict[str, SetScores]]) -> dict[str, SetScores]:
     """Combine the members' scores on all datasets, seed by seed. A model that scored only once contributes the same scores to each seed."""
-    rows: dict[str, FittedRows] = {}
-    combined: dict[str, Scores] = {}
-    for key in fitted[ensemble.members[0]]:
-        by_member = {member: scores[member][key] for member in ensemble.members}
-        for seed in range(max(map(len, by_member.values()))):
-            parts = {member: (fitted[member][key], found[seed % len(found)]) for member, found in by_member.items()}
-            rows[key], found = ensemble.combine(parts)
-            combined.setdefault(key, []).append(found)
-    return rows, combined
+    combined = {}
+    for key in parts[ensemble.members[0]]:
+        members = {member: parts[member][key] for member in ensemble.members}
+        found = [
+            ensemble.combine(
+                {member: (rows, scores[seed % len(scores)]) for member, (rows, scores) in members.items()}
+            )
+            for seed in range(max(len(scores) for _, scores in members.values()))
+        ]
+        combined[key] = found[0][0], [scores for _, scores in found]  # the rows are the same for all seeds
+    return combined
 
 
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
-) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
-    """
-    Score all datasets with one model. Returns the rows that fit in the model's context and their scores, both by dataset, and the model's
-    format.
-    """
+) -> tuple[dict[str, SetScores], CritiqueFormat]:
+    """Score all datasets with one model. Returns the rows that fit in its context with their scores, by dataset, and the model's format."""
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
-        open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
+        open_scorer(name, args, show_progress=False) as (scorer, critique_format, limits, options),
     ):
-        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
-        limits["max_new_tokens"] = options["max_new_tokens"]
         fitted = {
             key: fit_rows(
                 [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems],
@@ -207,15 +194,14 @@ def score_with(
             )
             for key, problems in sets.items()
         }
-        journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
-        titles, by_length = {key: key for key in fitted}, batches_by_length(args)
-        scores: dict[str, Scores] = {key: [] for key in sets}
+        journaled = JournaledScorer.of(scorer, journal, shown, args)
+        found: dict[str, SetScores] = {key: (rows, []) for key, rows in fitted.items()}
         for number in range(args.num_seeds if critique_format.critique else 1):
             seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
             how = args.combine if critique_format.critique else "mean"
-            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate", how).items():
-                scores[key].append(found)
-    return fitted, scores, critique_format
+            for key, scores in score_sets(journaled, fitted, seeded, "candidate", how).items():
+                found[key][1].append(scores)
+    return found, critique_format
 
 
 def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:

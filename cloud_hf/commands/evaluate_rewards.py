@@ -4,17 +4,16 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ..card_results import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.cascade_results import check_rows
-from ..evaluation.compute import costs_of, token_counts
+from ..evaluation.compute import costs_of
 from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
-from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
+from ..evaluation.journaled_scorer import JournaledScorer, open_score_journal
 from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
 from ..evaluation.report.comparison import write_comparison
@@ -43,8 +42,7 @@ def main(args: EvaluationArguments):
         write_comparison(args.compare, args.output_dir)
         return
     sets = load_sets(args)
-    names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
-    shown = short_names(args.models) | short_names(names)
+    shown = short_names(args.models) | sets.shown
     check_file_names(shown, args)
     described = sets.describe()
     if args.cascade:
@@ -59,7 +57,7 @@ def main(args: EvaluationArguments):
         write_results(name, found, shown, output_dir)
 
     # Judge first, because a judge's errors appear within seconds, whereas loading a model takes minutes
-    judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
+    judge = summarize_judge(sets, args, output_dir / "judgements") if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
             name: stack.enter_context(open_score_journal("journal", name, shown[name], args, SETTINGS))
@@ -74,9 +72,9 @@ def main(args: EvaluationArguments):
         keep(args.judge_name, judge_results)
     members = {shown[name]: found for name, found in results.items()}
     for ensemble in read_ensembles(args.ensembles, args.models):
-        keep(ensemble.name, summarize_ensemble(ensemble, members, sets, args.group_column, shown))
+        keep(ensemble.name, summarize_ensemble(ensemble, members, sets))
     for cascade in args.read_cascades():
-        cascade_results, found = summarize_cascade(cascade, members, sets, args.group_column, shown)
+        cascade_results, found = summarize_cascade(cascade, members, sets)
         keep(cascade.name, cascade_results)
         cascades += found
     if args.ensembles or args.cascade or judged:
@@ -92,18 +90,13 @@ def main(args: EvaluationArguments):
     )
 
 
-def card_settings(args: EvaluationArguments) -> dict[str, Any]:
-    """Return the settings that a card records with its metrics. Results with other settings are other results."""
+def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, ModelResults]):
+    """Add the models' headline metrics to their cards, with the settings on which they depend."""
     settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
     # Leave these out at their defaults, so that a rerun replaces the results of earlier releases, which did not record them
     others = ("combine", "seed", "read_every", "stop_when_stable", "overlong_policy", "dtype", "label_weights")
     defaults = {option.name: option.default for option in fields(args)}
-    return settings | {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
-
-
-def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, ModelResults]):
-    """Add the models' headline metrics to their cards."""
-    settings = card_settings(args)
+    settings |= {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
     for name in args.models:
         evaluations = results[name].evaluations
         found = card_results(evaluations, sets, settings, args.dataset_test_split)
@@ -140,23 +133,18 @@ def evaluate(
     name: str, args: EvaluationArguments, sets: Sets, journal: Journal, shown: dict[str, str]
 ) -> ModelResults:
     """Score all datasets with one model, then run self-consistency and probes."""
-    with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
-        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
-        fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
+    with open_scorer(name, args, show_progress=False) as (scorer, critique_format, limits, options):
+        fitted = sets.fit(critique_format, **limits)
         if args.update_card:
             check_all_scored({key: (part.dropped, part.bad) for key, part in fitted.items()})
-        by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
-        journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
+        combination = args.combine if critique_format.critique else "mean"
+        journaled = JournaledScorer.of(scorer, journal, shown[name], args, args.chunk_size)
         # Computed before scoring, so that a row that is too long with its reference critique fails early
         with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
         losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
-        row_scores = score_sets(
-            journaled, fitted, {key: key[1] for key in fitted}, by_length, options, combine=combination
-        )
-        results = summarize(sets, fitted, row_scores, args.group_column, shown)
-        longest = options["max_new_tokens"]
-        counts = {key: token_counts(found, critique_format, longest) for key, found in row_scores.items()}
-        costs = costs_of(counts, journaled.seconds)
+        row_scores = score_sets(journaled, fitted, options, combine=combination)
+        results = summarize(sets, {key: (part, row_scores[key]) for key, part in fitted.items()})
+        costs = costs_of(row_scores, critique_format, options["max_new_tokens"], journaled.seconds)
         critiques = [
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
             for dataset, part in with_references.items()
@@ -167,7 +155,7 @@ def evaluate(
         if args.self_consistency and critique_format.critique:
             evaluations = results.evaluations
             sampled, sampled_costs = sample_critiques(
-                journaled, evaluations, with_sides, by_length, options, args, critique_format
+                journaled, evaluations, with_sides, options, args, critique_format
             )
         anytime = {}
         if critique_format.critique and args.read_every is not None:
@@ -185,7 +173,7 @@ def evaluate(
                 context_length=limits["context_length"],
                 batch_size=args.batch_size,
                 draw_seed=args.seed,
-                sort_by_length=by_length,
+                sort_by_length=journaled.sort_by_length,
                 combine=combination,
                 **options,
             ),

@@ -91,17 +91,13 @@ class Robustness:
 
     def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
         """Return the results in JSON form."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for kind in ("uncertainty", "self_consistency"):
-            found[kind] = [
-                {"model": model, "dataset": name, **part.summary()}
-                for name, parts in getattr(self, kind).items()
-                for part in parts
-            ]
+        kinds = {"uncertainty": self.uncertainty, "self_consistency": self.self_consistency}
         if self.anytime:
-            found["anytime"] = [
-                {"model": model, "dataset": name, **part.summary()} for name, part in self.anytime.items()
-            ]
+            kinds["anytime"] = {name: [part] for name, part in self.anytime.items()}
+        found = {
+            kind: [{"model": model, "dataset": name, **part.summary()} for name in parts for part in parts[name]]
+            for kind, parts in kinds.items()
+        }
         return {**found, "probes": [{"model": model, **part.summary()} for part in self.probes]}
 
 

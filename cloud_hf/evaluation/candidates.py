@@ -30,6 +30,8 @@ from .stats import Estimate, mean_estimate
 
 # Scores of all candidates, indexed by seed, problem and candidate
 Scores = list[list[list[Score]]]
+# A set's rows that fit in a model's context, and the scores of their candidates
+SetScores = tuple[FittedRows, Scores]
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,18 @@ class ScoredSet:
 
     @classmethod
     def of(
-        cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores],
-        bad: int = 0,
-    ) -> "ScoredSet":  # fmt: skip
-        """
-        Keep the problems that fit in every model's context. `fitted` and `scores` are keyed by model. Raises `ValueError` if no problem is
-        left.
-        """
-        places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
-        common = sorted(set.intersection(*map(set, places.values())))
+        cls, name: str, title: str, problems: Sequence[Problem], parts: Mapping[str, SetScores], bad: int = 0
+    ) -> "ScoredSet":
+        """Keep the problems that fit in every model's context; `parts` is keyed by model. Raises `ValueError` if no problem is left."""
+        common = sorted(set.intersection(*({row.index for row in fitted.rows} for fitted, _ in parts.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits in every model's context; compare fewer models at once.")
         # Each model scored only the problems that fit in its context, so the position of a problem's scores differs between models
         kept = {}
-        for model, of_model in scores.items():
-            where = {place: number for number, place in enumerate(places[model])}
-            kept[model] = [[of_seed[where[place]] for place in common] for of_seed in of_model]
-        shortened = {model: part.shortened for model, part in fitted.items()}
+        for model, (fitted, scores) in parts.items():
+            where = {row.index: number for number, row in enumerate(fitted.rows)}
+            kept[model] = [[of_seed[where[place]] for place in common] for of_seed in scores]
+        shortened = {model: fitted.shortened for model, (fitted, _) in parts.items()}
         left_out = [problem.id for place, problem in enumerate(problems) if place not in set(common)]
         return cls(name, title, [problems[place] for place in common], kept, left_out, shortened, bad)
 
@@ -219,25 +216,12 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     worth = [problem.worth or () for problem in found.problems]
     quality, sizes = "correctness" if found.is_share else "recorded score", sizes_of(found.problems, largest_n)
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
-    choices = {
-        model: np.mean(
-            [
-                [expected_best_of(row, values, len(row)) for row, values in zip(of_seed, worth, strict=True)]
-                for of_seed in found.rewards(model)
-            ],
-            axis=0,
-        ).tolist()
-        for model in found.scores
-    }
-    return SetResult(
-        found,
-        quality,
-        found.is_share,
-        curves,
-        baselines(found.problems, sizes),
-        found.notes(largest_n),
-        choices=choices,
-    )
+    choices = {}
+    for model in found.scores:
+        by_seed = [list(map(expected_best_of, of_seed, worth)) for of_seed in found.rewards(model)]
+        choices[model] = np.mean(by_seed, axis=0).tolist()
+    compared, notes = baselines(found.problems, sizes), found.notes(largest_n)
+    return SetResult(found, quality, found.is_share, curves, compared, notes, choices=choices)
 
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:

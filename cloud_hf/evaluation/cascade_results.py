@@ -8,7 +8,7 @@ from ..cascade import CascadeFit
 from ..data.row_values import listed
 from ..scores import Sample, Score
 from .compute import Cost
-from .context_fitting import FittedRow, FittedRows
+from .context_fitting import FittedRow, FittedRows, RowScores
 from .ensembles import check_different, read_members
 from .metrics.best_of_n import expected_best_of
 from .metrics.cascade import (
@@ -35,7 +35,7 @@ class StagePart:
     """
 
     fitted: FittedRows
-    scores: list[list[Score]]
+    scores: RowScores
     cost: Cost
     num_critiques: int | None = None
 
@@ -113,7 +113,7 @@ class Cascade:
 
     def combine(
         self, kind: str, dataset: str, parts: Sequence[StagePart]
-    ) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
+    ) -> tuple[FittedRows, RowScores, CascadeResult]:
         """
         Run the cascade on those rows of a set that all stages have scored; `kind` is the set's kind.
 
@@ -136,7 +136,11 @@ class Cascade:
             raise ValueError(f"{self.name} on {dataset}: {error}") from error
         last = _alone(stages[-1], correct)
         if kind == "problems":
-            chosen, last, *curve = (_expect_over_ties(point, correct) for point in (chosen, last, *curve))
+            # As in best-of-N, the value of a choice among tied candidates is its expectation
+            chosen, last, *curve = (
+                replace(point, worth=tuple(map(expected_best_of, point.rewards, correct)))
+                for point in (chosen, last, *curve)
+            )
         times = [_seconds_per_row(point, seconds) for point in (*curve, chosen)]
         thresholds = (fits[0].thresholds[0], fits[1].thresholds[0])
         result = CascadeResult(self.name, dataset, self.labels, thresholds, chosen, curve, times, all_rows, last)
@@ -177,15 +181,9 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
 def _alone(stage: StageScores, correct: Sequence[Sequence[float]]) -> CascadePoint:
     """Return the point of a stage that scores every response; its rewards are not converted to log-odds."""
     rewards = tuple(map(tuple, stage.rewards))
-    worth = tuple(worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
+    worth = tuple(map(worth_of_best, rewards, correct))
     asked = tuple((tuple(range(len(of_row))),) for of_row in rewards)
     return CascadePoint(1.0, worth, tuple(map(sum, stage.tokens)), rewards, asked)
-
-
-def _expect_over_ties(point: CascadePoint, correct: Sequence[Sequence[float]]) -> CascadePoint:
-    """Return a point whose rows have the expected value of the choice among tied candidates, as in best-of-N."""
-    pairs = zip(point.rewards, correct, strict=True)
-    return replace(point, worth=tuple(expected_best_of(rewards, worth, len(rewards)) for rewards, worth in pairs))
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:

@@ -1,7 +1,7 @@
 """Cost of scoring: critique tokens and seconds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,14 @@ def is_estimated(row_scores: Sequence[Sequence[Score]]) -> bool:
     return any(not score.critique_tokens and any(score.critiques) for scores in row_scores for score in scores)
 
 
-def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:
-    """Divide the seconds spent scoring several sets among the sets, in proportion to their work."""
+def costs_of(
+    scores: Mapping[Any, Sequence[Sequence[Score]]],
+    critique_format: CritiqueFormat,
+    max_new_tokens: int,
+    seconds: float,
+) -> dict[Any, Cost]:
+    """Return the cost of scoring several sets, whose scores are given by set; the seconds are divided in proportion to the sets' work."""
+    tokens = {key: token_counts(found, critique_format, max_new_tokens) for key, found in scores.items()}
     seconds = seconds or math.nan  # journals from earlier versions do not record seconds
     total = sum(Cost(counts).work for counts in tokens.values()) or 1
     return {key: Cost(counts, seconds * Cost(counts).work / total) for key, counts in tokens.items()}

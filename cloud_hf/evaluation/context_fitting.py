@@ -30,12 +30,20 @@ class FittedRow:
 
 @dataclass(frozen=True)
 class FittedRows:
-    """The rows that fit, and how many rows were dropped as too long, shortened, or left out as bad."""
+    """The rows that fit, how many rows were dropped as too long, shortened, or left out as bad, and the set's name in messages."""
 
     rows: list[FittedRow]
     dropped: int
     shortened: int
     bad: int = 0
+    name: str = ""
+
+
+# The kind and the name of a set of a run; see `Sets.fit`
+SetKey = tuple[str, str]
+# The scores of each row's responses
+RowScores = list[list[Score]]
+ScoredRows = tuple[FittedRows, RowScores]
 
 
 def fit_rows(
@@ -96,10 +104,10 @@ def fit_rows(
         raise ValueError(
             f"{start}None of the {dropped} rows fits in the model's context of {context_length} tokens{critique}."
         )
-    return FittedRows(fitted, dropped, shortened, num_bad)
+    return FittedRows(fitted, dropped, shortened, num_bad, name)
 
 
-def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[list[Score]]:
+def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> RowScores:
     """Return the scores of each row's responses; `options` are passed to [`Scorer`]."""
     chats = [judged_chat(row.prompt, response) for row in rows for response in row.responses]
     prompts, responses = [prompt for prompt, _ in chats], [response for _, response in chats]

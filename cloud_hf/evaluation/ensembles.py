@@ -9,10 +9,8 @@ import numpy as np
 
 from ..data.rows import short_names
 from ..scores import Sample, Score
-from .context_fitting import FittedRows
+from .context_fitting import ScoredRows
 
-
-RowScores = list[list[Score]]
 
 # Maps each kind's name on the command line to the function that combines the members' rewards for one response
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -36,7 +34,7 @@ class Ensemble:
         """The ensemble's name in reports and file names."""
         return f"{self.kind}({','.join(self.members)})"
 
-    def combine(self, parts: Mapping[str, tuple[FittedRows, RowScores]]) -> tuple[FittedRows, RowScores]:
+    def combine(self, parts: Mapping[str, ScoredRows]) -> ScoredRows:
         """
         Combine the members' rows and scores on a set; `parts` is keyed by short name. Rows that a member lacks count as dropped. Raises
         `ValueError` if no row is left.

@@ -19,7 +19,7 @@ from ..data.rating_rubric import read_rubric
 from ..data.row_values import judged_chat
 from ..data.verdicts import points, read_verdict
 from ..scores import Sample, Score
-from .context_fitting import FittedRow, FittedRows
+from .context_fitting import FittedRow, FittedRows, RowScores, SetKey
 from .stats import Summarised
 
 
@@ -86,12 +86,29 @@ class JudgeServerArguments:
         return f"judge {self.judge_model}" if self.judge_model else "judge"
 
 
-_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "games": List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")}),
-    }
-)
+_GAMES = List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")})
+# Asks the judge for a row's games
+Ask = Callable[[JournaledClient, dict[str, Any]], Awaitable[list[Judgement]]]
+
+
+def judge_dataset(
+    rows: list[dict[str, Any]], client: CompletionClient, output: DatasetFolder, columns: Mapping[str, Any], ask: Ask
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    Request the judgements that are missing from the journal of `output`, and write those of all rows. Returns the judged rows, with their
+    `columns` and their `games`, and the counts from [`build_dataset`].
+    """
+
+    def make_work(judge: JournaledClient):
+        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
+            games = await ask(judge, row)
+            return [{name: row[name] for name in columns} | {"games": [asdict(game) for game in games]}]
+
+        return work
+
+    features = Features({**columns, "games": _GAMES})
+    counts = complete_build(build_dataset(output, rows, features, {"judge": client}, make_work), output)
+    return Dataset.load_from_disk(str(output.path)).to_list(), counts
 
 
 @dataclass(frozen=True)
@@ -124,12 +141,12 @@ class RatingReport(Summarised):
 
 
 def rate_rows(
-    parts: Mapping[tuple[str, str], FittedRows],
+    parts: Mapping[SetKey, FittedRows],
     args: JudgeServerArguments,
     seed: int,
     folder: Path,
     price: Sequence[float] = (),
-) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
+) -> tuple[dict[SetKey, RowScores], RatingReport]:
     """
     Rate every response on its own, and use the rating as its reward. Identical responses to the same prompt are rated once. If
     a response has several turns, only the last one is rated, and the others are moved to the prompt.
@@ -148,8 +165,8 @@ def rate_rows(
                 rows.setdefault(key, {"id": key, "prompt": prompt, "response": response})
     check_rows(list(rows.values()), lambda row: messages_for_critic(row["prompt"], row["response"], rubric.template))
 
-    async def rate(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
-        return await judge.rate([row["id"]], row["prompt"], row["response"])
+    def rate(judge: Judge, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        return judge.rate([row["id"]], row["prompt"], row["response"])
 
     scale = {"mode": "pointwise", "pattern": rubric.pattern, "lowest": rubric.lowest, "highest": rubric.highest}
     games, counts = _ask(list(rows.values()), args, rubric.template, seed, folder, rate, rubric.read, scale)
@@ -173,12 +190,12 @@ def rate_rows(
 
 
 def judge_rows(
-    parts: Mapping[tuple[str, str], tuple[FittedRows, int]],
+    parts: Mapping[SetKey, tuple[FittedRows, int]],
     args: JudgeServerArguments,
     seed: int,
     folder: Path,
     price: Sequence[float] = (),
-) -> tuple[dict[tuple[str, str], list[list[Score]]], JudgeReport]:
+) -> tuple[dict[SetKey, RowScores], JudgeReport]:
     """
     Compare the right response of every row with each wrong one.
 
@@ -221,12 +238,12 @@ def judge_rows(
     rows = [pair for pair in pairs.values() if pair["chosen"].strip() != pair["rejected"].strip()]
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["chosen"], row["rejected"], template))
 
-    async def compare(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
-        return await judge.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
+    def compare(judge: Judge, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        return judge.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
 
     games, counts = _ask(rows, args, template, seed, folder, compare, read_verdict)
 
-    def score(name: tuple[str, str], row: FittedRow, place: int) -> Score:
+    def score(name: SetKey, row: FittedRow, place: int) -> Score:
         found = games.get(_pair(name, row, place)["id"], (None, None))
         return Score.of([Sample(-(points(*found) if None not in found else 0) / 2)])
 
@@ -240,7 +257,7 @@ def judge_rows(
     return scores, _report(list(games.values()), counts, price)
 
 
-def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
+def _pair(name: SetKey, row: FittedRow, place: int) -> dict[str, Any]:
     """Return the pair of a row's right response and one wrong response, with an id derived from their texts."""
     chosen, rejected = row.responses[0], row.responses[place]
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
@@ -267,28 +284,20 @@ def _ask(
         "tries": args.judge_tries,
         "seed": seed,
     }
-    output = DatasetFolder(
-        str(folder), "Judgements", {"builder": "judgements", "template": template, **asked, **(settings or {})}
-    )
-
-    def make_work(judge: JournaledClient):
-        asking = Judge(judge, template, **asked, read=read)
-
-        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
-            games = await ask(asking, row)
-            return [{"id": row["id"], "games": [asdict(game) for game in games]}]
-
-        return work
-
     if not rows:
         return {}, {}
-    counts = complete_build(build_dataset(output, rows, _FEATURES, {"judge": args.client()}, make_work), output)
+    recorded = {"builder": "judgements", "template": template, **asked, **(settings or {})}
+    output = DatasetFolder(str(folder), "Judgements", recorded)
+
+    def ask_with(client: JournaledClient, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        return ask(Judge(client, template, **asked, read=read), row)
+
+    found, counts = judge_dataset(rows, args.client(), output, {"id": Value("string")}, ask_with)
     if counts["failed"]:
         raise SystemExit(
             f"{counts['failed']} of {len(rows)} {'responses' if settings else 'pairs'} could not be judged; see "
             f"{folder / 'rejects.jsonl'}. Run the same command again to retry them."
         )
-    found = Dataset.load_from_disk(str(folder)).to_list()
     if all(game["verdict"] is None for row in found for game in row["games"]):
         raise ValueError(
             f"No judgement contains a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows the output "

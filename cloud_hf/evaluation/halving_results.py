@@ -89,20 +89,29 @@ def compare_halving(
     halving: Halving, found: ScoredSet, tokens: Sequence[Sequence[Sequence[Sequence[int]]]]
 ) -> HalvingResult:
     """
-    Compare halving with full best-of-N on a set, averaged over seeds; `tokens` is indexed by seed, problem, candidate and critique.
+    Compare halving with full best-of-N on a set, averaged over seeds and, for halving, over several orders of each problem's candidates.
+    `tokens` is indexed by seed, problem, candidate and critique.
     """
     worth_of = [problem.worth or () for problem in found.problems]
     orders = _orders(list(map(len, worth_of)))
+    turns = [(problem, order) for problem, of_problem in enumerate(orders) for order in of_problem]
+    problems = [problem for problem, _ in turns]
+
+    def reordered(rows: Sequence[Sequence]) -> list[list]:
+        return [[rows[problem][place] for place in order] for problem, order in turns]
+
     columns = []
     for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):
         rewards = [[score.rewards for score in row] for row in of_seed]
         cheap = None
         if halving.cheap is not None:
             others = found.rewards(halving.cheap)
-            cheap = others[seed % len(others)]  # a classic model has only one seed
-        ours, spent = _halve_in_orders(orders, worth_of, rewards, counts, cheap)
+            cheap = reordered(others[seed % len(others)])  # a classic model has only one seed
+        choices, costs = halve_recorded(reordered(rewards), reordered(counts), cheap)
+        values = [row[place] for row, place in zip(reordered(worth_of), choices, strict=True)]
+        ours, spent = (np.bincount(problems, column) / np.bincount(problems) for column in (values, costs))
         whole = ([score.reward for score in row] for row in of_seed)
-        theirs = np.array([expected_best_of(*pair, len(pair[0])) for pair in zip(whole, worth_of, strict=True)])
+        theirs = np.array(list(map(expected_best_of, whole, worth_of)))
         full = [sum(map(sum, row)) for row in counts]
         columns.append([ours, theirs, ours - theirs, spent, full])
     halved, whole, difference, spent, full = (mean_estimate(column.tolist()) for column in np.mean(columns, axis=0))
@@ -121,27 +130,6 @@ def _orders(counts: Sequence[int]) -> list[np.ndarray]:
     """
     rng = np.random.default_rng(0)  # the same in every run, so that reports are reproducible
     return [rng.permutation(count)[np.add.outer(range(count), range(count)) % count] for count in counts]
-
-
-def _halve_in_orders(
-    orders: Sequence[np.ndarray],
-    worth: Sequence[Sequence[float]],
-    rewards: Sequence[Sequence[Sequence[float]]],
-    tokens: Sequence[Sequence[Sequence[int]]],
-    cheap: Sequence[Sequence[float]] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the value of each problem's choice and the tokens spent on it, both averaged over the orders of its candidates."""
-    turns = [(problem, order) for problem, of_problem in enumerate(orders) for order in of_problem]
-
-    def reordered(rows: Sequence[Sequence]) -> list[list]:
-        return [[rows[problem][place] for place in order] for problem, order in turns]
-
-    cheap_first = None if cheap is None else reordered(cheap)
-    choices, spent = halve_recorded(reordered(rewards), reordered(tokens), cheap_first)
-    values = [row[place] for row, place in zip(reordered(worth), choices, strict=True)]
-    problems = [problem for problem, _ in turns]
-    ours, costs = (np.bincount(problems, column) / np.bincount(problems) for column in (values, spent))
-    return ours, costs
 
 
 def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: int) -> list[Halving]:

@@ -49,16 +49,6 @@ def open_score_journal(
         ) from None
 
 
-def default_chunk_size(args: ScoringArguments) -> int:
-    """Return the number of responses per backend call."""
-    return BATCHES_PER_CHUNK * args.batch_size if batches_by_length(args) else LARGE_CHUNK
-
-
-def batches_by_length(args: ScoringArguments) -> bool:
-    """Return whether the backend sorts its batches by length."""
-    return args.backend == "transformers"
-
-
 @dataclass
 class JournaledScorer:
     """
@@ -73,8 +63,20 @@ class JournaledScorer:
     journal: Journal
     chunk_size: int  # chats passed to the backend per call
     title: str = "Scoring"  # label of the progress bar
+    # Whether to score chats from longest to shortest, in the batches that a length-sorting backend would form, if their lengths are given.
+    # Other backends order their work themselves, so sorting would only delay the first scores
+    sort_by_length: bool = True
     # Seconds that the backend spent on the chats of the last `score` call, including time spent on them in earlier runs
     seconds: float = field(default=0.0, init=False)
+
+    @classmethod
+    def of(
+        cls, scorer: Scorer, journal: Journal, title: str, args: ScoringArguments, chunk_size: int | None = None
+    ) -> "JournaledScorer":
+        """Create a scorer for a backend. `chunk_size` defaults to one that suits the backend."""
+        sorts = args.backend == "transformers"
+        default = BATCHES_PER_CHUNK * args.batch_size if sorts else LARGE_CHUNK
+        return cls(scorer, journal, chunk_size or default, title, sorts)
 
     def score(
         self,
@@ -89,9 +91,8 @@ class JournaledScorer:
         Score responses; `options` are those of [`Scorer`], except `critiques`. The returned scores include the critiques' numbers of
         tokens, but not their ids.
 
-        `lengths` are the numbers of tokens in the chats. With them, chats are scored from longest to shortest, in the batches that a
-        length-sorting backend would form; without them, chats keep their order. `names` identify the chats in error messages and default
-        to indices.
+        `lengths` are the numbers of tokens in the chats; without them, chats keep their order. `names` identify the chats in error messages
+        and default to indices.
 
         Raises `ValueError` if a reward is NaN or infinite. By then, the journal contains all other scores, unless the run ended early
         because all responses in a chunk had such rewards.
@@ -101,7 +102,7 @@ class JournaledScorer:
         for place, key in enumerate(keys):
             places.setdefault(key, place)
         waiting = [place for key, place in places.items() if key not in self.journal]
-        if lengths is not None:
+        if lengths is not None and self.sort_by_length:
             # Score the longest chats first, so that running out of memory shows up immediately
             waiting.sort(key=lambda place: -lengths[place])
         bad, bar_options = [], {"desc": self.title, "unit": "response", "dynamic_ncols": True}

@@ -17,12 +17,11 @@ from ..data.journal import key_of
 from ..data.preference_rows import POSITION, SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
 from ..data.rows import row_name
-from ..scoring import Score
 from .analysis import Robustness, assess_uncertainty, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .cascade_results import Cascade, CascadeResult, StagePart
-from .compute import Cost, costs_of, token_counts
-from .context_fitting import FittedRow, FittedRows, fit_rows, score_rows
+from .compute import Cost, costs_of
+from .context_fitting import FittedRow, FittedRows, RowScores, ScoredRows, SetKey, fit_rows, score_rows
 from .ensembles import Ensemble
 from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
@@ -44,14 +43,16 @@ Key = TypeVar("Key", bound=Hashable)
 class Sets:
     """
     All sets of a run. Benchmarks are a list; other kinds are keyed by name. `bad` counts the rows left out as bad while loading, by kind
-    and name.
+    and name. `shown` maps names to short names, and `group_column` is the column by which accuracy on pairs is broken down.
     """
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]
     problems: dict[str, Dataset]
     critiques: dict[str, list[CritiqueRow]]
-    bad: dict[tuple[str, str], int] = field(default_factory=dict)
+    bad: dict[SetKey, int] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+    group_column: str | None = None
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe each set by kind, name, number of rows and a hash of the rows' contents, in JSON form."""
@@ -64,10 +65,10 @@ class Sets:
         parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
         return [describe_set(*part) for part in parts]
 
-    def _rows(self) -> dict[tuple[str, str], tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
+    def rows(self) -> dict[SetKey, tuple[Iterable[Any], Callable[[dict[str, Any]], list]]]:
         """Return, for each set by kind and name, its rows and a function that returns the responses of a row."""
         names = ("id", "prompt", "responses", "num_chosen")
-        found: dict[tuple[str, str], tuple[Iterable[Any], Callable]] = {}
+        found: dict[SetKey, tuple[Iterable[Any], Callable]] = {}
         for one in self.benchmarks:
             rows = [{name: getattr(row, name) for name in names} for row in one.rows]
             found["benchmark", one.name] = rows, lambda row: list(row["responses"])
@@ -79,38 +80,17 @@ class Sets:
             found["critiques", name] = fittable(rows), itemgetter("responses")
         return found
 
-    def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
+    def fit(self, critique_format: CritiqueFormat, **limits) -> dict[SetKey, FittedRows]:
         """
         Fit the rows of all sets to a model's context; `limits` are the options of [`~context_fitting.fit_rows`]. Returns the rows by kind
         and name. The kinds are `"benchmark"`, `"pairs"`, `"problems"` and, for models that write critiques, `"critiques"`, in this order.
         """
         fitted = {
             (kind, name): fit_rows(rows, responses_of, critique_format, **limits, name=name)
-            for (kind, name), (rows, responses_of) in self._rows().items()
+            for (kind, name), (rows, responses_of) in self.rows().items()
             if kind != "critiques" or critique_format.critique
         }
         return {key: replace(part, bad=part.bad + self.bad.get(key, 0)) for key, part in fitted.items()}
-
-    def judged(
-        self, args: EvaluationArguments, seed: int, folder: Path
-    ) -> tuple[
-        dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
-    ]:
-        """
-        Let a judge compare the responses in benchmarks and preference sets or, depending on `args.judge_mode`, rate these responses and
-        the best-of-N candidates. Returns the rows by kind and name, the scores by kind and name, and the report on the judge.
-        """
-        kinds = ("benchmark", "pairs") if args.judge_mode == "pairwise" else ("benchmark", "pairs", "problems")
-        fitted = {
-            key: _unfitted(key[1], rows, responses_of, args.bad_rows, self.bad.get(key, 0))
-            for key, (rows, responses_of) in self._rows().items()
-            if key[0] in kinds
-        }
-        if args.judge_mode != "pairwise":
-            return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
-        num_chosen = {one.name: max(row.num_chosen for row in one.rows) for one in self.benchmarks}
-        parts = {key: (rows, num_chosen[key[1]] if key[0] == "benchmark" else 1) for key, rows in fitted.items()}
-        return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
 
 
 def _unfitted(
@@ -149,6 +129,8 @@ def load_sets(args: EvaluationArguments) -> Sets:
         critiques={
             name: critique_quality.read_critique_rows(name, rows, args.bad_rows) for name, rows in critiques.items()
         },
+        shown=short_names([*args.dataset_name, *args.best_of_n, *args.reference_critiques]),
+        group_column=args.group_column,
     )
     for kind, loaded, kept in (("pairs", pairs, sets.pairs), ("problems", problems, sets.problems)):
         sets.bad.update({(kind, name): len(rows) - len(kept[name]) for name, rows in loaded.items()})
@@ -172,7 +154,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
     return sets
 
 
-def check_all_scored(left_out: Mapping[tuple[str, str], tuple[int, int]]):
+def check_all_scored(left_out: Mapping[SetKey, tuple[int, int]]):
     """
     Raise `ValueError` if `update_card` is not possible because a set is incomplete. `left_out` maps kinds and names of sets to the number
     of over-long rows and the number of bad rows.
@@ -213,27 +195,24 @@ def _check_shares(name: str, args: EvaluationArguments):
 def score_sets(
     journaled: JournaledScorer,
     fitted: Mapping[Key, FittedRows],
-    titles: Mapping[Key, str],
-    by_length: bool,
     options: dict[str, Any],
     one: str = "response",
     combine: str = "mean",
-) -> dict[Key, list[list[Score]]]:
+) -> dict[Key, RowScores]:
     """
     Score all sets together, so that identical chats are scored once and batches stay full. Returns the scores of each set's rows.
 
-    Error messages use `titles` as the names of the sets and `one` as the noun for a response. Set `by_length` if the backend sorts its
-    batches by length. `options` are passed to [`Scorer`], and `combine` is one of [`~combine_critiques.COMBINATIONS`].
+    Error messages use `one` as the noun for a response. `options` are passed to [`Scorer`], and `combine` is one of
+    [`~combine_critiques.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
-        f"{titles[key]}, row {row.row.get('id', row.index)!r}, {one} {place}"
-        for key, part in fitted.items()
+        f"{part.name}, row {row.row.get('id', row.index)!r}, {one} {place}"
+        for part in fitted.values()
         for row in part.rows
         for place in range(len(row.responses))
     ]
-    # Other backends order their work themselves, so sorting would only delay the first scores
-    lengths = [length for row in rows for length in row.lengths] if by_length else None
+    lengths = [length for row in rows for length in row.lengths]
     scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
     return {key: [combine_scores(next(scores), combine) for _ in part.rows] for key, part in fitted.items()}
 
@@ -253,103 +232,90 @@ class ModelResults:
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
     # For ensembles and cascades: the rows and scores of all sets except reference critiques, by kind and name of the set
-    parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
+    parts: dict[SetKey, ScoredRows] = field(default_factory=dict, repr=False)
     # Cost of the ordinary rewards, by set, and cost of the sampled critiques, by temperature and set
-    costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
-    sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
+    costs: dict[SetKey, Cost] = field(default_factory=dict, repr=False)
+    sampled_costs: dict[float, dict[SetKey, Cost]] = field(default_factory=dict, repr=False)
 
 
-def summarize(
-    sets: Sets,
-    fitted: Mapping[tuple[str, str], FittedRows],
-    row_scores: Mapping[tuple[str, str], list[list[Score]]],
-    group_column: str | None,
-    shown: Mapping[str, str],
-) -> ModelResults:
-    """Compute a model's results from its rows and scores, keyed by kind and name of the set; `shown` maps sets to their short names."""
-    evaluations = []
-    for found in sets.benchmarks:
-        part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
-        rows = [found.rows[row.index] for row in part.rows]
-        figures = found.benchmark.score(rows, [[score.reward for score in row] for row in scores])
-        counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": found.benchmark}
-        evaluations.append(Evaluation(found.name, found.benchmark.title, figures, rows, scores, **counts))
-    pairs = {}
-    for name in sets.pairs:
-        part = fitted["pairs", name]
-        pairs[name] = summarize_pairs(part, row_scores["pairs", name], group_column)
-        evaluations.append(evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
-    best_of_n = {
-        name: summarize_best_of_n(fitted["problems", name], row_scores["problems", name]).summary()
-        for name in sets.problems
-    }
-    parts = {key: (fitted[key], row_scores[key]) for key in fitted if key[0] != "critiques"}
-    return ModelResults(evaluations, pairs, best_of_n, parts=parts)
+def summarize(sets: Sets, parts: Mapping[SetKey, ScoredRows]) -> ModelResults:
+    """Compute a model's results from its rows and scores, keyed by kind and name of the set, in the order of [`Sets.fit`]."""
+    loaded = {found.name: found for found in sets.benchmarks}
+    evaluations, pairs, best_of_n = [], {}, {}
+    for (kind, name), (part, scores) in parts.items():
+        if kind == "benchmark":
+            benchmark, rows = loaded[name].benchmark, [loaded[name].rows[row.index] for row in part.rows]
+            figures = benchmark.score(rows, [[score.reward for score in row] for row in scores])
+            counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": benchmark}
+            evaluations.append(Evaluation(name, benchmark.title, figures, rows, scores, **counts))
+        elif kind == "pairs":
+            short = sets.shown[name]
+            pairs[name] = summarize_pairs(part, scores, sets.group_column)
+            evaluations.append(evaluation_of_pairs(short, short, part, pairs[name]))
+        elif kind == "problems":
+            best_of_n[name] = summarize_best_of_n(part, scores).summary()
+    kept = {key: part for key, part in parts.items() if key[0] != "critiques"}
+    return ModelResults(evaluations, pairs, best_of_n, parts=kept)
 
 
-def _summarize_combined(*parts) -> ModelResults:
+def _summarize_combined(sets: Sets, parts: Mapping[SetKey, ScoredRows]) -> ModelResults:
     """Compute the results of a judge, an ensemble or a cascade: [`summarize`] plus uncertainty, without sampled critiques or probes."""
-    results = summarize(*parts)
+    results = summarize(sets, parts)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 
 
 def summarize_judge(
-    sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
+    sets: Sets, args: EvaluationArguments, folder: Path
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
-    """Compute the judge's results, except for sampled critiques and probes."""
-    fitted, scores, report = sets.judged(args, args.seed, folder)
-    return _summarize_combined(sets, fitted, scores, args.group_column, shown), report
-
-
-def summarize_ensemble(
-    ensemble: Ensemble,
-    members: Mapping[str, ModelResults],
-    sets: Sets,
-    group_column: str | None,
-    shown: Mapping[str, str],
-) -> ModelResults:
-    """Compute an ensemble's results, except for sampled critiques and probes, from its members' results, keyed by short name."""
-    chosen = [members[name] for name in ensemble.members]
-    combined = {
-        key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
-        for key in chosen[0].parts
+    """
+    Let a judge compare the responses in benchmarks and preference sets or, depending on `args.judge_mode`, rate these responses and the
+    best-of-N candidates. Returns the judge's results, except for sampled critiques and probes, and the report on the judge.
+    """
+    is_pairwise = args.judge_mode == "pairwise"
+    kinds = ("benchmark", "pairs") if is_pairwise else ("benchmark", "pairs", "problems")
+    fitted = {
+        key: _unfitted(key[1], rows, responses_of, args.bad_rows, sets.bad.get(key, 0))
+        for key, (rows, responses_of) in sets.rows().items()
+        if key[0] in kinds
     }
-    fitted = {key: rows for key, (rows, _) in combined.items()}
-    row_scores = {key: scores for key, (_, scores) in combined.items()}
-    return _summarize_combined(sets, fitted, row_scores, group_column, shown)
+    if is_pairwise:
+        num_chosen = {("benchmark", one.name): max(row.num_chosen for row in one.rows) for one in sets.benchmarks}
+        parts = {key: (rows, num_chosen.get(key, 1)) for key, rows in fitted.items()}
+        scores, report = judge_rows(parts, args, args.seed, folder, args.judge_price)
+    else:
+        scores, report = rate_rows(fitted, args, args.seed, folder, args.judge_price)
+    return _summarize_combined(sets, {key: (rows, scores[key]) for key, rows in fitted.items()}), report
+
+
+def summarize_ensemble(ensemble: Ensemble, members: Mapping[str, ModelResults], sets: Sets) -> ModelResults:
+    """Compute an ensemble's results, except for sampled critiques and probes, from its members' results, keyed by short name."""
+    parts = {
+        key: ensemble.combine({name: members[name].parts[key] for name in ensemble.members})
+        for key in members[ensemble.members[0]].parts
+    }
+    return _summarize_combined(sets, parts)
 
 
 def summarize_cascade(
-    cascade: Cascade,
-    members: Mapping[str, ModelResults],
-    sets: Sets,
-    group_column: str | None,
-    shown: Mapping[str, str],
+    cascade: Cascade, members: Mapping[str, ModelResults], sets: Sets
 ) -> tuple[ModelResults, list[CascadeResult]]:
     """
     Compute a cascade's results from its stages' results, which are keyed by short name. Raises `ValueError` if the cascade cannot be fitted
     to its goal on a set's rows.
     """
-    fitted, row_scores, found, costs = {}, {}, [], {}
+    parts, found, costs = {}, [], {}
     for key in members[cascade.stages[0][0]].parts:
-        parts = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
-        if len(parts) < len(cascade.stages):  # candidates have no sampled critiques
+        stages = [part for stage in cascade.stages if (part := _stage_part(members, key, *stage))]
+        if len(stages) < len(cascade.stages):  # candidates have no sampled critiques
             continue
-        fitted[key], row_scores[key], result = cascade.combine(key[0], shown.get(key[1], key[1]), parts)
+        rows, scores, result = cascade.combine(key[0], sets.shown.get(key[1], key[1]), stages)
+        parts[key] = rows, scores
         found.append(result)
-        costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(fitted[key].rows))
-    kept = replace(
-        sets,
-        benchmarks=[one for one in sets.benchmarks if ("benchmark", one.name) in fitted],
-        pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in fitted},
-        problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in fitted},
-    )
-    return replace(_summarize_combined(kept, fitted, row_scores, group_column, shown), costs=costs), found
+        costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(rows.rows))
+    return replace(_summarize_combined(sets, parts), costs=costs), found
 
 
-def _stage_part(
-    members: Mapping[str, ModelResults], key: tuple[str, str], name: str, count: int | None
-) -> StagePart | None:
+def _stage_part(members: Mapping[str, ModelResults], key: SetKey, name: str, count: int | None) -> StagePart | None:
     """
     Return a stage's scores and cost on a set. With `count`, these come from the sampled critiques; without it, they are the model's
     ordinary ones. Returns `None` if `count` is set and the set has no sampled critiques.
@@ -368,27 +334,23 @@ def _stage_part(
 def sample_critiques(
     journaled: JournaledScorer,
     evaluations: list[Evaluation],
-    fitted: dict[tuple[str, str], FittedRows],
-    by_length: bool,
+    fitted: dict[SetKey, FittedRows],
     options: dict,
     args: EvaluationArguments,
     critique_format: CritiqueFormat,
-) -> tuple[dict[float, list[Evaluation]], dict[float, dict[tuple[str, str], Cost]]]:
+) -> tuple[dict[float, list[Evaluation]], dict[float, dict[SetKey, Cost]]]:
     """Sample critiques at each temperature. Returns the evaluations with the sampled critiques' scores, and the cost of sampling."""
-    count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
-    costs = {}
+    count, sampled, costs = args.self_consistency or 1, {}, {}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
         # For the backend, each chat amounts to `count` sequences
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
         sampling = {**options, "num_critiques": count, "temperature": temperature}
-        scores = score_sets(sampler, fitted, titles, by_length, sampling)
+        scores = score_sets(sampler, fitted, sampling)
         sampled[temperature] = [
             replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
         ]
-        longest = options["max_new_tokens"]
-        counts = {key: token_counts(found, critique_format, longest) for key, found in scores.items()}
-        costs[temperature] = costs_of(counts, sampler.seconds)
+        costs[temperature] = costs_of(scores, critique_format, options["max_new_tokens"], sampler.seconds)
     return sampled, costs
 
 

@@ -86,7 +86,11 @@ class ScoringArguments(AnyModelArguments):
         check_policy(self.overlong_policy)
         check_bad_rows(self.bad_rows)
         check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, limit=1, seed=0)
-        self._check_sampling()
+        # The scorer checks these too, but only after the model is loaded
+        self.check_temperature(self.temperature)
+        self.check_partial_rewards(self.models, self.read_every, self.stop_when_stable)
+        if self.num_critiques > 1 and self.temperature == 0:
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
         self._check_combination()
         check_named_once("models", self.models)
         check_named_once("dataset_name", self.dataset_name)
@@ -97,13 +101,6 @@ class ScoringArguments(AnyModelArguments):
             )
         # Ensembles are recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
-
-    def _check_sampling(self):
-        # The scorer checks this too, but only after the model is loaded
-        self.check_temperature(self.temperature)
-        self.check_partial_rewards(self.models, self.read_every, self.stop_when_stable)
-        if self.num_critiques > 1 and self.temperature == 0:
-            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 
     def _check_combination(self):
         check_combination(self.combine)
@@ -153,18 +150,19 @@ def check_named_once(option: str, names: list[str]):
 @contextmanager
 def open_scorer(
     name: str, args: ScoringArguments, show_progress: bool = True
-) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
-    """Open a model's scorer. Yields the scorer, its critique format, and the options for `evaluate_pairs` and `evaluate_best_of_n`."""
+) -> Iterator[tuple[Scorer, CritiqueFormat, dict, dict]]:
+    """Open a model's scorer. Yields the scorer, its critique format, the limits for [`~context_fitting.fit_rows`], and the scorer's options."""
     with open_any_model(name, args.backend_of(name), show_progress) as (scorer, critique_format, context):
-        options = {
+        options = {"max_new_tokens": args.max_new_tokens}
+        limits = {
             "context_length": context,
             "overlong_policy": args.overlong_policy,
             "bad_rows": args.bad_rows,
-            "max_new_tokens": args.max_new_tokens,
+            **options,
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
             # Leave these out if they are unset, because the journal's keys contain all options that are passed
             partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
             options |= {name: value for name, value in partial.items() if value is not None}
-        yield scorer, critique_format, options
+        yield scorer, critique_format, limits, options

@@ -119,6 +119,12 @@ def share(outcomes: Sequence[float]) -> Estimate:
     return weighted_mean({"": outcomes}, {"": 1.0})
 
 
+def row_outcome(rewards: Sequence[float], num_chosen: int) -> float:
+    """Return the share of a row's right/wrong pairs in the right order; ties count as wrong."""
+    right, wrong = np.array(rewards[:num_chosen]), np.array(rewards[num_chosen:])
+    return float((right[:, None] > wrong).mean())
+
+
 def mean_estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of one number per row, with a bootstrap interval."""
     if not len(values):

@@ -1,6 +1,5 @@
 """Command-line arguments of ArenaHard, and loading of its data."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,9 +82,11 @@ class ArenaHardArguments(JudgeServerArguments):
             raise ValueError("`arena_hard` needs either `gen_base_url` or `candidates`.")
         if bool(self.judge_base_url) != bool(self.baseline_answers):
             raise ValueError("`judge_base_url` and `baseline_answers` go together: set both or neither.")
-        for name in ("judge_model", "judge_all", "judge_prompt_file", "judge_system_file", "baseline_model"):
-            self._check_for_judge(name, bool(getattr(self, name)))
-        self._check_for_judge("judge_system_role", not self.judge_system_role)
+        of_judge = ("judge_model", "judge_all", "judge_prompt_file", "judge_system_file", "baseline_model")
+        given = {name: getattr(self, name) for name in of_judge} | {"judge_system_role": not self.judge_system_role}
+        for name, is_given in given.items():
+            if is_given and not self.judge_base_url:
+                raise ValueError(f"`{name}` requires a judge: set `judge_base_url` and `baseline_answers` as well.")
         if not self.judge_system_role and self.judge_prompt_file and not self.judge_system_file:
             raise ValueError(
                 "The judge sees only `judge_prompt_file`, in the user's turn, so `judge_system_role` has no effect: "
@@ -95,10 +96,6 @@ class ArenaHardArguments(JudgeServerArguments):
             raise ValueError(
                 "`gen_temperature` must be above 0; otherwise, all candidates for a question are identical."
             )
-
-    def _check_for_judge(self, name: str, is_given: bool):
-        if is_given and not self.judge_base_url:
-            raise ValueError(f"`{name}` requires a judge: set `judge_base_url` and `baseline_answers` as well.")
 
 
 @dataclass(frozen=True)
@@ -123,17 +120,11 @@ def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
     template, systems = read_texts(args.judge_prompt_file, args.judge_system_file, args.judge_system_role, categories)
     sampling = (args.judge_temperature, args.judge_max_tokens, args.judge_tries)
     judging = JudgeSettings(template, *sampling, seed, systems, args.judge_system_role)
-    return Arena(by_id, _load_baselines(args, questions, categories), judging)
-
-
-def _load_baselines(
-    args: ArenaHardArguments, questions: Sequence[Question], categories: Sequence[str]
-) -> dict[str, str]:
-    found, answers = files_by_category(args.baseline_answers, categories), {}
+    files, baselines = files_by_category(args.baseline_answers, categories), {}
     for category in dict.fromkeys(question.category for question in questions):
         own = [question for question in questions if question.category == category]
-        answers |= load_answers(files_of("baseline_answers", found, category), own, args.baseline_model)
-    return answers
+        baselines |= load_answers(files_of("baseline_answers", files, category), own, args.baseline_model)
+    return Arena(by_id, baselines, judging)
 
 
 def gather_candidates(

@@ -6,7 +6,7 @@ the two answers. As in version 2.0, creative writing has a different system mess
 first. The wording differs from the official one, so win rates are not comparable with the leaderboard's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ from ...data.judge import (
     PLACEHOLDERS,
     RETRY_TEMPERATURE,
     Judge,
+    Judgement,
     check_verdicts,
     messages_for_judge,
     read_judge_prompt,
 )
 from ...prompts import read_prompt
+from ..generative_judges import judge_dataset
 from ..metrics.best_of_n import Problem
 from .win_rate import Question, Votes
 
@@ -176,15 +178,12 @@ _CANDIDATES = Features(
         "finish_reasons": List(Value("string")),
     }
 )
-_JUDGEMENTS = Features(
-    {
-        "id": Value("string"),
-        "question": Value("string"),
-        "candidate": Value("int64"),
-        "response": Value("string"),
-        "games": List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")}),
-    }
-)
+_JUDGED_COLUMNS = {
+    "id": Value("string"),
+    "question": Value("string"),
+    "candidate": Value("int64"),
+    "response": Value("string"),
+}
 
 
 @dataclass(frozen=True)
@@ -264,29 +263,7 @@ def judge_candidates(
     identical to the baseline's answer is not judged and counts as a tie. `folder` stores the judgements and their journal. Raises
     `SystemExit` if the server is unusable; the judgements received so far are kept.
     """
-    pairs = _pairs_to_judge(problems, chosen, questions, baselines)
-    alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}
-    rows = [row for row in pairs if (row["question"], row["response"]) not in alike]
-    votes, failed = dict.fromkeys(alike, Votes.of("A=B", "A=B")), 0
-    if rows:
-        failed = _ask_judge(rows, client, judging, folder)["failed"]
-        votes |= {
-            (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
-            for row in Dataset.load_from_disk(str(folder)).to_list()
-        }
-    unreadable = sum(not found.number for found in votes.values())
-    counts = {"judged": len(votes), "like_the_baseline": len(alike), "without_verdict": unreadable, "failed": failed}
-    return Judged(votes, counts)
-
-
-def _pairs_to_judge(
-    problems: Sequence[Problem],
-    chosen: Sequence[Sequence[int]],
-    questions: Mapping[str, Question],
-    baselines: Mapping[str, str],
-) -> list[dict[str, Any]]:
-    """Return a row for each distinct response to judge, with the baseline's answer."""
-    return [
+    pairs = [
         {
             "id": f"{problem.id}/{problem.responses.index(text)}",
             "question": problem.id,
@@ -299,25 +276,31 @@ def _pairs_to_judge(
         for problem, places in zip(problems, chosen, strict=True)
         for text in dict.fromkeys(problem.responses[place] for place in sorted(places))
     ]
+    alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}
+    rows = [row for row in pairs if (row["question"], row["response"]) not in alike]
+    votes, failed = dict.fromkeys(alike, Votes.of("A=B", "A=B")), 0
+    if rows:
+        judged, build = _ask_judge(rows, client, judging, folder)
+        failed = build["failed"]
+        votes |= {
+            (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"])) for row in judged
+        }
+    unreadable = sum(not found.number for found in votes.values())
+    counts = {"judged": len(votes), "like_the_baseline": len(alike), "without_verdict": unreadable, "failed": failed}
+    return Judged(votes, counts)
 
 
 def _ask_judge(
     rows: list[dict[str, Any]], client: CompletionClient, judging: JudgeSettings, folder: Path
-) -> dict[str, int]:
-    """Request the verdicts that are missing from the journal, and write the judgements of all rows. Returns the builder's counts."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Check the rows, and let the judge compare them; see [`judge_dataset`]."""
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["response"], row["baseline"]))
+
+    def ask(judge: JournaledClient, row: dict[str, Any]) -> Awaitable[list[Judgement]]:
+        # Keyed by text, because another run may have a different candidate at this index
+        key = [row["question"], key_of(row["response"])]
+        return judging.judge(judge, row["category"]).compare(key, row["prompt"], row["baseline"], row["response"])
+
     settings = {"builder": "arena_hard_judgements", **judging.settings()}
     output = DatasetFolder(str(folder), "ArenaHard judgements", settings)
-
-    def make_work(judge: JournaledClient):
-        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
-            # Keyed by text, because another run may have a different candidate at this index
-            key = [row["question"], key_of(row["response"])]
-            asked = judging.judge(judge, row["category"])
-            games = await asked.compare(key, row["prompt"], row["baseline"], row["response"])
-            kept = {name: row[name] for name in ("id", "question", "candidate", "response")}
-            return [{**kept, "games": [asdict(game) for game in games]}]
-
-        return work
-
-    return complete_build(build_dataset(output, rows, _JUDGEMENTS, {"judge": client}, make_work), output)
+    return judge_dataset(rows, client, output, _JUDGED_COLUMNS, ask)

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import numpy as np
-
 from ...combine_critiques import combine_rewards
-from ..stats import Estimate, Summarised, mean_estimate, powers_of_two, share
+from ..stats import Estimate, Summarised, mean_estimate, powers_of_two, row_outcome, share
 
 
 @dataclass(frozen=True)
@@ -74,22 +72,15 @@ def accuracy_against_tokens(
     """
     likelihoods = [None] * len(rows) if log_likelihoods is None else log_likelihoods
     steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
+
+    def point(limit: int | None) -> AnytimePoint:
+        outcomes, tokens = [], []
+        for row, known, count in zip(rows, likelihoods, num_chosen, strict=True):
+            found = [[reading.at(limit, read_every) for reading in readings] for readings in row]
+            rewards = combine_rewards([[reward for reward, _ in readings] for readings in found], combine, known)
+            outcomes.append(row_outcome(rewards, count))
+            tokens.append(fmean(sum(read for _, read in readings) for readings in found))
+        return AnytimePoint(limit, share(outcomes), mean_estimate(tokens))
+
     limits = (*(read_every * power for power in powers_of_two(steps)), None)
-    return Anytime(read_every, [_point(rows, likelihoods, num_chosen, read_every, limit, combine) for limit in limits])
-
-
-def _point(
-    rows: Sequence[RowReadings],
-    log_likelihoods: Sequence[Sequence[Sequence[float]] | None],
-    num_chosen: Sequence[int],
-    read_every: int,
-    limit: int | None,
-    combine: str,
-) -> AnytimePoint:
-    outcomes, tokens = [], []
-    for row, known, count in zip(rows, log_likelihoods, num_chosen, strict=True):
-        found = [[reading.at(limit, read_every) for reading in readings] for readings in row]
-        rewards = np.array(combine_rewards([[reward for reward, _ in readings] for readings in found], combine, known))
-        outcomes.append(float((rewards[:count, None] > rewards[None, count:]).mean()))
-        tokens.append(fmean(sum(read for _, read in readings) for readings in found))
-    return AnytimePoint(limit, share(outcomes), mean_estimate(tokens))
+    return Anytime(read_every, list(map(point, limits)))

@@ -233,9 +233,10 @@ def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     return [probabilities[reward] for reward in rewards]
 
 
-def expected_best_of(rewards: Sequence[float], correct: Sequence[float], n: int) -> float:
-    """Compute the expected correctness of the candidate with the highest reward among n drawn without replacement."""
-    return math.fsum(p * value for p, value in zip(choice_probabilities(rewards, n), correct, strict=True))
+def expected_best_of(rewards: Sequence[float], correct: Sequence[float], n: int | None = None) -> float:
+    """Compute the expected correctness of the candidate with the highest reward among n (default: all) drawn without replacement."""
+    chances = choice_probabilities(rewards, n or len(rewards))
+    return math.fsum(p * value for p, value in zip(chances, correct, strict=True))
 
 
 def best_of_the_first(rewards: Sequence[float], n: int) -> list[float]:

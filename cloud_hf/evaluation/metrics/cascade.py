@@ -167,7 +167,7 @@ def run_recorded(
         for row, one in enumerate(judged)
     ]
     rewards = tuple(tuple(one.rewards) for one in judged)
-    worth = tuple(worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
+    worth = tuple(map(worth_of_best, rewards, correct))
     asked = tuple(tuple(map(tuple, one.asked)) for one in judged)
     return CascadePoint(threshold, worth, tuple(tokens), rewards, asked)
 

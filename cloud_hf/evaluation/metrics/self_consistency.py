@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...combine_critiques import COMBINATIONS, combine_rewards
-from ..stats import Estimate, Summarised, mean_estimate, share, wilson
+from ..stats import Estimate, Summarised, mean_estimate, row_outcome, share, wilson
 
 
 ALL_ROWS = "all rows"
@@ -137,7 +137,7 @@ def compare_combinations(
     names = [name for name in COMBINATIONS if name != "likelihood" or log_likelihoods is not None]
     outcomes = {
         name: [
-            _outcome(combine_rewards(row, name, known), count)
+            row_outcome(combine_rewards(row, name, known), count)
             for row, known, count in zip(rewards, likelihoods, num_chosen, strict=True)
         ]
         for name in names
@@ -146,12 +146,6 @@ def compare_combinations(
         CombinedAccuracy(name, share(found), mean_estimate(np.subtract(found, outcomes["mean"]).tolist()))
         for name, found in outcomes.items()
     ]
-
-
-def _outcome(rewards: Sequence[float], num_chosen: int) -> float:
-    """Return the share of a row's right/wrong pairs in the right order."""
-    right, wrong = np.array(rewards[:num_chosen]), np.array(rewards[num_chosen:])
-    return float((right[:, None] > wrong).mean())
 
 
 def _standard_errors(

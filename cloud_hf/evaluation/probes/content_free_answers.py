@@ -1,6 +1,7 @@
 """Probe content-free answers: compare trivial strings, empty text and refusals with the right response."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -21,11 +22,8 @@ REFUSALS = (
 )
 
 
-def _answers(texts: Sequence[str]):
-    def alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
-        return [Variant(f"“{text}”" if text else EMPTY, -1, row.row.prompt, text) for text in texts]
-
-    return alter
+def _answer_with(texts: Sequence[str], row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
+    return [Variant(f"“{text}”" if text else EMPTY, -1, row.row.prompt, text) for text in texts]
 
 
 def _leads(row: ProbedRow, label: str, right: bool = True) -> list[float]:
@@ -67,7 +65,7 @@ TRIVIAL_ANSWERS = Probe(
     title="Trivial answers",
     about="Strings without content take the place of a response. None should have a higher reward than the right response.",
     measure=_measure,
-    alter=_answers(TRIVIAL),
+    alter=partial(_answer_with, TRIVIAL),
 )
 EMPTY_AND_REFUSALS = Probe(
     title="Empty and refusing answers",
@@ -76,5 +74,5 @@ EMPTY_AND_REFUSALS = Probe(
         "sets about safety, a refusal that beats it is not a mistake."
     ),
     measure=_measure,
-    alter=_answers(("", *REFUSALS)),
+    alter=partial(_answer_with, ("", *REFUSALS)),
 )

@@ -11,7 +11,7 @@ from typing import Any
 from pyarrow import parquet
 
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
-from ..formatting import Section, file_name, render
+from ..formatting import POINTS, Section, file_name, render
 from ..scoring_arguments import short_names
 from ..set_results import Difference, difference, outcome
 from .files import BEST_OF_N_VERSION, VERSION, write_json
@@ -54,19 +54,13 @@ class Results:
         """Return the settings that rewards may depend on, by name."""
         found = {}
         for file, page in self.pages.items():
-            arguments, run = page["arguments"], page["environment"]
-            names = (
-                *SETTINGS,
-                *_OTHER_SETTINGS,
-                *(_JUDGE_AND_CASCADE_SETTINGS if file == "report.json" else ["num_seeds"]),
-            )
+            arguments, run, is_report = page["arguments"], page["environment"], file == "report.json"
+            names = (*SETTINGS, *_OTHER_SETTINGS, *(_JUDGE_AND_CASCADE_SETTINGS if is_report else ["num_seeds"]))
             # Reports from earlier releases lack later options, which then had no effect
             values = {name: arguments.get(name, _DEFAULTS.get(name)) for name in names} | {"device": run["device"]}
             values |= {f"version of {name}": value for name, value in run["versions"].items()}
             values |= {f"revision of {name}": value for name, value in run["models"].items()}
-            found |= {
-                name if file == "report.json" else f"{name} (best-of-N)": value for name, value in values.items()
-            }
+            found |= values if is_report else {f"{name} (best-of-N)": value for name, value in values.items()}
         return found
 
 
@@ -174,16 +168,12 @@ class Comparison:
     def section(self, folders: Sequence[str]) -> Section:
         """Build the section of a report."""
         text = COMPARED.format(folders=" and ".join(folders))
-        kinds: list[list[Difference]] = [[], [], []]
+        rows, shares, scores = kinds = [], [], []
         for found in self.differences:
             kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
-        rows, shares, scores = kinds
-        tables = [
-            difference_table(rows),
-            difference_table(shares, what=CHOICES),
-            difference_table(scores, DIFFERENCE, CHOICES),
-        ]
-        tables = [table for table, kind in zip(tables, kinds, strict=True) if kind]
+        tables = [difference_table(rows)] if rows else []
+        tables += [difference_table(shares, POINTS, CHOICES)] if shares else []
+        tables += [difference_table(scores, DIFFERENCE, CHOICES)] if scores else []
         return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
 

@@ -9,6 +9,7 @@ from ...data.journal import key_of
 from ...data.row_values import judged_chat
 from ..cascade_results import CascadeResult, worth_of
 from ..compute import is_estimated
+from ..context_fitting import SetKey
 from ..ensembles import Ensemble
 from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
 from ..generative_judges import JudgeReport, RatingReport
@@ -94,7 +95,9 @@ def compute_points(
             for evaluation, key in zip(found.evaluations, with_sides, strict=True):
                 of_model += _points_of_model(model, found, evaluation, key)
             of_model += _points_of_choices(model, found, shown)
-            estimated = _has_estimates(found)
+            scored = [scores for _, scores in found.parts.values()]
+            scored += [part.row_scores for parts in found.sampled.values() for part in parts]
+            estimated = any(map(is_estimated, scored))
             points += [replace(point, has_estimated_tokens=estimated) for point in of_model]
     for ensemble in ensembles:
         points += [_point_of_ensemble(ensemble, one, points) for one in results[ensemble.name].evaluations]
@@ -106,15 +109,7 @@ def compute_points(
     return points
 
 
-def _has_estimates(found: ModelResults) -> bool:
-    """Return whether a model's token counts are partly estimates."""
-    sampled = [evaluation.row_scores for evaluations in found.sampled.values() for evaluation in evaluations]
-    return any(map(is_estimated, [*(scores for _, scores in found.parts.values()), *sampled]))
-
-
-def _points_of_model(
-    model: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
-) -> Iterator[ComputePoint]:
+def _points_of_model(model: str, found: ModelResults, evaluation: Evaluation, key: SetKey) -> Iterator[ComputePoint]:
     """Yield a model's points: as scored, with 1, 2, 4, … and all sampled critiques, and with critiques that are only partially read."""
     name, cost = evaluation.name, found.costs[key]
     yield ComputePoint(name, model, "as scored", evaluation.row_accuracy(), cost.per_row, cost.seconds_per_row)
@@ -141,7 +136,7 @@ def _points_of_choices(model: str, found: ModelResults, shown: Mapping[str, str]
         if key[0] == "problems":
             fitted, scores = found.parts[key]
             worth = [
-                expected_best_of([score.reward for score in row], worth_of("problems", read), len(row))
+                expected_best_of([score.reward for score in row], worth_of("problems", read))
                 for row, read in zip(scores, fitted.rows, strict=True)
             ]
             dataset = shown.get(key[1], key[1])

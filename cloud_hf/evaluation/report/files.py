@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,21 +157,20 @@ def write_report(
     (output_dir / "report.md").write_text(text, encoding="utf8")
 
 
+@dataclass
 class _Report:
-    """The finished models of a run; the arguments are those of [`write_report`]."""
+    """The finished models of a run; the fields are the arguments of [`write_report`]."""
 
-    def __init__(
-        self,
-        results: Mapping[str, ModelResults],
-        args: EvaluationArguments,
-        shown: Mapping[str, str],
-        output_dir: Path,
-        judged: JudgeReport | RatingReport | None,
-        cascades: Sequence[CascadeResult],
-    ):
-        self.results, self.args, self.output_dir = results, args, output_dir
-        self.judged, self.cascades = judged, cascades
-        self.by_model = {shown[name]: found for name, found in results.items()}
+    results: Mapping[str, ModelResults]
+    args: EvaluationArguments
+    shown: Mapping[str, str]
+    output_dir: Path
+    judged: JudgeReport | RatingReport | None
+    cascades: Sequence[CascadeResult]
+
+    def __post_init__(self):
+        args, shown = self.args, self.shown
+        self.by_model = {shown[name]: found for name, found in self.results.items()}
         self.evaluations = {model: found.evaluations for model, found in self.by_model.items()}
         self.robustness = {model: found.robustness for model, found in self.by_model.items()}
         self.differences = compare(self.evaluations)
@@ -182,8 +181,8 @@ class _Report:
             for name in args.best_of_n
         }
         ensembles = read_ensembles(args.ensembles, args.models)
-        finished = [one for one in ensembles if one.name in results]
-        self.points = compute_points(results, shown, finished, cascades, judged)
+        finished = [one for one in ensembles if one.name in self.results]
+        self.points = compute_points(self.results, shown, finished, self.cascades, self.judged)
         # All models of the run, including unfinished ones, so that a model keeps its style in all versions of the report
         judges = [args.judge_name] if args.judge_base_url else []
         combined = [one.name for one in (*ensembles, *args.read_cascades())]
