@@ -191,10 +191,13 @@ class TransformersEngine(EncodingEngine):
         job.on_token = lambda token_id: loop.call_soon_threadsafe(tokens.put_nowait, token_id)
         job.result.add_done_callback(lambda _: tokens.put_nowait(None))
         self._queue(job)
-        written = ""
+        ids, written = [], ""
         try:
-            async with aclosing(self._pieces(tokens)) as pieces:
-                async for piece in pieces:
+            while (token_id := await tokens.get()) is not None:
+                if token_id == self._format.end_token_id:
+                    continue
+                ids.append(token_id)
+                if piece := self._stable_prefix(ids)[len(written) :]:
                     written += piece
                     yield piece
             score = await job.result
@@ -293,17 +296,3 @@ class TransformersEngine(EncodingEngine):
             yield
         finally:
             hook.remove()
-
-    # --------------------------------------------------------------------------------------------------- streaming
-
-    async def _pieces(self, tokens: asyncio.Queue[int | None]) -> AsyncGenerator[str, None]:
-        """Yield the text that each token adds to the stable prefix."""
-        ids, written = [], ""
-        while (token_id := await tokens.get()) is not None:
-            if token_id == self._format.end_token_id:
-                continue
-            ids.append(token_id)
-            text = self._stable_prefix(ids)
-            if len(text) > len(written):
-                yield text[len(written) :]
-                written = text

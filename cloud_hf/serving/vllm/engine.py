@@ -76,13 +76,13 @@ class VLLMEngine(EncodingEngine):
             async for output in outputs:
                 ids = list(output.outputs[0].token_ids)[: sampling.max_new_tokens]
                 text = self._stable_prefix(list(takewhile(lambda one: one != self._requests.reward_id, ids)))
-                if len(text) > len(shown):
-                    yield text[len(shown) :]
-                    shown = text
+                if piece := text[len(shown) :]:
+                    shown += piece
+                    yield piece
         assert output is not None, "vLLM finished a request without an output"
         samples = self._requests.samples(output, sampling)
-        if len(samples[0].critique) > len(shown):
-            yield samples[0].critique[len(shown) :]
+        if rest := samples[0].critique[len(shown) :]:
+            yield rest
         yield await self._score(request, samples)
 
     async def close(self):
