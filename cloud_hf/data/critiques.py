@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from datasets import Dataset, Features, List, Value
@@ -123,7 +123,8 @@ class CritiqueBuilder:
     context: int | None
     options: CritiqueOptions
     bad_rows: str = "error"
-    _tallies: dict[Any, tuple[int, ...]] = field(default_factory=dict)
+    # Keyed by id, because each row is built twice: first with answers from the server, and then again from the journal
+    _counts: dict[Any, "_Counts"] = field(default_factory=dict)
 
     def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
@@ -188,20 +189,16 @@ class CritiqueBuilder:
         of [`CritiqueBuilder.fit`].
         """
         task = self.fit(row)
-        counts = _Counts(
+        counts = self._counts[row["id"]] = _Counts(
             prompts_shortened=int(task.is_shortened),
             responses_changed=sum(prefix.response_changed for prefix in task.prefixes.values()),
         )
-        try:
-            numbers = range(self.options.num_critiques)
-            critiques = await all_of(
-                *(self._write(task, side, number, ask, counts) for side in SIDES for number in numbers)
-            )
-            written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
-            kept = self._keep(written, counts)
-        finally:
-            # Keyed by id, because each row is built twice: first with answers from the server, and then again from the journal
-            self._tallies[row["id"]] = tuple(vars(counts).values())
+        numbers = range(self.options.num_critiques)
+        critiques = await all_of(
+            *(self._write(task, side, number, ask, counts) for side in SIDES for number in numbers)
+        )
+        written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
+        kept = self._keep(written, counts)
         new = {**row, "prompt": prompt_column(task.prompt, row)}
         several = self.options.num_critiques > 1
         for side, critiques in kept.items():
@@ -218,9 +215,8 @@ class CritiqueBuilder:
         Return the numbers of critiques and tokens, including truncated critiques, over all rows built so far. A [`ScorerCritic`] writes more
         than the builder asks for; its `tokens` count that.
         """
-        nothing = tuple(vars(_Counts()).values())  # there are no tallies if every row failed
-        totals = map(sum, zip(nothing, *self._tallies.values(), strict=True))
-        return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
+        names = [each.name for each in fields(_Counts)]
+        return {name: sum(getattr(counts, name) for counts in self._counts.values()) for name in names}
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
         """Request a critique, and retry with twice the tokens as long as it is truncated and the context has room."""
@@ -260,7 +256,7 @@ class CritiqueBuilder:
         return kept
 
 
-@dataclass
+@dataclass(slots=True)
 class _Counts:
     """Counts for one row."""
 
