@@ -286,15 +286,14 @@ def write_rows(
     rows: Dataset,
     folder: DatasetFolder,
     journal: Journal,
-    kept: int,
     failures: dict[int, str] | None = None,
 ) -> dict[str, Any]:
     """
-    Write the dataset from a journal that contains all critiques, and return the counts. `kept` is the number of entries from earlier
-    runs, and `failures` maps the positions of failed rows to the reasons.
+    Write the dataset from a journal that contains all critiques, and return the counts. `failures` maps the positions of failed rows to the
+    reasons.
     """
     run = Run(rows, lambda row: builder.build(row, ask), [], 1, failures or {})
-    counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
+    counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": journal.kept, "retries": 0}
     features = features_with_critiques(rows.features, builder.options.num_critiques)
     return asyncio.run(folder.write(run.results(), features, counts))
 

@@ -308,11 +308,10 @@ def write_with_ray(
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(args.model_name_or_path))
     builder = CritiqueBuilder(critique_format, context_of(args, config, is_reward_model), args, args.bad_rows)
     with folder.open_journal() as journal:
-        kept = len(journal)
         critic = RayCritic(builder, config, journal, is_reward_model)
         connect(args.ray_address)
         failures = critic.write_all(engines, rows)
-        counts = write_rows(builder, critic.ask, rows, folder, journal, kept, failures)
+        counts = write_rows(builder, critic.ask, rows, folder, journal, failures)
     counts |= {name: count for name, count in builder.counts().items() if not name.endswith("_tokens")}
     folder.write_record(counts)
     return counts
