@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -86,6 +87,8 @@ class _RewardModel:
     def __init__(self):
         self.chats = RenderedChats(AutoTokenizer.from_pretrained(_variable("CLOUD_POLICY_TOKENIZER")))
         self.scorer = _load_scorer()
+        # A model in this process can score only one batch at a time
+        self.turn = threading.Lock() if isinstance(self.scorer, TransformersScorer) else nullcontext()
         self.options = {"max_new_tokens": 512, **json.loads(os.environ.get("CLOUD_REWARD_OPTIONS", "{}"))}
         unjudgeable = os.environ.get("CLOUD_REWARD_UNJUDGEABLE")
         self.unjudgeable = None if unjudgeable is None else float(unjudgeable)
@@ -100,7 +103,8 @@ class _RewardModel:
         """
         try:
             *messages, answer = self.chats.parse(query, prompt)
-            [score] = self.scorer.score([messages], [answer["content"]], **self.options)
+            with self.turn:
+                [score] = self.scorer.score([messages], [answer["content"]], **self.options)
         except ValueError as error:
             if self.unjudgeable is None or not self.has_judged:
                 raise
@@ -110,18 +114,6 @@ class _RewardModel:
         self.has_judged = True
         cut = score.finish_reasons.count("length") / len(score.finish_reasons)
         return score.reward, score.reward_std, cut, float(score.response_changed), 0.0
-
-
-class _OneAtATime:
-    """Serialises calls from several threads, because a model in this process can score only one batch at a time."""
-
-    def __init__(self, scorer: Scorer):
-        self.scorer = scorer
-        self.lock = threading.Lock()
-
-    def score(self, *args, **kwargs):
-        with self.lock:
-            return self.scorer.score(*args, **kwargs)
 
 
 _loaded = cache(_RewardModel)
@@ -143,7 +135,7 @@ def _load_scorer() -> Scorer:
             "With CLOUD_REWARD_CASCADE, CLOUD_REWARD_URL must list a reward server for each stage, and CLOUD_REWARD_MODEL must not be set."
         )
     if model is not None and url is None:
-        return _OneAtATime(TransformersScorer(*load_reward_model(model)))
+        return TransformersScorer(*load_reward_model(model))
     raise ValueError("Set either CLOUD_REWARD_URL (a reward server) or CLOUD_REWARD_MODEL (a model to load here).")
 
 
