@@ -180,6 +180,12 @@ class CritiqueBuilder:
         """Return whether the context has room for a critique of `max_new_tokens` tokens after a prefix of `prefix_length` tokens."""
         return self.context is None or prefix_length + max_new_tokens + 1 <= self.context
 
+    def token_limits(self, prefix_length: int) -> list[int]:
+        """Return the token limits of the first try and of the retries for which the context has room; each is twice the one before."""
+        tries = range(self.options.most_longer_tries + 1)
+        first, *longer = (self.options.max_new_tokens * 2**number for number in tries)
+        return [first, *(limit for limit in longer if self.has_room(prefix_length, limit))]
+
     async def build(self, row: dict[str, Any], ask: Ask) -> list[dict[str, Any]]:
         """
         Return a list with one row: `row`, with a shortened prompt if necessary, plus `{side}_feedback`, `{side}_feedback_ids` and
@@ -219,17 +225,15 @@ class CritiqueBuilder:
         return {name: sum(getattr(counts, name) for counts in self._counts.values()) for name in names}
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
-        """Request a critique, and retry with twice the tokens as long as it is truncated and the context has room."""
+        """Request a critique, and retry with more tokens as long as it is truncated."""
         prefix_length = len(task.prefixes[side].input_ids)
-        max_new_tokens = self.options.max_new_tokens
-        for tries in range(self.options.most_longer_tries + 1):
+        for tries, max_new_tokens in enumerate(self.token_limits(prefix_length)):
             critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
             counts.critique_tokens += len(critique.ids) + 1  # including the end token
             counts.critiques_written_longer += tries == 1
-            if critique.finish_reason != "length" or not self.has_room(prefix_length, 2 * max_new_tokens):
+            if critique.finish_reason != "length":
                 break
-            max_new_tokens *= 2
         return critique
 
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:

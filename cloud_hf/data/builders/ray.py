@@ -193,7 +193,7 @@ class RayCritic:
             except Dropped:
                 continue
             for side, prefix in task.prefixes.items():
-                max_new_tokens = self._most_tokens(len(prefix.input_ids))
+                *_, max_new_tokens = self.builder.token_limits(len(prefix.input_ids))
                 for number in range(options.num_critiques):
                     if (key := self._key(row, side, number)) in self.journal:
                         continue
@@ -207,14 +207,6 @@ class RayCritic:
                         "tokenized_prompt": np.array(prefix.input_ids, dtype=np.int32),
                         "sampling_params": sampling,
                     }
-
-    def _most_tokens(self, prefix_length: int) -> int:
-        """Return the token limit of the last try for a prefix of this length."""
-        most = self.builder.options.max_new_tokens
-        for _ in range(self.builder.options.most_longer_tries):
-            if self.builder.has_room(prefix_length, 2 * most):
-                most *= 2
-        return most
 
     def _read(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], str]:
         """Return the ids without the end token, and the finish reason."""
