@@ -165,8 +165,7 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal. Returns the reason for each failed row, keyed by the row's position.
 
-        All rows are checked before any engine starts. If rows are unusable and the builder does not drop them, raises a `ValueError` that
-        lists them by kind of problem, or recommends limits if they are over-long. After the first Ctrl-C, the batches in progress are
+        All rows are checked before any engine starts, as by [`ScorerCritic.write_all`]. After the first Ctrl-C, the batches in progress are
         finished before `KeyboardInterrupt` is raised.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
