@@ -23,7 +23,7 @@ from .build_run import (
     check_truncated,
     most_longer_tries,
 )
-from .completions import Answer
+from .completions import NEUTRAL_SAMPLING, Answer
 from .dataset_folder import DatasetFolder
 from .fit_to_context import Overlong, check_policy, fit_to_context
 from .journal import Journal, key_of
@@ -461,11 +461,8 @@ class ServedCritic:
         from ..generation import row_seed  # loads torch
 
         sampling: dict[str, Any] = {
+            **NEUTRAL_SAMPLING,
             "temperature": self.options.temperature,
-            # Set explicitly, because the server would otherwise use the values in the model's generation_config.json
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
             "repetition_penalty": self.repetition_penalty,
             # Only these tokens end a critique
             "stop_token_ids": list(self.stop_ids),
