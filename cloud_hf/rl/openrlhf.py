@@ -64,7 +64,8 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
         `ValueError`: If an environment variable is missing or a response cannot be judged.
     """
     try:
-        model = _reward_model()
+        with _loading:  # `cache` alone would let two threads load the model at the same time
+            model = _loaded()
         rows = [model.judge(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     except Exception:
         logger.exception("No reward for %d responses.", len(queries))
@@ -117,12 +118,6 @@ class _RewardModel:
 
 
 _loaded = cache(_RewardModel)
-
-
-def _reward_model() -> _RewardModel:
-    # `cache` alone would let two threads load the model at the same time
-    with _loading:
-        return _loaded()
 
 
 def _load_scorer() -> Scorer:
