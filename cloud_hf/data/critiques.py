@@ -135,10 +135,8 @@ class CritiqueBuilder:
         """
         try:
             return self._fit(row)
-        except Overlong:
-            raise
         except ValueError as error:
-            if self.bad_rows == "error":
+            if self.bad_rows == "error" or isinstance(error, Overlong):
                 raise
             raise Dropped(str(error)) from error
 
