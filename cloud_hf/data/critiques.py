@@ -337,12 +337,9 @@ class ScorerCritic:
         jobs = self._jobs(rows)
         if longest_first:
             jobs.sort(key=lambda job: -job.prefix_length)
-        max_new_tokens = options.max_new_tokens
         for tries in range(options.most_longer_tries + 1):
-            if tries > 0:
-                jobs = [job for job in jobs if self._is_cut(job, max_new_tokens)]
-                max_new_tokens *= 2
-                jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
+            max_new_tokens = options.max_new_tokens * 2**tries
+            jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
             waiting = [job for job in jobs if key_of(job.id, job.side, max_new_tokens) not in self.journal]
             title = "Critiques" if tries == 0 else f"Truncated critiques again, up to {max_new_tokens} tokens"
             with (
@@ -355,10 +352,14 @@ class ScorerCritic:
                     chunk = waiting[start : start + chunk_size]
                     self._write_chunk(scorer, rows, chunk, max_new_tokens)
                     progress.update(len(chunk))
+            cut = []
             for job in jobs:
                 critiques = self.journal[key_of(job.id, job.side, max_new_tokens)]
                 self.tokens["prompt_tokens"] += len(critiques) * job.prefix_length
                 self.tokens["critique_tokens"] += sum(len(ids) + 1 for ids, _ in critiques)  # with the end token
+                if any(finish_reason == "length" for _, finish_reason in critiques):
+                    cut.append(job)
+            jobs = cut
 
     def _jobs(self, rows: Rows) -> list["_Job"]:
         """Return a job for each response in the rows that fit in the context."""
@@ -394,10 +395,6 @@ class ScorerCritic:
             seed=options.seed,
             on_score=keep,
         )
-
-    def _is_cut(self, job: "_Job", max_new_tokens: int) -> bool:
-        critiques = self.journal[key_of(job.id, job.side, max_new_tokens)]
-        return any(finish_reason == "length" for _, finish_reason in critiques)
 
 
 @dataclass(frozen=True, slots=True)
