@@ -13,7 +13,7 @@ from ...critique_format import EncodedCritique, EncodedPrefix
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
-from .requests import VLLMRequests, seed_for
+from .requests import VLLMRequests
 
 
 class CLoudVLLM:
@@ -112,10 +112,9 @@ class CLoudVLLM:
         """Start the requests that write critiques; `written` is called with the row and the output of each."""
         vllm_config = self.llm.llm_engine.vllm_config
         # Computed before the first request starts: an error must leave nothing behind in the engine
-        seeds = [seed_for(sampling, prefix, vllm_config) for prefix in prefixes]
+        params = [self._requests.writing(sampling, prefix, vllm_config) for prefix in prefixes]
         for row, prefix in enumerate(prefixes):
-            params = self._requests.writing(sampling, seeds[row])
-            run.add(self._requests.prompt_of(prefix), params, partial(written, row))
+            run.add(self._requests.prompt_of(prefix), params[row], partial(written, row))
 
     def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
         """Start reading the rewards of a row's samples; `end` is called with the samples and their rewards."""
