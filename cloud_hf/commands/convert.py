@@ -43,12 +43,14 @@ def main(arguments: list[str] | None = None):
     to, dry_run = args.pop("to"), args.pop("dry_run")
     if to is None:
         _convert_layout(source, destination, dry_run, args)
-        return
-    if given := [name for name, value in args.items() if value]:
+    elif given := [name for name, value in args.items() if value]:
         raise ValueError(
             f"`{given[0]}` applies only to the published layout, so it cannot be combined with `--to {to}`."
         )
-    _convert_classifier(source, destination, to, dry_run)
+    else:
+        _convert_classifier(source, destination, to, dry_run)
+    if dry_run:
+        print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")
 
 
 def _convert_layout(source: str, destination: str, dry_run: bool, options: dict):
@@ -60,7 +62,6 @@ def _convert_layout(source: str, destination: str, dry_run: bool, options: dict)
     print(conversion)
     if dry_run:
         check_room(Path(destination), conversion.num_bytes)
-        print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")
     else:
         write(conversion, destination)
         print(f"Wrote the {conversion.to} layout to {destination}. Next: cloud-hf serve {destination}")
@@ -82,5 +83,3 @@ def _convert_classifier(source: str, destination: str, to: str, dry_run: bool):
         if not dry_run:
             write_export(export, destination)
             print(f"Wrote a sequence classifier to {destination}. Next: vllm serve {destination} --runner pooling")
-    if dry_run:
-        print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")

@@ -110,17 +110,15 @@ class Preparation:
         ids = list(map(str, rows["id"])) if "id" in rows.column_names else []
         self.has_ids = bool(ids) and len({*ids}) == len(ids)
         self.repeated_ids = bool(ids) and not self.has_ids and not layout.group_by
-        self.kept = [name for name in rows.column_names if name not in self._replaced()]
+        ratings = ("chosen_rating", "rejected_rating") if layout.margin else ()
+        margin = ("margin",) if self.margins else ()
+        replaced = {"id", "prompt", *SIDES, *layout.replaced, *ratings, *margin}
+        self.kept = [name for name in rows.column_names if name not in replaced]
         self.text_prompts = self.text_responses = True
         self.has_tools = False
         # Keep the bad rows in place: without them, groups with the same prompt could become neighbours and merge
         self.rows, self.bad = self._check(rows, args.dataset_name, args.bad_rows)
         self.counts = {"rows_read": len(rows), "bad_rows": len(rows) - len(self.rows) + len(self.bad)}
-
-    def _replaced(self) -> set[str]:
-        ratings = ("chosen_rating", "rejected_rating") if self.layout.margin else ()
-        margin = ("margin",) if self.margins else ()
-        return {"id", "prompt", *SIDES, *self.layout.replaced, *ratings, *margin}
 
     def _check(self, rows: Dataset, name: str, bad_rows: str) -> tuple[Dataset, set[int]]:
         """Return the rows and the positions of the bad ones. Raises `ValueError` if there are any and `bad_rows` is "error"."""

@@ -109,11 +109,8 @@ def main(args: ScoreArguments):
 
 def read_rows(path: str, name: str) -> list[dict[str, Any]]:
     """
-    Read rows from JSON lines.
-
-    Raises:
-        `ValueError`: If a line is not a JSON object with a usable `prompt` and `response`. The message names the row,
-            counting from 0 and skipping blank lines.
+    Read rows from JSON lines. Raises `ValueError` if a line is not a JSON object with a usable `prompt` and `response`. The message names
+    the row, counting from 0 and skipping blank lines.
     """
     with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf8") as file:
         lines = [line for line in file if line.strip()]

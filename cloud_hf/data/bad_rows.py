@@ -66,10 +66,8 @@ class BadRows:
         """
         if not self._indices:
             return []
-        kinds = [_named(names, problem) for names, problem in self._kinds.values()]
-        text = " Also ".join(kinds)
-        start = f"{self.name}, " if self.name else ""
-        message = start + text if start else text[:1].upper() + text[1:]
+        text = " Also ".join(_named(names, problem) for names, problem in self._kinds.values())
+        message = f"{self.name}, {text}" if self.name else text[:1].upper() + text[1:]
         number = len(self._indices)
         if self.policy == "error":
             raise ValueError(

@@ -369,7 +369,6 @@ async def build_dataset(
             if chats:
                 folder.settings[f"{role}{SAMPLING_DEFAULTS}"] = client.sampling_defaults or SERVERS_OWN
         journal = stack.enter_context(folder.open_journal())
-        kept = len(journal)
         journaled = {role: JournaledClient(client, journal, role) for role, client in clients.items()}
         work = make_work(**journaled)
         run = Run(
@@ -384,7 +383,7 @@ async def build_dataset(
         counts = {
             "rows_read": len(rows),
             "answers": len(journal),
-            "answers_of_earlier_runs": kept,
+            "answers_of_earlier_runs": journal.kept,
             "retries": sum(client.counts.retried for client in clients.values()),
         }
         counts = await folder.write(run.results(), features, counts, statistics)

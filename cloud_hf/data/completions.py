@@ -31,8 +31,8 @@ _LONGEST_ANSWER = 2**23
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
-# For fields that a chat request omits, vLLM would use the values in the model's generation_config.json
-_NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+# For fields that a request omits, vLLM would use the values in the model's generation_config.json
+NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 # Status codes and wording with which servers reject a request that exceeds the model's context
 _TOO_LARGE = (400, 413, 422)
 _SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens", re.IGNORECASE)
@@ -269,7 +269,7 @@ class CompletionClient:
                 served = self._show(", ".join(sorted(names)) or "no model")
                 raise ServerUnusable(f"{server.url} serves {served}. {wanted}.")
             owners.append(names[self.model])
-        self.sampling_defaults = _NEUTRAL_SAMPLING if set(owners) == {"vllm"} else {}
+        self.sampling_defaults = NEUTRAL_SAMPLING if set(owners) == {"vllm"} else {}
 
     async def _models(self, server: _Server) -> dict[str, Any] | None:
         """Map the names of the server's models to the owners that it reports; return `None` if it does not list its models."""

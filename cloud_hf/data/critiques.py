@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from datasets import Dataset, Features, List, Value
@@ -23,7 +23,7 @@ from .build_run import (
     check_truncated,
     most_longer_tries,
 )
-from .completions import Answer
+from .completions import NEUTRAL_SAMPLING, Answer
 from .dataset_folder import DatasetFolder
 from .fit_to_context import Overlong, check_policy, fit_to_context
 from .journal import Journal, key_of
@@ -123,7 +123,8 @@ class CritiqueBuilder:
     context: int | None
     options: CritiqueOptions
     bad_rows: str = "error"
-    _tallies: dict[Any, tuple[int, ...]] = field(default_factory=dict)
+    # Keyed by id, because each row is built twice: first with answers from the server, and then again from the journal
+    _counts: dict[Any, "_Counts"] = field(default_factory=dict)
 
     def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
@@ -134,10 +135,8 @@ class CritiqueBuilder:
         """
         try:
             return self._fit(row)
-        except Overlong:
-            raise
         except ValueError as error:
-            if self.bad_rows == "error":
+            if self.bad_rows == "error" or isinstance(error, Overlong):
                 raise
             raise Dropped(str(error)) from error
 
@@ -179,6 +178,12 @@ class CritiqueBuilder:
         """Return whether the context has room for a critique of `max_new_tokens` tokens after a prefix of `prefix_length` tokens."""
         return self.context is None or prefix_length + max_new_tokens + 1 <= self.context
 
+    def token_limits(self, prefix_length: int) -> list[int]:
+        """Return the token limits of the first try and of the retries for which the context has room; each is twice the one before."""
+        tries = range(self.options.most_longer_tries + 1)
+        first, *longer = (self.options.max_new_tokens * 2**number for number in tries)
+        return [first, *(limit for limit in longer if self.has_room(prefix_length, limit))]
+
     async def build(self, row: dict[str, Any], ask: Ask) -> list[dict[str, Any]]:
         """
         Return a list with one row: `row`, with a shortened prompt if necessary, plus `{side}_feedback`, `{side}_feedback_ids` and
@@ -188,20 +193,16 @@ class CritiqueBuilder:
         of [`CritiqueBuilder.fit`].
         """
         task = self.fit(row)
-        counts = _Counts(
+        counts = self._counts[row["id"]] = _Counts(
             prompts_shortened=int(task.is_shortened),
             responses_changed=sum(prefix.response_changed for prefix in task.prefixes.values()),
         )
-        try:
-            numbers = range(self.options.num_critiques)
-            critiques = await all_of(
-                *(self._write(task, side, number, ask, counts) for side in SIDES for number in numbers)
-            )
-            written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
-            kept = self._keep(written, counts)
-        finally:
-            # Keyed by id, because each row is built twice: first with answers from the server, and then again from the journal
-            self._tallies[row["id"]] = tuple(vars(counts).values())
+        numbers = range(self.options.num_critiques)
+        critiques = await all_of(
+            *(self._write(task, side, number, ask, counts) for side in SIDES for number in numbers)
+        )
+        written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
+        kept = self._keep(written, counts)
         new = {**row, "prompt": prompt_column(task.prompt, row)}
         several = self.options.num_critiques > 1
         for side, critiques in kept.items():
@@ -218,22 +219,19 @@ class CritiqueBuilder:
         Return the numbers of critiques and tokens, including truncated critiques, over all rows built so far. A [`ScorerCritic`] writes more
         than the builder asks for; its `tokens` count that.
         """
-        nothing = tuple(vars(_Counts()).values())  # there are no tallies if every row failed
-        totals = map(sum, zip(nothing, *self._tallies.values(), strict=True))
-        return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
+        names = [each.name for each in fields(_Counts)]
+        return {name: sum(getattr(counts, name) for counts in self._counts.values()) for name in names}
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
-        """Request a critique, and retry with twice the tokens as long as it is truncated and the context has room."""
+        """Request a critique, and retry with more tokens as long as it is truncated."""
         prefix_length = len(task.prefixes[side].input_ids)
-        max_new_tokens = self.options.max_new_tokens
-        for tries in range(self.options.most_longer_tries + 1):
+        for tries, max_new_tokens in enumerate(self.token_limits(prefix_length)):
             critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
             counts.critique_tokens += len(critique.ids) + 1  # including the end token
             counts.critiques_written_longer += tries == 1
-            if critique.finish_reason != "length" or not self.has_room(prefix_length, 2 * max_new_tokens):
+            if critique.finish_reason != "length":
                 break
-            max_new_tokens *= 2
         return critique
 
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:
@@ -260,7 +258,7 @@ class CritiqueBuilder:
         return kept
 
 
-@dataclass
+@dataclass(slots=True)
 class _Counts:
     """Counts for one row."""
 
@@ -290,15 +288,14 @@ def write_rows(
     rows: Dataset,
     folder: DatasetFolder,
     journal: Journal,
-    kept: int,
     failures: dict[int, str] | None = None,
 ) -> dict[str, Any]:
     """
-    Write the dataset from a journal that contains all critiques, and return the counts. `kept` is the number of entries from earlier
-    runs, and `failures` maps the positions of failed rows to the reasons.
+    Write the dataset from a journal that contains all critiques, and return the counts. `failures` maps the positions of failed rows to the
+    reasons.
     """
     run = Run(rows, lambda row: builder.build(row, ask), [], 1, failures or {})
-    counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
+    counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": journal.kept, "retries": 0}
     features = features_with_critiques(rows.features, builder.options.num_critiques)
     return asyncio.run(folder.write(run.results(), features, counts))
 
@@ -340,12 +337,9 @@ class ScorerCritic:
         jobs = self._jobs(rows)
         if longest_first:
             jobs.sort(key=lambda job: -job.prefix_length)
-        max_new_tokens = options.max_new_tokens
         for tries in range(options.most_longer_tries + 1):
-            if tries > 0:
-                jobs = [job for job in jobs if self._is_cut(job, max_new_tokens)]
-                max_new_tokens *= 2
-                jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
+            max_new_tokens = options.max_new_tokens * 2**tries
+            jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
             waiting = [job for job in jobs if key_of(job.id, job.side, max_new_tokens) not in self.journal]
             title = "Critiques" if tries == 0 else f"Truncated critiques again, up to {max_new_tokens} tokens"
             with (
@@ -358,10 +352,14 @@ class ScorerCritic:
                     chunk = waiting[start : start + chunk_size]
                     self._write_chunk(scorer, rows, chunk, max_new_tokens)
                     progress.update(len(chunk))
+            cut = []
             for job in jobs:
                 critiques = self.journal[key_of(job.id, job.side, max_new_tokens)]
                 self.tokens["prompt_tokens"] += len(critiques) * job.prefix_length
                 self.tokens["critique_tokens"] += sum(len(ids) + 1 for ids, _ in critiques)  # with the end token
+                if any(finish_reason == "length" for _, finish_reason in critiques):
+                    cut.append(job)
+            jobs = cut
 
     def _jobs(self, rows: Rows) -> list["_Job"]:
         """Return a job for each response in the rows that fit in the context."""
@@ -397,10 +395,6 @@ class ScorerCritic:
             seed=options.seed,
             on_score=keep,
         )
-
-    def _is_cut(self, job: "_Job", max_new_tokens: int) -> bool:
-        critiques = self.journal[key_of(job.id, job.side, max_new_tokens)]
-        return any(finish_reason == "length" for _, finish_reason in critiques)
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,11 +456,8 @@ class ServedCritic:
         from ..generation import row_seed  # loads torch
 
         sampling: dict[str, Any] = {
+            **NEUTRAL_SAMPLING,
             "temperature": self.options.temperature,
-            # Set explicitly, because the server would otherwise use the values in the model's generation_config.json
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
             "repetition_penalty": self.repetition_penalty,
             # Only these tokens end a critique
             "stop_token_ids": list(self.stop_ids),

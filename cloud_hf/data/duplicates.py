@@ -239,9 +239,6 @@ class EvaluationNGrams:
         self.n = n
         self._sets: dict[str, tuple[str, ...]] = {}
 
-    def __len__(self) -> int:
-        return len(self._sets)
-
     def add(self, name: str, texts: Iterable[str]):
         """Add the texts of an evaluation set. N-grams do not span two texts."""
         for text in texts:

@@ -165,6 +165,7 @@ class Journal:
             self._write({"format": FORMAT, "version": VERSION, "settings": settings})
         elif number > 1:
             print(f"{self.path}: resuming with {len(self)} entries from an earlier run.", flush=True)
+        self.kept = len(self)  # number of entries from earlier runs
 
     def _heal(self, number: int, end: int, is_last: bool):
         if not is_last:

@@ -8,7 +8,7 @@ from typing import Any
 from .build_run import JournaledClient, all_of, seed_of
 from .critique_prompt import conversation_text, fill, messages_for_critic, read_template
 from .dataset_folder import Reject
-from .verdicts import points, read_verdict
+from .verdicts import points, read_verdict, winner
 
 
 OWN_ANSWER = """\
@@ -280,16 +280,16 @@ class PreferenceStatistics:
         if not verdicts or None in verdicts:
             return
         self._verdicts.update(verdicts)
-        # A sign of 1 means that the response shown first wins the game. The second game swaps the responses, so the orders agree if the
-        # signs are opposite
-        signs = [_sign(points(verdict, None)) for verdict in verdicts]
+        game, swapped_game = verdicts
+        # As if every game showed response 1 first
+        winners = [winner(verdict, None) for verdict in verdicts]
         self._counts.update(
             {
                 "judged": 1,
-                "ties": int(points(*verdicts) == 0),
-                "agree": int(signs[0] == -signs[1]),
-                "first": signs.count(1),
-                "decided": 2 - signs.count(0),
+                "ties": int(winner(game, swapped_game) == "tie"),
+                "agree": int(winner(game, None) == winner(None, swapped_game)),
+                "first": winners.count("response_1"),
+                "decided": 2 - winners.count("tie"),
             }
         )
 
@@ -308,10 +308,6 @@ class PreferenceStatistics:
             "mean_chosen_characters": _share(counts["chosen"], counts["rows"]),
             "mean_rejected_characters": _share(counts["rejected"], counts["rows"]),
         }
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -68,10 +68,8 @@ class Rubric:
 def read_rubric(path: str | None) -> Rubric:
     """
     Read the user's rubric, or return the default if `path` is `None`. The file contains the instructions, optionally preceded by a YAML
-    header between two `---` lines, which can set `pattern`, `lowest` and `highest`.
-
-    Raises:
-        `ValueError`: If the keys, pattern or scale in the file are invalid, or if a placeholder does not occur exactly once.
+    header between two `---` lines, which can set `pattern`, `lowest` and `highest`. Raises `ValueError` if the keys, pattern or scale in the
+    file are invalid, or if a placeholder does not occur exactly once.
     """
     if path is None:
         return Rubric()

@@ -280,21 +280,6 @@ def best_of_n_rows(
     return _rows("best-of-n", num_rows, split, num_swaps, seed, problem)
 
 
-def _vocabulary_texts(critique_prompt: str) -> list[str]:
-    """Return texts that contain every word, letter and digit of the task in each form that occurs, with and without a leading space."""
-    game = ShellGame("A", (("A", "B"), ("C", "D")))
-    letters_and_digits = [*CUPS, *"0123456789"]
-    return [
-        game.prompt,
-        response_text("A"),
-        *(game.critique(response) for response in (response_text("A"), response_text("B"), "")),
-        critique_prompt,
-        *("system", "user", "assistant"),
-        *letters_and_digits,
-        *(f" {symbol}" for symbol in letters_and_digits),
-    ]
-
-
 def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTrainedTokenizerFast:
     """
     Train a byte-level BPE tokenizer in which every word of the task is a single token. Its chat template is ChatML.
@@ -303,7 +288,19 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
         critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
             Text that opens the critique turn. Its words also become single tokens.
     """
-    return word_tokenizer(_vocabulary_texts(critique_prompt), SPECIAL_TOKENS, CHATML_TEMPLATE)
+    game = ShellGame("A", (("A", "B"), ("C", "D")))
+    letters_and_digits = [*CUPS, *"0123456789"]
+    # Every word, letter and digit of the task in each form that occurs, with and without a leading space
+    texts = [
+        game.prompt,
+        response_text("A"),
+        *(game.critique(response) for response in (response_text("A"), response_text("B"), "")),
+        critique_prompt,
+        *("system", "user", "assistant"),
+        *letters_and_digits,
+        *(f" {symbol}" for symbol in letters_and_digits),
+    ]
+    return word_tokenizer(texts, SPECIAL_TOKENS, CHATML_TEMPLATE)
 
 
 def word_tokenizer(texts: Sequence[str], special_tokens: Sequence[str], chat_template: str) -> PreTrainedTokenizerFast:

@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -63,7 +64,8 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
         `ValueError`: If an environment variable is missing or a response cannot be judged.
     """
     try:
-        model = _reward_model()
+        with _loading:  # `cache` alone would let two threads load the model at the same time
+            model = _loaded()
         rows = [model.judge(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     except Exception:
         logger.exception("No reward for %d responses.", len(queries))
@@ -86,6 +88,8 @@ class _RewardModel:
     def __init__(self):
         self.chats = RenderedChats(AutoTokenizer.from_pretrained(_variable("CLOUD_POLICY_TOKENIZER")))
         self.scorer = _load_scorer()
+        # A model in this process can score only one batch at a time
+        self.turn = threading.Lock() if isinstance(self.scorer, TransformersScorer) else nullcontext()
         self.options = {"max_new_tokens": 512, **json.loads(os.environ.get("CLOUD_REWARD_OPTIONS", "{}"))}
         unjudgeable = os.environ.get("CLOUD_REWARD_UNJUDGEABLE")
         self.unjudgeable = None if unjudgeable is None else float(unjudgeable)
@@ -100,7 +104,8 @@ class _RewardModel:
         """
         try:
             *messages, answer = self.chats.parse(query, prompt)
-            [score] = self.scorer.score([messages], [answer["content"]], **self.options)
+            with self.turn:
+                [score] = self.scorer.score([messages], [answer["content"]], **self.options)
         except ValueError as error:
             if self.unjudgeable is None or not self.has_judged:
                 raise
@@ -112,25 +117,7 @@ class _RewardModel:
         return score.reward, score.reward_std, cut, float(score.response_changed), 0.0
 
 
-class _OneAtATime:
-    """Serialises calls from several threads, because a model in this process can score only one batch at a time."""
-
-    def __init__(self, scorer: Scorer):
-        self.scorer = scorer
-        self.lock = threading.Lock()
-
-    def score(self, *args, **kwargs):
-        with self.lock:
-            return self.scorer.score(*args, **kwargs)
-
-
 _loaded = cache(_RewardModel)
-
-
-def _reward_model() -> _RewardModel:
-    # `cache` alone would let two threads load the model at the same time
-    with _loading:
-        return _loaded()
 
 
 def _load_scorer() -> Scorer:
@@ -143,7 +130,7 @@ def _load_scorer() -> Scorer:
             "With CLOUD_REWARD_CASCADE, CLOUD_REWARD_URL must list a reward server for each stage, and CLOUD_REWARD_MODEL must not be set."
         )
     if model is not None and url is None:
-        return _OneAtATime(TransformersScorer(*load_reward_model(model)))
+        return TransformersScorer(*load_reward_model(model))
     raise ValueError("Set either CLOUD_REWARD_URL (a reward server) or CLOUD_REWARD_MODEL (a model to load here).")
 
 

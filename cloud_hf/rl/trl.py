@@ -74,7 +74,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=reward, train_dataset=prompts)
     ```
     """
-    settings = _Settings(**options, compares=_compares(scorer))
+    settings = _Settings(**options, compares=getattr(scorer, "compares_responses", False))
 
     def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
         batch = _Batch(prompts, completions, settings.judged_part)
@@ -100,7 +100,7 @@ def async_cloud_reward(client, **options) -> Callable:
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=[reward, length_penalty], train_dataset=prompts)
     ```
     """
-    settings = _Settings(**options, compares=_compares(client))
+    settings = _Settings(**options, compares=getattr(client, "compares_responses", False))
 
     async def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
         batch = _Batch(prompts, completions, settings.judged_part)
@@ -111,11 +111,6 @@ def async_cloud_reward(client, **options) -> Callable:
         return settings.rewards(batch, log_extra, log_metric)
 
     return settings.named(reward)
-
-
-def _compares(scorer) -> bool:
-    """Return whether a completion's reward depends on the other completions in its group, as with [`CascadeScorer`]."""
-    return getattr(scorer, "compares_responses", False)
 
 
 class _Batch:
@@ -191,7 +186,7 @@ class _Settings:
     on_unjudgeable: str = "error"
     judged_part: Callable[[str], str] | None = None
     name: str = "cloud_reward"
-    compares: bool = False
+    compares: bool = False  # whether a reward depends on the other completions in the group, as with a cascade
     has_judged: bool = False
     lowest: float = math.inf
 

@@ -39,6 +39,9 @@ _has_judged: WeakSet = WeakSet()
 
 PROMPT_KEYS = ("prompt", "raw_prompt", "question")
 
+# Logged for a response that was not judged. The keys are those of a judged response, because verl collects each key over the batch
+_NOTHING_JUDGED = {"critique": "", "reward_std": 0.0, "critique_cut": 0.0, "response_changed": 0.0, "unjudgeable": 1.0}
+
 
 async def compute_score(
     data_source: str,
@@ -112,34 +115,16 @@ async def compute_score(
             raise
         await _check_accepted(client, options)
         logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
-        return _result(unjudgeable_reward, unjudgeable=1.0)
+        return {"score": unjudgeable_reward, **_NOTHING_JUDGED}
     _has_judged.add(client)
     report_hidden_text([score], on_response_changed)
-    return _result(
-        score.reward,
-        score.critique,
-        score.reward_std,
-        score.finish_reasons.count("length") / len(score.finish_reasons),
-        float(score.response_changed),
-    )
-
-
-def _result(
-    score: float,
-    critique: str = "",
-    reward_std: float = 0.0,
-    critique_cut: float = 0.0,
-    response_changed: float = 0.0,
-    unjudgeable: float = 0.0,
-) -> dict[str, float | str]:
-    """Return the reward and the values to log. All keys are always present, because verl collects each key over the batch."""
     return {
-        "score": score,
-        "critique": critique,
-        "reward_std": reward_std,
-        "critique_cut": critique_cut,
-        "response_changed": response_changed,
-        "unjudgeable": unjudgeable,
+        "score": score.reward,
+        "critique": score.critique,
+        "reward_std": score.reward_std,
+        "critique_cut": score.finish_reasons.count("length") / len(score.finish_reasons),
+        "response_changed": float(score.response_changed),
+        "unjudgeable": 0.0,
     }
 
 

@@ -33,14 +33,9 @@ class Replica:
 
 class Replicas:
     """
-    The servers of a client. If there is only one, it always counts as up: the client waits for it.
-
-    Args:
-        urls (`str` or `Sequence[str]`):
-            Addresses, as a list or as one comma-separated string.
-
-    Raises:
-        `ValueError`: If there are no addresses, or an address is given twice or does not start with http:// or https://.
+    The servers of a client, from their addresses, which are given as a list or as one comma-separated string. If there is only one server,
+    it always counts as up: the client waits for it. Raises `ValueError` if there are no addresses, or if an address is given twice or does
+    not start with http:// or https://.
     """
 
     def __init__(self, urls: str | Sequence[str]):

@@ -117,7 +117,7 @@ class PromptSources:
                 for problem, names in bad.items()
             )
             raise ValueError(f"Some prompts cannot be found: {what}.")
-        return {f"rows_from_{name}": found[name] for name in ("feedback", "interact")}
+        return {f"rows_from_{name}": found[name] for name in SOURCE_ROWS}
 
     def prompts(self, ids: list[str]) -> list[str]:
         """
@@ -125,15 +125,10 @@ class PromptSources:
 
         Raises `ValueError` with counts and examples if some of the source rows contain no prompt.
         """
-        places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
-        for place, name in enumerate(ids):
-            source, number = _read_id(name)
-            places[source].append((place, number))
-        prompts: list[Any] = [None] * len(ids)
-        for source, found in places.items():
-            read = self._read(source, [number for _, number in found])
-            for (place, _), prompt in zip(found, read, strict=True):
-                prompts[place] = prompt
+        found = list(map(_read_id, ids))
+        numbers = {name: [number for source, number in found if source == name] for name in SOURCE_ROWS}
+        read = {source: self._read(source, rows) for source, rows in numbers.items()}
+        prompts = [next(read[source]) for source, _ in found]
         if bad := [name for name, prompt in zip(ids, prompts, strict=True) if not isinstance(prompt, str)]:
             raise ValueError(
                 f"{len(bad)} of {len(ids)} source rows contain no prompt (a null `instruction`, or a `trajectory` whose first message has "
@@ -185,7 +180,7 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
     ]
     texts = {split: rows.select_columns(["prompt", "chosen", "rejected"]) for split, rows in splits.items()}
     compared = 0
-    for source in ("feedback", "interact"):
+    for source in SOURCE_ROWS:
         places = sorted(place for place in found if place[0] == source)
         for start in range(0, len(places), _COMPARED):
             part = places[start : start + _COMPARED]

@@ -165,8 +165,7 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal. Returns the reason for each failed row, keyed by the row's position.
 
-        All rows are checked before any engine starts. If rows are unusable and the builder does not drop them, raises a `ValueError` that
-        lists them by kind of problem, or recommends limits if they are over-long. After the first Ctrl-C, the batches in progress are
+        All rows are checked before any engine starts, as by [`ScorerCritic.write_all`]. After the first Ctrl-C, the batches in progress are
         finished before `KeyboardInterrupt` is raised.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
@@ -193,7 +192,7 @@ class RayCritic:
             except Dropped:
                 continue
             for side, prefix in task.prefixes.items():
-                max_new_tokens = self._most_tokens(len(prefix.input_ids))
+                *_, max_new_tokens = self.builder.token_limits(len(prefix.input_ids))
                 for number in range(options.num_critiques):
                     if (key := self._key(row, side, number)) in self.journal:
                         continue
@@ -207,14 +206,6 @@ class RayCritic:
                         "tokenized_prompt": np.array(prefix.input_ids, dtype=np.int32),
                         "sampling_params": sampling,
                     }
-
-    def _most_tokens(self, prefix_length: int) -> int:
-        """Return the token limit of the last try for a prefix of this length."""
-        most = self.builder.options.max_new_tokens
-        for _ in range(self.builder.options.most_longer_tries):
-            if self.builder.has_room(prefix_length, 2 * most):
-                most *= 2
-        return most
 
     def _read(self, ids: list[int], max_new_tokens: int) -> tuple[list[int], str]:
         """Return the ids without the end token, and the finish reason."""
@@ -308,11 +299,10 @@ def write_with_ray(
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(args.model_name_or_path))
     builder = CritiqueBuilder(critique_format, context_of(args, config, is_reward_model), args, args.bad_rows)
     with folder.open_journal() as journal:
-        kept = len(journal)
         critic = RayCritic(builder, config, journal, is_reward_model)
         connect(args.ray_address)
         failures = critic.write_all(engines, rows)
-        counts = write_rows(builder, critic.ask, rows, folder, journal, kept, failures)
+        counts = write_rows(builder, critic.ask, rows, folder, journal, failures)
     counts |= {name: count for name, count in builder.counts().items() if not name.endswith("_tokens")}
     folder.write_record(counts)
     return counts

@@ -111,12 +111,11 @@ def check_servers(args: SelfCritiqueArguments):
 def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
     """Write critiques with a model in this process or with a reward server."""
     with folder.open_journal() as journal:
-        kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):
             builder = CritiqueBuilder(critique_format, context, args, args.bad_rows)
             critic = ScorerCritic(builder, journal)
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
-        counts = write_rows(builder, critic.ask, rows, folder, journal, kept)
+        counts = write_rows(builder, critic.ask, rows, folder, journal)
     return report(folder, counts, builder.counts() | critic.tokens, config)
 
 

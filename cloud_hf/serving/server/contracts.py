@@ -1,6 +1,6 @@
 """Request and response bodies: ours, OpenRLHF's and LLaMA-Factory's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, WrapValidator, model_validator
@@ -130,14 +130,8 @@ class RewardRequest(_Body):
 
     def sampling(self, max_new_tokens: int) -> Sampling:
         """Return the sampling options; `max_new_tokens` is the default."""
-        return Sampling(
-            self.num_critiques,
-            self.temperature,
-            self.max_new_tokens or max_new_tokens,
-            self.seed,
-            self.read_every,
-            self.stop_when_stable,
-        )
+        options = {option.name: getattr(self, option.name) for option in fields(Sampling)}
+        return Sampling(**{**options, "max_new_tokens": self.max_new_tokens or max_new_tokens})
 
 
 class RewardResult(BaseModel):

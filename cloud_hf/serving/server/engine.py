@@ -179,22 +179,21 @@ class TransformersEngine(EncodingEngine):
 
     async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
         """See [`EncodingEngine`]."""
-        job = self._make_job(request, sampling)
-        self._queue(job)
-        return await job.result
+        return await self._queue(request, sampling).result
 
     async def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`EncodingEngine`]."""
-        job = self._make_job(request, sampling)
         loop = asyncio.get_running_loop()
         tokens: asyncio.Queue[int | None] = asyncio.Queue()
-        job.on_token = lambda token_id: loop.call_soon_threadsafe(tokens.put_nowait, token_id)
+        job = self._queue(request, sampling, lambda token_id: loop.call_soon_threadsafe(tokens.put_nowait, token_id))
         job.result.add_done_callback(lambda _: tokens.put_nowait(None))
-        self._queue(job)
-        written = ""
+        ids, written = [], ""
         try:
-            async with aclosing(self._pieces(tokens)) as pieces:
-                async for piece in pieces:
+            while (token_id := await tokens.get()) is not None:
+                if token_id == self._format.end_token_id:
+                    continue
+                ids.append(token_id)
+                if piece := self._stable_prefix(ids)[len(written) :]:
                     written += piece
                     yield piece
             score = await job.result
@@ -219,21 +218,21 @@ class TransformersEngine(EncodingEngine):
             await self._dispatcher
         self._worker.shutdown()
 
-    def _make_job(self, request: ScoringRequest, sampling: Sampling) -> _Job:
-        if sampling.temperature == 0:
-            sampling = replace(sampling, seed=None)  # greedy jobs can share a batch regardless of their seeds
-        job = _Job(request, sampling, asyncio.get_running_loop().create_future())
-        job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
-        return job
-
     # --------------------------------------------------------------------------------------------------- computing
 
-    def _queue(self, job: _Job):
+    def _queue(
+        self, request: ScoringRequest, sampling: Sampling, on_token: Callable[[int], Any] | None = None
+    ) -> _Job:
         if self._closed:
             raise EngineDeadError("The engine was closed.")
+        if sampling.temperature == 0:
+            sampling = replace(sampling, seed=None)  # greedy jobs can share a batch regardless of their seeds
+        job = _Job(request, sampling, asyncio.get_running_loop().create_future(), on_token)
+        job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
         self._waiting.append(job)
         if self._dispatcher is None or self._dispatcher.done():
             self._dispatcher = asyncio.create_task(self._dispatch())
+        return job
 
     async def _dispatch(self):
         """Score batches until no job is waiting."""
@@ -293,17 +292,3 @@ class TransformersEngine(EncodingEngine):
             yield
         finally:
             hook.remove()
-
-    # --------------------------------------------------------------------------------------------------- streaming
-
-    async def _pieces(self, tokens: asyncio.Queue[int | None]) -> AsyncGenerator[str, None]:
-        """Yield the text that each token adds to the stable prefix."""
-        ids, written = [], ""
-        while (token_id := await tokens.get()) is not None:
-            if token_id == self._format.end_token_id:
-                continue
-            ids.append(token_id)
-            text = self._stable_prefix(ids)
-            if len(text) > len(written):
-                yield text[len(written) :]
-                written = text

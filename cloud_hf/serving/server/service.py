@@ -169,20 +169,15 @@ class RewardService:
             raise HTTPException(422, "This is a classic reward model: drop `num_critiques` and `critiques`.")
         if self.lifecycle.engine_dead:
             raise HTTPException(503, "The engine has stopped.")
-        record.resources.enter_context(self._places(critiques))
-
-    @contextmanager
-    def _places(self, critiques: int):
-        if self.queued + critiques > self.limits.max_queue:
-            error = refusal(f"{self.queued} critiques are already waiting", "max_queue", self.limits.max_queue)
+        if self.queued + critiques > limits.max_queue:
+            error = refusal(f"{self.queued} critiques are already waiting", "max_queue", limits.max_queue)
             raise HTTPException(429, error, {"Retry-After": "1"})
+        self._reserve(critiques)
+        record.resources.callback(self._reserve, -critiques)
+
+    def _reserve(self, critiques: int):
         self.queued += critiques
         self.metrics.queue.set(self.queued)
-        try:
-            yield
-        finally:
-            self.queued -= critiques
-            self.metrics.queue.set(self.queued)
 
     async def _encode(self, index: int, row: Row, sampling: Sampling) -> ScoringRequest:
         """Check a row against the limits, then encode it when its turn comes."""

@@ -19,7 +19,7 @@ from ...interrupts import processes_without_interrupts
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
 from ..server.engine import EncodingEngine, EngineDeadError, StablePrefix
-from .requests import VLLMRequests, seed_for
+from .requests import VLLMRequests
 
 
 # While a request waits, the engine is checked at this interval, in seconds, in case it has died
@@ -55,7 +55,7 @@ class VLLMEngine(EncodingEngine):
         """See [`EncodingEngine`]. Cancelling the call aborts the request in the engine."""
         if request.given is not None:
             return await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
-        params = self._writing(request, sampling)
+        params = self._requests.writing(sampling, request.prefixes[0], self._llm.vllm_config)
         output = await self._finish(self._requests.prompt_of(request.prefixes[0]), params)
         return await self._score(request, self._requests.samples(output, sampling))
 
@@ -70,29 +70,26 @@ class VLLMEngine(EncodingEngine):
         if request.given is not None:  # a classic model
             yield await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
             return
-        params = self._writing(request, sampling, output_kind=RequestOutputKind.CUMULATIVE)
+        kind = RequestOutputKind.CUMULATIVE
+        params = self._requests.writing(sampling, request.prefixes[0], self._llm.vllm_config, output_kind=kind)
         shown, output = "", None
         async with aclosing(self._generate(self._requests.prompt_of(request.prefixes[0]), params)) as outputs:
             async for output in outputs:
                 ids = list(output.outputs[0].token_ids)[: sampling.max_new_tokens]
                 text = self._stable_prefix(list(takewhile(lambda one: one != self._requests.reward_id, ids)))
-                if len(text) > len(shown):
-                    yield text[len(shown) :]
-                    shown = text
+                if piece := text[len(shown) :]:
+                    shown += piece
+                    yield piece
         assert output is not None, "vLLM finished a request without an output"
         samples = self._requests.samples(output, sampling)
-        if len(samples[0].critique) > len(shown):
-            yield samples[0].critique[len(shown) :]
+        if rest := samples[0].critique[len(shown) :]:
+            yield rest
         yield await self._score(request, samples)
 
     async def close(self):
         """Stop the engine and free its resources."""
         self._llm.shutdown()
         self._resources.close()
-
-    def _writing(self, request: ScoringRequest, sampling: Sampling, **options) -> SamplingParams:
-        seed = seed_for(sampling, request.prefixes[0], self._llm.vllm_config)
-        return self._requests.writing(sampling, seed, **options)
 
     async def _generate(self, prompt: TokensInput, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         outputs = self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)

@@ -237,8 +237,8 @@ class VLLMRequests:
         """Maximum sequence length in tokens, minus the tokens that the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
-    def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
-        """Build the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
+    def writing(self, sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig, **options) -> SamplingParams:
+        """Build the parameters of a request that writes critiques. Raises `ValueError` as [`seed_for`] does."""
         # Both options return the logprobs of sampled tokens. The second also returns the end-of-turn token's logprob, which carries the
         # rewards inside the critique
         more: dict[str, Any] = {"logprobs": 0}
@@ -250,7 +250,7 @@ class VLLMRequests:
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens + self.reserved_tokens,
             repetition_penalty=self.critique_format.repetition_penalty,
-            seed=seed,
+            seed=seed_for(sampling, prefix, vllm_config),
             detokenize=False,
             **more,
         )

@@ -13,7 +13,7 @@ from ...critique_format import EncodedCritique, EncodedPrefix
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
-from .requests import VLLMRequests, seed_for
+from .requests import VLLMRequests
 
 
 class CLoudVLLM:
@@ -61,20 +61,15 @@ class CLoudVLLM:
         prompts: list,
         responses: list[str],
         *,
-        num_critiques: int = 1,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
         critiques: list | None = None,
-        seed: int | None = None,
-        read_every: int | None = None,
-        stop_when_stable: float | None = None,
         on_score: OnScore | None = None,
+        **sampling_options,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]. Even with the same seed, samples differ from those of transformers. `stop_when_stable` is not
-        supported, and neither is `read_every` with given critiques.
+        Judge responses. See [`Scorer`] for the arguments. Even with the same seed, samples differ from those of transformers.
+        `stop_when_stable` is not supported, and neither is `read_every` with given critiques.
         """
-        sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
+        sampling = Sampling(**sampling_options)
         max_model_len = self.llm.llm_engine.model_config.max_model_len
         request = self._requests.read(prompts, responses, sampling, critiques, max_model_len)
         scores: dict[int, Score] = {}
@@ -117,10 +112,9 @@ class CLoudVLLM:
         """Start the requests that write critiques; `written` is called with the row and the output of each."""
         vllm_config = self.llm.llm_engine.vllm_config
         # Computed before the first request starts: an error must leave nothing behind in the engine
-        seeds = [seed_for(sampling, prefix, vllm_config) for prefix in prefixes]
+        params = [self._requests.writing(sampling, prefix, vllm_config) for prefix in prefixes]
         for row, prefix in enumerate(prefixes):
-            params = self._requests.writing(sampling, seeds[row])
-            run.add(self._requests.prompt_of(prefix), params, partial(written, row))
+            run.add(self._requests.prompt_of(prefix), params[row], partial(written, row))
 
     def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
         """Start reading the rewards of a row's samples; `end` is called with the samples and their rewards."""

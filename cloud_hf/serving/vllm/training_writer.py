@@ -14,15 +14,8 @@ from .scorer import CLoudVLLM
 
 class VLLMWriter:
     """
-    vLLM engine that runs alongside a trainer, for a model whose weights change at every step.
-
-    Args:
-        model ([`CLoudForRewardModeling`]):
-            The model in training.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
-        **vllm_options:
-            Passed to `vllm.LLM`.
+    vLLM engine that runs alongside a trainer, for a [`CLoudForRewardModeling`] whose weights change at every step. `vllm_options` are
+    passed to `vllm.LLM`.
     """
 
     def __init__(self, model: Any, processing_class: PreTrainedTokenizerBase, **vllm_options):
