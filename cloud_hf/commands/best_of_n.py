@@ -69,6 +69,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
                 "`num_seeds` needs a `temperature` above 0: greedy critiques are identical for all seeds."
             )
         self.check_arena_hard()
+        self.check_means("halving")
         for one in read_halvings(self.halving, self.models, self.num_critiques):
             [name] = [name for name, short in short_names(self.models).items() if short == one.model]
             config = self.read_config(name)

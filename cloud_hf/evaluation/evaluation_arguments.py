@@ -128,6 +128,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         if self.self_consistency is not None:
             self._check_self_consistency()
         self.read_cascades()
+        self.check_means("cascade")
         if self.update_card:
             self._check_cards()
 

@@ -138,7 +138,7 @@ def test_ensembles_choose_like_models(models, data, tmp_path):
 
 
 def test_halving_is_reported(models, data, tmp_path):
-    options = {"num_critiques": 4, "temperature": 1.0, "combine": "median", "halving": ["cloud", "classic,cloud"]}
+    options = {"num_critiques": 4, "temperature": 1.0, "halving": ["cloud", "classic,cloud"]}
     report = choose(models, tmp_path, "cloud", "classic", dataset_name=[str(data / "problems.jsonl")], **options)
     alone, after_classic = report["halving"]
     assert alone["name"] == "halving(cloud)" and after_classic["name"] == "halving(classic,cloud)"
@@ -492,6 +492,7 @@ def test_a_dead_server_ends_the_run(models, data, tmp_path):
         choose(models, tmp_path, "classic", **options)
 
 
+CRITIQUES = {"num_critiques": 2, "temperature": 1.0}
 ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baseline_answers": ["a"]}
 
 
@@ -501,6 +502,10 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
         ({}, "no candidates to choose from"),
         ({"dataset_name": ["x"], "num_seeds": 2}, "`num_seeds` needs a `temperature`"),
         ({"dataset_name": ["x"], "largest_n": 0}, "must be at least 1"),
+        (
+            {"dataset_name": ["x"], "halving": ["classic"], **CRITIQUES, "combine": "median"},
+            "`halving` decides by the mean reward of several critiques, but `combine` is 'median'",
+        ),
         ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` requires `arena_hard`"),
         ({"arena_hard": "x"}, "needs either `gen_base_url` or `candidates`"),
         ({"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"]}, "go together"),

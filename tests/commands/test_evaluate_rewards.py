@@ -194,6 +194,10 @@ def test_cascades_and_compute(models, data, tmp_path):
         ({"cascade": ["classic,x"]}, "'x' is not one of `models`"),
         ({"cascade": ["classic,cloud@4"]}, r"`self_consistency` \(not set\)"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "tokens=many"}, "could not convert"),
+        (
+            {"cascade": ["classic,cloud"], "combine": "vote", "num_critiques": 2, "temperature": 1.0},
+            "`cascade` decides by the mean reward of several critiques, but `combine` is 'vote'",
+        ),
         ({"cascade": ["classic,cloud"], "cascade_goal": "speed=1"}, "write accuracy=, loss=, tokens= or threshold="),
         ({"combine": "median"}, "set `num_critiques` above 1"),
         ({"combine": "best", "num_critiques": 2, "temperature": 1.0}, "must be one of mean, median"),
