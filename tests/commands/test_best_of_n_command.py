@@ -503,6 +503,10 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
         ({"dataset_name": ["x"], "num_seeds": 2}, "`num_seeds` needs a `temperature`"),
         ({"dataset_name": ["x"], "largest_n": 0}, "must be at least 1"),
         (
+            {"dataset_name": ["x"], **CRITIQUES, "combine": "vote"},
+            "`largest_n` is 16: set it to 1 and read the column",
+        ),
+        (
             {"dataset_name": ["x"], "halving": ["classic"], **CRITIQUES, "combine": "median"},
             "`halving` decides by the mean reward of several critiques, but `combine` is 'median'",
         ),

@@ -199,6 +199,10 @@ def test_cascades_and_compute(models, data, tmp_path):
             "`cascade` decides by the mean reward of several critiques, but `combine` is 'vote'",
         ),
         ({"cascade": ["classic,cloud"], "cascade_goal": "speed=1"}, "write accuracy=, loss=, tokens= or threshold="),
+        (
+            {"combine": "vote", "num_critiques": 2, "temperature": 1.0},
+            "cannot measure the choices among only N of them in `best_of_n`",
+        ),
         ({"combine": "median"}, "set `num_critiques` above 1"),
         ({"combine": "best", "num_critiques": 2, "temperature": 1.0}, "must be one of mean, median"),
     ],
