@@ -154,7 +154,7 @@ def test_where_the_curve_ends(models, data, tmp_path):
         page = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")], largest_n=largest_n)
         [result] = page["results"]
         assert list(result["rates"])[-1] == str(end)
-        assert any(f"The curve ends at {end}, because not all problems have more" in note for note in result["notes"])
+        assert any(f'The curve ends at {end}; the column "all"' in note for note in result["notes"])
 
 
 def test_problems_left_out_are_counted(models, tmp_path):
