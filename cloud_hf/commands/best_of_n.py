@@ -13,7 +13,7 @@ from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, SetResult, SetScores, arena_results, places_to_judge, replay_result
 from ..evaluation.compute import token_counts
 from ..evaluation.context_fitting import fit_rows
-from ..evaluation.ensembles import Ensemble, read_ensembles
+from ..evaluation.ensembles import Ensemble, check_model_names, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.formatting import contents, file_name, picture_name
 from ..evaluation.halving_results import HalvingResult, compare_halving, read_halvings
@@ -68,6 +68,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             raise ValueError(
                 "`num_seeds` needs a `temperature` above 0: greedy critiques are identical for all seeds."
             )
+        check_model_names(self.models, [one.name for one in read_ensembles(self.ensembles, self.models)])
         self.check_arena_hard()
         self.check_means("halving")
         if self.combine == "vote" and self.largest_n > 1:

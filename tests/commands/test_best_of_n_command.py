@@ -137,6 +137,13 @@ def test_ensembles_choose_like_models(models, data, tmp_path):
     assert [len(rows) for rows in chosen.values()] == [12, 6, 12]
 
 
+def test_a_model_with_the_name_of_an_ensemble_is_refused(models, tmp_path):
+    (tmp_path / "mean(cloud,classic)").symlink_to(models / "classic")
+    names = ["cloud", "classic", str(tmp_path / "mean(cloud,classic)")]
+    with pytest.raises(ValueError, match="is also the name of the judge, an ensemble or a cascade"):
+        arguments(models, tmp_path, *names, dataset_name=["x"], ensembles=["mean:cloud,classic"])
+
+
 def test_halving_is_reported(models, data, tmp_path):
     options = {"num_critiques": 4, "temperature": 1.0, "halving": ["cloud", "classic,cloud"]}
     report = choose(models, tmp_path, "cloud", "classic", dataset_name=[str(data / "problems.jsonl")], **options)
