@@ -94,7 +94,7 @@ def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, Model
     """Add the models' headline metrics to their cards, with the settings on which they depend."""
     settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
     # Leave these out at their defaults, so that a rerun replaces the results of earlier releases, which did not record them
-    others = ("combine", "seed", "read_every", "stop_when_stable", "overlong_policy", "dtype", "label_weights")
+    others = ("combine", *SETTINGS, "read_every", "stop_when_stable", "overlong_policy", "label_weights")
     defaults = {option.name: option.default for option in fields(args)}
     settings |= {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
     for name in args.models:
