@@ -13,7 +13,7 @@ from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, SetResult, SetScores, arena_results, places_to_judge, replay_result
 from ..evaluation.compute import token_counts
 from ..evaluation.context_fitting import fit_rows
-from ..evaluation.ensembles import Ensemble, read_ensembles
+from ..evaluation.ensembles import Ensemble, check_model_names, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.formatting import contents, file_name, picture_name
 from ..evaluation.halving_results import HalvingResult, compare_halving, read_halvings
@@ -44,7 +44,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
         dataset_name (`list[str]`, *optional*):
             Sets of candidates with known quality: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         largest_n (`int`, *optional*, defaults to `16`):
-            Largest N to measure. A set's curves end earlier if any of its problems has fewer candidates.
+            Largest N to measure; must be 1 if `combine` is `vote`. A set's curves end earlier if any of its problems has fewer candidates.
         num_seeds (`int`, *optional*, defaults to `1`):
             Number of seeds to score with, starting at `seed`. Several seeds give a standard error over sampled critiques, and
             need a `temperature` above 0. Classic models score only once.
@@ -68,7 +68,14 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             raise ValueError(
                 "`num_seeds` needs a `temperature` above 0: greedy critiques are identical for all seeds."
             )
+        check_model_names(self.models, [one.name for one in read_ensembles(self.ensembles, self.models)])
         self.check_arena_hard()
+        self.check_means("halving")
+        if self.combine == "vote" and self.largest_n > 1:
+            raise ValueError(
+                f"`combine` 'vote' compares each candidate with all others, so it cannot measure choices among only N of them, but `largest_n` "
+                f'is {self.largest_n}: set it to 1 and read the column "all", or choose another combination.'
+            )
         for one in read_halvings(self.halving, self.models, self.num_critiques):
             [name] = [name for name, short in short_names(self.models).items() if short == one.model]
             config = self.read_config(name)

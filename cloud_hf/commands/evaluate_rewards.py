@@ -10,7 +10,7 @@ from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.cascade_results import check_rows
 from ..evaluation.compute import costs_of
-from ..evaluation.ensembles import read_ensembles
+from ..evaluation.ensembles import check_model_names, read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
 from ..evaluation.journaled_scorer import JournaledScorer, open_score_journal
@@ -94,7 +94,7 @@ def update_cards(args: EvaluationArguments, sets: Sets, results: dict[str, Model
     """Add the models' headline metrics to their cards, with the settings on which they depend."""
     settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
     # Leave these out at their defaults, so that a rerun replaces the results of earlier releases, which did not record them
-    others = ("combine", "seed", "read_every", "stop_when_stable", "overlong_policy", "dtype", "label_weights")
+    others = ("combine", *SETTINGS, "read_every", "stop_when_stable", "overlong_policy", "label_weights")
     defaults = {option.name: option.default for option in fields(args)}
     settings |= {key: value for key in others if (value := getattr(args, key)) != defaults[key]}
     for name in args.models:
@@ -112,13 +112,7 @@ def check_file_names(shown: dict[str, str], args: EvaluationArguments):
     """
     combined = [args.judge_name] if args.judge_base_url else []
     combined += [one.name for one in (*read_ensembles(args.ensembles, args.models), *args.read_cascades())]
-    spelt = {file_name("scores", name, "parquet"): name for name in combined}
-    for name in args.models:
-        if other := spelt.get(file_name("scores", shown[name], "parquet")):
-            raise ValueError(
-                f"`models` contains {name}, which the report would call {shown[name]!r}, but {other!r} is also the name of the judge, an "
-                "ensemble or a cascade. Rename the model's folder."
-            )
+    check_model_names(args.models, combined)
     pairs: dict[str, tuple[str, str]] = {}
     for name, dataset in product([*args.models, *combined], args.dataset_name):
         file = file_name("scores", f"{shown.get(name, name)}_{shown[dataset]}", "jsonl")

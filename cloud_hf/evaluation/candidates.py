@@ -90,8 +90,8 @@ class ScoredSet:
         notes = [f"{counts['problems']} problems with {each}."]
         if more:
             notes.append(
-                f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, because not all "
-                'problems have more; the column "all" shows the choice among all candidates of each problem.'
+                f'{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}; the column "all" '
+                "shows the choice among all candidates of each problem."
             )
         if counts["repeated_candidates"]:
             notes.append(f"Candidates that repeat another one of the same problem: {counts['repeated_candidates']}.")

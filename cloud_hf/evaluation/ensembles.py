@@ -10,6 +10,7 @@ import numpy as np
 from ..data.rows import short_names
 from ..scores import Sample, Score
 from .context_fitting import ScoredRows
+from .formatting import file_name
 
 
 # Maps each kind's name on the command line to the function that combines the members' rewards for one response
@@ -93,6 +94,17 @@ def read_members(option: str, text: str, names: Sequence[str], models: Sequence[
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"`{option}` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())}).")
     return [known[name] for name in names]
+
+
+def check_model_names(models: Sequence[str], combined: Sequence[str]):
+    """Raise `ValueError` if one of `models` would have the same files as the judge, an ensemble or a cascade, whose names are `combined`."""
+    spelt = {file_name("scores", name, "parquet"): name for name in combined}
+    for name, short in short_names(list(models)).items():
+        if other := spelt.get(file_name("scores", short, "parquet")):
+            raise ValueError(
+                f"`models` contains {name}, which the report would call {short!r}, but {other!r} is also the name of the judge, an "
+                "ensemble or a cascade. Rename the model's folder."
+            )
 
 
 def check_different(option: str, found: Sequence[Any]):

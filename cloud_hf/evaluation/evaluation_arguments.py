@@ -128,6 +128,12 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         if self.self_consistency is not None:
             self._check_self_consistency()
         self.read_cascades()
+        self.check_means("cascade")
+        if self.best_of_n and self.combine == "vote":
+            raise ValueError(
+                "`combine` 'vote' compares each candidate with all others, so it cannot measure the choices among only N of them in `best_of_n`: "
+                "run `cloud-hf best-of-n` with `--largest_n 1` on these sets, or choose another combination."
+            )
         if self.update_card:
             self._check_cards()
 

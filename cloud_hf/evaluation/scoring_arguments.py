@@ -112,6 +112,14 @@ class ScoringArguments(AnyModelArguments):
                 "combination, or use the transformers or vllm backend."
             )
 
+    def check_means(self, option: str):
+        """Raise `ValueError` if `option`, which decides by mean rewards, is set but `combine` is not `"mean"`."""
+        if getattr(self, option) and self.combine != "mean":
+            raise ValueError(
+                f"`{option}` decides by the mean reward of several critiques, but `combine` is {self.combine!r}: omit `combine`, or use "
+                f"`{option}` in a run of its own."
+            )
+
     def backend_of(self, name: str) -> AnyModelArguments:
         """Return the backend arguments for one of `models`, with its server."""
         options = {option.name: getattr(self, option.name) for option in fields(AnyModelArguments)}

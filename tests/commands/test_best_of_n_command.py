@@ -137,8 +137,15 @@ def test_ensembles_choose_like_models(models, data, tmp_path):
     assert [len(rows) for rows in chosen.values()] == [12, 6, 12]
 
 
+def test_a_model_with_the_name_of_an_ensemble_is_refused(models, tmp_path):
+    (tmp_path / "mean(cloud,classic)").symlink_to(models / "classic")
+    names = ["cloud", "classic", str(tmp_path / "mean(cloud,classic)")]
+    with pytest.raises(ValueError, match="is also the name of the judge, an ensemble or a cascade"):
+        arguments(models, tmp_path, *names, dataset_name=["x"], ensembles=["mean:cloud,classic"])
+
+
 def test_halving_is_reported(models, data, tmp_path):
-    options = {"num_critiques": 4, "temperature": 1.0, "combine": "median", "halving": ["cloud", "classic,cloud"]}
+    options = {"num_critiques": 4, "temperature": 1.0, "halving": ["cloud", "classic,cloud"]}
     report = choose(models, tmp_path, "cloud", "classic", dataset_name=[str(data / "problems.jsonl")], **options)
     alone, after_classic = report["halving"]
     assert alone["name"] == "halving(cloud)" and after_classic["name"] == "halving(classic,cloud)"
@@ -154,7 +161,7 @@ def test_where_the_curve_ends(models, data, tmp_path):
         page = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")], largest_n=largest_n)
         [result] = page["results"]
         assert list(result["rates"])[-1] == str(end)
-        assert any(f"The curve ends at {end}, because not all problems have more" in note for note in result["notes"])
+        assert any(f'The curve ends at {end}; the column "all"' in note for note in result["notes"])
 
 
 def test_problems_left_out_are_counted(models, tmp_path):
@@ -492,6 +499,7 @@ def test_a_dead_server_ends_the_run(models, data, tmp_path):
         choose(models, tmp_path, "classic", **options)
 
 
+CRITIQUES = {"num_critiques": 2, "temperature": 1.0}
 ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baseline_answers": ["a"]}
 
 
@@ -501,6 +509,14 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
         ({}, "no candidates to choose from"),
         ({"dataset_name": ["x"], "num_seeds": 2}, "`num_seeds` needs a `temperature`"),
         ({"dataset_name": ["x"], "largest_n": 0}, "must be at least 1"),
+        (
+            {"dataset_name": ["x"], **CRITIQUES, "combine": "vote"},
+            "`largest_n` is 16: set it to 1 and read the column",
+        ),
+        (
+            {"dataset_name": ["x"], "halving": ["classic"], **CRITIQUES, "combine": "median"},
+            "`halving` decides by the mean reward of several critiques, but `combine` is 'median'",
+        ),
         ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` requires `arena_hard`"),
         ({"arena_hard": "x"}, "needs either `gen_base_url` or `candidates`"),
         ({"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"]}, "go together"),

@@ -23,9 +23,11 @@ from cloud_hf.cascade import CascadeFit
 from cloud_hf.commands import evaluate_rewards
 from cloud_hf.data.journal import Journal, JournalError
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
+from cloud_hf.evaluation.evaluation_arguments import SETTINGS
 from cloud_hf.evaluation.journaled_scorer import open_score_journal
 from cloud_hf.evaluation.metrics import critique_quality
 from cloud_hf.evaluation.probes.run import NAMES
+from cloud_hf.evaluation.scored_sets import ModelResults, Sets
 from cloud_hf.loading import load_reward_model
 from cloud_hf.model_identity import identify_model
 from cloud_hf.scoring import TransformersScorer
@@ -194,7 +196,15 @@ def test_cascades_and_compute(models, data, tmp_path):
         ({"cascade": ["classic,x"]}, "'x' is not one of `models`"),
         ({"cascade": ["classic,cloud@4"]}, r"`self_consistency` \(not set\)"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "tokens=many"}, "could not convert"),
+        (
+            {"cascade": ["classic,cloud"], "combine": "vote", "num_critiques": 2, "temperature": 1.0},
+            "`cascade` decides by the mean reward of several critiques, but `combine` is 'vote'",
+        ),
         ({"cascade": ["classic,cloud"], "cascade_goal": "speed=1"}, "write accuracy=, loss=, tokens= or threshold="),
+        (
+            {"combine": "vote", "num_critiques": 2, "temperature": 1.0},
+            "cannot measure the choices among only N of them in `best_of_n`",
+        ),
         ({"combine": "median"}, "set `num_critiques` above 1"),
         ({"combine": "best", "num_critiques": 2, "temperature": 1.0}, "must be one of mean, median"),
     ],
@@ -775,6 +785,17 @@ def test_a_card_tells_settings_apart(models, data, tmp_path):
     found = [{key: value for key, value in one.metric_args.items() if key != "ci95"} for one in card.data.eval_results]
     assert found == [*({**sampling, **change} for change in changes), sampling]
     assert "| num_critiques 3, temperature 1.0, max_new_tokens 8, combine `median` |" in card.text
+
+
+def test_a_card_has_every_setting_of_the_journal(models, data, tmp_path, monkeypatch):
+    changes = {"backend": "vllm", "vllm_options": '{"quantization": "fp8"}', "dtype": "float16", "seed": 7}
+    sampling = {"num_critiques": 3, "temperature": 1.0, "max_new_tokens": BUDGET}
+    assert set(SETTINGS) == {*changes, *sampling}
+    seen = []
+    monkeypatch.setattr(evaluate_rewards, "card_results", lambda _, __, settings, *___: seen.append(settings) or [])
+    args = arguments(models, data, tmp_path, "cloud", **changes | sampling)
+    evaluate_rewards.update_cards(args, Sets([], {}, {}, {}), {args.models[0]: ModelResults([], {}, {})})
+    assert seen == [{**changes, **sampling}]
 
 
 def test_a_card_is_not_updated_if_rows_are_left_out(models, data, tmp_path, monkeypatch):
