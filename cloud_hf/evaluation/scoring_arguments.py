@@ -117,7 +117,7 @@ class ScoringArguments(AnyModelArguments):
         if getattr(self, option) and self.combine != "mean":
             raise ValueError(
                 f"`{option}` decides by the mean reward of several critiques, but `combine` is {self.combine!r}: omit `combine`, or use "
-                f"`{option}` in a run of its own."
+                f"`{option}` in a separate run."
             )
 
     def backend_of(self, name: str) -> AnyModelArguments:
