@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 
 from ..prompts import REASONING_FIELDS, part_text, with_thinking
 from ..scores import Score, Scorer
@@ -39,9 +38,9 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             to 0 if all of them are equal. Use this option to combine reward functions with different scales, because TRL scales only their
             sum (`scale_rewards`).
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts, which is what TRL's sampler produces. Set the size if two
-            consecutive groups may have the same prompt, or if a process may receive only part of a group. A batch with incomplete groups
-            then raises an error.
+            Size of a group of consecutive completions, in training and in evaluation. By default, a group is all of a batch's completions
+            for equal prompts. Set the size if a batch may contain several groups of one prompt, or if a process may receive only part of a
+            group. A batch with incomplete groups then raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
             What to do with completions in which the reward model's chat template hides or changes text (some templates hide all text
             before a `</think>`). `"warn"` counts them in a warning and a metric, and `"error"` raises an error. To show such text to the
@@ -297,17 +296,22 @@ def normalize_by_group(
         prompts (`list`):
             Prompt of each completion.
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts.
+            Size of a group of consecutive completions. By default, a group is all completions for equal prompts.
 
     Returns:
-        `list[float | None]`: The normalised rewards in input order. They are 0 in a group of one completion, and in a group whose rewards
-        are equal up to float noise (a standard deviation of at most 1e-4).
+        `list[float | None]`: The normalised rewards in input order. They are 0 in a group of one completion (a warning is logged if no
+        group has more), and in a group whose rewards are equal up to float noise (a standard deviation of at most 1e-4).
 
     Raises:
         `ValueError`: If the batch does not consist of complete groups of `num_generations` equal prompts.
     """
     normalized: list[float | None] = [None] * len(rewards)
-    for rows in _groups(prompts, num_generations):
+    groups = _groups(prompts, num_generations)
+    if len(groups) == len(prompts) > 0:
+        logger.warning(
+            "All normalised rewards are 0, because each prompt has only one completion in this batch. Give each process complete groups."
+        )
+    for rows in groups:
         values = {row: reward for row in rows if (reward := rewards[row]) is not None}
         mean = statistics.fmean(values.values()) if values else 0.0
         deviation = statistics.pstdev(values.values()) if values else 0.0
@@ -319,7 +323,10 @@ def normalize_by_group(
 def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
     """Return the rows of each group. Raises `ValueError` if a group is incomplete."""
     if num_generations is None:
-        return [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
+        equal: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            equal.setdefault(prompts.index(prompt), []).append(row)
+        return list(equal.values())
     starts = range(0, len(prompts), num_generations)
     groups = [list(range(start, min(start + num_generations, len(prompts)))) for start in starts]
     for rows in groups:

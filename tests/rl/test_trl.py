@@ -376,11 +376,20 @@ def test_normalization_by_group():
     assert group == sorted(group)
     assert normalized[2] is None
     assert normalized[4:] == [0, 0, 0, 0, None, None]
-    # A prompt that follows itself: only the size of a group tells
+    # Online DPO sends all prompts twice
+    chats = [[{"role": "user", "content": prompt}] for prompt in "abab"]
+    assert normalize_by_group([1.0, 20.0, 3.0, 10.0], chats) == [-1, 1, 1, -1]
+    # Several groups of one prompt: only the size of a group tells
     assert normalize_by_group([1.0, 3.0, 10.0, 30.0], ["a"] * 4, 2) == [-1, 1, -1, 1]
     for size in (3, 4):
         with pytest.raises(ValueError, match=f"not a group of {size}"):
             normalize_by_group([1.0] * 6, ["a", "a", "b", "b", "c", "c"], size)
+
+
+def test_groups_of_one_completion_are_told(caplog):
+    assert normalize_by_group([1.0, 3.0, 5.0], ["a", "a", "b"]) == [-1, 1, 0] and not caplog.text
+    assert normalize_by_group([1.0, 3.0], ["a", "b"]) == [0, 0]
+    assert "each prompt has only one completion in this batch" in caplog.text
 
 
 def test_normalized_rewards_still_show_their_mean():
