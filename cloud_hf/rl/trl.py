@@ -333,7 +333,8 @@ def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
         if len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows):
             raise ValueError(
                 f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} completions for one prompt. Make the batch "
-                "size of each process a multiple of `num_generations`."
+                "size of each process a multiple of `num_generations`. If it is one, set the trainer's `num_generations` and "
+                f"`num_generations_eval` to {num_generations}, or leave out the reward function's `num_generations`."
             )
     return groups
 

@@ -382,7 +382,7 @@ def test_normalization_by_group():
     # Several groups of one prompt: only the size of a group tells
     assert normalize_by_group([1.0, 3.0, 10.0, 30.0], ["a"] * 4, 2) == [-1, 1, -1, 1]
     for size in (3, 4):
-        with pytest.raises(ValueError, match=f"not a group of {size}"):
+        with pytest.raises(ValueError, match=f"not a group of {size}.*`num_generations_eval` to {size}, or leave out"):
             normalize_by_group([1.0] * 6, ["a", "a", "b", "b", "c", "c"], size)
 
 
