@@ -58,7 +58,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             Name of the function in TRL's logs.
 
     Returns:
-        `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages.
+        `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages
+        that does not end with an assistant message.
         If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context. Thinking that TRL
         parsed into a field such as `reasoning_content` is put back into the text, in `<think>…</think>`.
 
@@ -131,8 +132,7 @@ class _Batch:
         """Queue groups so that no call to the scorer contains two groups of one prompt: a cascade would merge them."""
         starts, seen = [0], set()
         for rows in groups:
-            prompt, _ = _read_row(rows[0], self.prompts[rows[0]], self.completions[rows[0]])
-            key = json.dumps(prompt, sort_keys=True)
+            key = json.dumps(self.prompts[rows[0]], sort_keys=True)
             if key in seen:
                 starts.append(rows[0])
                 seen.clear()
@@ -355,9 +355,10 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
         raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not an assistant message.")
     messages = [*prompt, *context]
     if messages[-1]["role"] == "assistant":
-        # The prompt ended with the start of the response, which the policy continued
-        start = _with_text(row, messages.pop())
-        last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
+        raise ValueError(
+            f"Row {row}: the response follows an assistant message. Some of TRL's trainers continue such a message, and others (GRPO, RLOO) "
+            "start a new turn, so it is unclear what to judge. End the prompt with a user's or a tool's message."
+        )
     return messages, last
 
 

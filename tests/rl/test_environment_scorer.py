@@ -73,15 +73,6 @@ def test_groups_of_one_prompt_stay_apart(in_process):
     # Without a size, a group is all completions for a prompt, even if they are interleaved with another's
     mixed = alone([PROMPTS[row] for _ in RESPONSES for row in (0, 1)], [text for text in RESPONSES for _ in (0, 1)])
     assert mixed[::2] + mixed[1::2] == pytest.approx(expected[0] + expected[1], abs=1e-4)
-    # Prompts that differ only in the start of the response are one prompt to a cascade
-    chats = [
-        [{"role": "user", "content": PROMPTS[0]}, {"role": "assistant", "content": start}] for start in ("It ", "I ")
-    ]
-    completions = [[{"role": "assistant", "content": text}] for text in ("is 42.", "is 43.", "say 42.", "say 43.")]
-    rewards = cloud_reward(in_process, num_generations=2, max_new_tokens=8)(
-        [chats[0]] * 2 + [chats[1]] * 2, completions
-    )
-    assert rewards[0] + rewards[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_one_response_at_a_time(environment, in_process):
