@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..prompts import REASONING_FIELDS, part_text, with_thinking
-from ..scores import Score, Scorer
+from ..scores import Sampling, Score, Scorer
 from .hidden_text import check_policy, report_hidden_text
 
 
@@ -190,6 +190,7 @@ class _Settings:
     lowest: float = math.inf
 
     def __post_init__(self):
+        Sampling(**self.score_options)
         if self.normalize not in (None, "group"):
             raise ValueError(f'`normalize` is {self.normalize!r}; it must be None or "group".')
         if self.on_unjudgeable not in ("error", "lowest", "none"):

@@ -414,6 +414,8 @@ def test_normalized_rewards_still_show_their_mean():
         {"on_response_changed": "show"},
         {"num_generations": 4},
         {"num_critiques": 2},
+        {"num_critiques": "2", "temperature": 1.0},
+        {"max_new_tokens": 0},
     ],
 )
 def test_unusable_options_are_refused_at_once(options):
