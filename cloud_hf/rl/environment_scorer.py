@@ -1,5 +1,6 @@
-"""Create a scorer from the server addresses in a trainer's environment variables, without importing torch."""
+"""Read the settings of a trainer's reward function, without importing torch."""
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -31,3 +32,14 @@ def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None)
     from ..cascade import CascadeFit, CascadeScorer  # imported here, because it needs NumPy, which clients do not
 
     return CascadeScorer(clients, CascadeFit.load(fit))
+
+
+def read_reward(name: str, value) -> float:
+    """Return a reward that is set as a number or as text. Raises a `ValueError` that names the setting unless it is finite."""
+    try:
+        reward = float(value)
+    except (TypeError, ValueError):
+        reward = math.nan
+    if not math.isfinite(reward):
+        raise ValueError(f"`{name}` is {value!r:.60}; it must be a finite number.")
+    return reward

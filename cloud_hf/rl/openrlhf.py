@@ -34,9 +34,9 @@ from transformers import AutoTokenizer
 # These imports are absolute, because OpenRLHF loads this file by its path, outside the package
 from cloud_hf.chat_parsing import RenderedChats
 from cloud_hf.loading import load_reward_model
-from cloud_hf.rl.environment_scorer import served_scorer
+from cloud_hf.rl.environment_scorer import read_reward, served_scorer
 from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
-from cloud_hf.scores import Scorer
+from cloud_hf.scores import Sampling, Scorer
 from cloud_hf.scoring import TransformersScorer
 
 
@@ -61,7 +61,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
         truncated critiques, and whether the response was changed or could not be judged.
 
     Raises:
-        `ValueError`: If an environment variable is missing or a response cannot be judged.
+        `ValueError`: If an environment variable is missing or invalid, or a response cannot be judged.
     """
     try:
         with _loading:  # `cache` alone would let two threads load the model at the same time
@@ -86,15 +86,15 @@ class _RewardModel:
     """Scorer and options that the environment variables select."""
 
     def __init__(self):
+        self.options = _read_options(os.environ.get("CLOUD_REWARD_OPTIONS", "{}"))
+        unjudgeable = os.environ.get("CLOUD_REWARD_UNJUDGEABLE")
+        self.unjudgeable = None if unjudgeable is None else read_reward("CLOUD_REWARD_UNJUDGEABLE", unjudgeable)
+        self.on_changed = os.environ.get("CLOUD_REWARD_CHANGED", "warn")
+        check_policy("CLOUD_REWARD_CHANGED", self.on_changed)
         self.chats = RenderedChats(AutoTokenizer.from_pretrained(_variable("CLOUD_POLICY_TOKENIZER")))
         self.scorer = _load_scorer()
         # A model in this process can score only one batch at a time
         self.turn = threading.Lock() if isinstance(self.scorer, TransformersScorer) else nullcontext()
-        self.options = {"max_new_tokens": 512, **json.loads(os.environ.get("CLOUD_REWARD_OPTIONS", "{}"))}
-        unjudgeable = os.environ.get("CLOUD_REWARD_UNJUDGEABLE")
-        self.unjudgeable = None if unjudgeable is None else float(unjudgeable)
-        self.on_changed = os.environ.get("CLOUD_REWARD_CHANGED", "warn")
-        check_policy("CLOUD_REWARD_CHANGED", self.on_changed)
         self.has_judged = False
 
     def judge(self, query: str, prompt: str) -> tuple[float, float, float, float, float]:
@@ -118,6 +118,18 @@ class _RewardModel:
 
 
 _loaded = cache(_RewardModel)
+
+
+def _read_options(text: str) -> dict:
+    try:
+        options = {"max_new_tokens": 512, **json.loads(text)}
+        Sampling(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"CLOUD_REWARD_OPTIONS is {text!r:.200}; give a JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` and "
+            f"`seed`: {error}"
+        ) from error
+    return options
 
 
 def _load_scorer() -> Scorer:

@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 
 from ..prompts import REASONING_FIELDS, part_text, with_thinking
-from ..scores import Score, Scorer
+from ..scores import Sampling, Score, Scorer
 from .hidden_text import check_policy, report_hidden_text
 
 
@@ -39,9 +38,9 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             to 0 if all of them are equal. Use this option to combine reward functions with different scales, because TRL scales only their
             sum (`scale_rewards`).
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts, which is what TRL's sampler produces. Set the size if two
-            consecutive groups may have the same prompt, or if a process may receive only part of a group. A batch with incomplete groups
-            then raises an error.
+            Size of a group of consecutive completions, in training and in evaluation. By default, a group is all of a batch's completions
+            for equal prompts. Set the size if a batch may contain several groups of one prompt, or if a process may receive only part of a
+            group. A batch with incomplete groups then raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
             What to do with completions in which the reward model's chat template hides or changes text (some templates hide all text
             before a `</think>`). `"warn"` counts them in a warning and a metric, and `"error"` raises an error. To show such text to the
@@ -59,7 +58,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             Name of the function in TRL's logs.
 
     Returns:
-        `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages.
+        `Callable`: A function for `reward_funcs`. A prompt can be a string, which is treated as a user message, or a list of chat messages
+        that does not end with an assistant message.
         If a completion is a list of messages, the last message is judged, with the earlier ones (tool calls) as context. Thinking that TRL
         parsed into a field such as `reasoning_content` is put back into the text, in `<think>…</think>`.
 
@@ -132,8 +132,7 @@ class _Batch:
         """Queue groups so that no call to the scorer contains two groups of one prompt: a cascade would merge them."""
         starts, seen = [0], set()
         for rows in groups:
-            prompt, _ = _read_row(rows[0], self.prompts[rows[0]], self.completions[rows[0]])
-            key = json.dumps(prompt, sort_keys=True)
+            key = json.dumps(self.prompts[rows[0]], sort_keys=True)
             if key in seen:
                 starts.append(rows[0])
                 seen.clear()
@@ -191,6 +190,7 @@ class _Settings:
     lowest: float = math.inf
 
     def __post_init__(self):
+        Sampling(**self.score_options)
         if self.normalize not in (None, "group"):
             raise ValueError(f'`normalize` is {self.normalize!r}; it must be None or "group".')
         if self.on_unjudgeable not in ("error", "lowest", "none"):
@@ -297,17 +297,22 @@ def normalize_by_group(
         prompts (`list`):
             Prompt of each completion.
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts.
+            Size of a group of consecutive completions. By default, a group is all completions for equal prompts.
 
     Returns:
-        `list[float | None]`: The normalised rewards in input order. They are 0 in a group of one completion, and in a group whose rewards
-        are equal up to float noise (a standard deviation of at most 1e-4).
+        `list[float | None]`: The normalised rewards in input order. They are 0 in a group of one completion (a warning is logged if no
+        group has more), and in a group whose rewards are equal up to float noise (a standard deviation of at most 1e-4).
 
     Raises:
         `ValueError`: If the batch does not consist of complete groups of `num_generations` equal prompts.
     """
     normalized: list[float | None] = [None] * len(rewards)
-    for rows in _groups(prompts, num_generations):
+    groups = _groups(prompts, num_generations)
+    if len(groups) == len(prompts) > 0:
+        logger.warning(
+            "All normalised rewards are 0, because each prompt has only one completion in this batch. Give each process complete groups."
+        )
+    for rows in groups:
         values = {row: reward for row in rows if (reward := rewards[row]) is not None}
         mean = statistics.fmean(values.values()) if values else 0.0
         deviation = statistics.pstdev(values.values()) if values else 0.0
@@ -319,14 +324,18 @@ def normalize_by_group(
 def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
     """Return the rows of each group. Raises `ValueError` if a group is incomplete."""
     if num_generations is None:
-        return [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
+        equal: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            equal.setdefault(prompts.index(prompt), []).append(row)
+        return list(equal.values())
     starts = range(0, len(prompts), num_generations)
     groups = [list(range(start, min(start + num_generations, len(prompts)))) for start in starts]
     for rows in groups:
         if len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows):
             raise ValueError(
                 f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} completions for one prompt. Make the batch "
-                "size of each process a multiple of `num_generations`."
+                "size of each process a multiple of `num_generations`. If it is one, set the trainer's `num_generations` and "
+                f"`num_generations_eval` to {num_generations}, or leave out the reward function's `num_generations`."
             )
     return groups
 
@@ -347,9 +356,10 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
         raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not an assistant message.")
     messages = [*prompt, *context]
     if messages[-1]["role"] == "assistant":
-        # The prompt ended with the start of the response, which the policy continued
-        start = _with_text(row, messages.pop())
-        last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
+        raise ValueError(
+            f"Row {row}: the response follows an assistant message. Some of TRL's trainers continue such a message, and others (GRPO, RLOO) "
+            "start a new turn, so it is unclear what to judge. End the prompt with a user's or a tool's message."
+        )
     return messages, last
 
 

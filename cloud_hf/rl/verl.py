@@ -27,7 +27,7 @@ from weakref import WeakSet
 import numpy as np
 
 # These imports are absolute, because verl loads this file by its path, outside the package
-from cloud_hf.rl.environment_scorer import served_scorer
+from cloud_hf.rl.environment_scorer import read_reward, served_scorer
 from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
 from cloud_hf.serving.chat_client import CLoudChatClient
 
@@ -87,7 +87,7 @@ async def compute_score(
         (share of critiques that were truncated), `response_changed` (0 or 1) and `unjudgeable` (0 or 1).
 
     Raises:
-        `ValueError`: If there is no server, `extra_info` contains no prompt, or the response cannot be judged.
+        `ValueError`: If an option is invalid, there is no server, `extra_info` contains no prompt, or the response cannot be judged.
     """
     check_policy("on_response_changed", on_response_changed)
     if reward_router_address and on_response_changed == "error":
@@ -100,6 +100,8 @@ async def compute_score(
             f"`unjudgeable_reward` is {unjudgeable_reward}, but verl's router responds with status 500 both to responses that are rejected "
             "and to failures. Use a reward server (CLOUD_REWARD_URL), or leave the option out and limit the length of the responses."
         )
+    if unjudgeable_reward is not None:
+        unjudgeable_reward = read_reward("unjudgeable_reward", unjudgeable_reward)
     client = _client(reward_router_address)
     options = {"num_critiques": num_critiques, "temperature": temperature}
     if getattr(client, "compares_responses", False) and options != {"num_critiques": 1, "temperature": 0.0}:

@@ -59,30 +59,20 @@ def test_groups_of_completions(served, in_process):
 
 
 def test_groups_of_one_prompt_stay_apart(in_process):
-    """Two groups of one prompt, next to each other or not, get the rewards that each gets alone. All prompts share a call if they can."""
+    """If their size is known, two groups of one prompt get the rewards that each gets alone. All prompts share a call if they can."""
     alone = cloud_reward(in_process, max_new_tokens=8)
     expected = [alone(PROMPTS[row : row + 1] * 4, RESPONSES) for row in (0, 1)]
     calls, score = [], in_process.score
     in_process.score = lambda prompts, *args, **kwargs: calls.append(len(prompts)) or score(prompts, *args, **kwargs)
-    size_given, by_runs = cloud_reward(in_process, max_new_tokens=8, num_generations=4), alone
-    for reward, order, sizes in (
-        (size_given, (0, 1, 0, 0, 1), [8, 4, 8]),
-        (by_runs, (0, 1, 0), [4, 8]),
-        (size_given, (0, 1), [8]),
-    ):
+    size_given = cloud_reward(in_process, max_new_tokens=8, num_generations=4)
+    for order, sizes in (((0, 1, 0, 0, 1), [8, 4, 8]), ((0, 1), [8])):
         calls.clear()
-        rewards = reward([PROMPTS[row] for row in order for _ in RESPONSES], RESPONSES * len(order))
+        rewards = size_given([PROMPTS[row] for row in order for _ in RESPONSES], RESPONSES * len(order))
         assert rewards == pytest.approx([one for row in order for one in expected[row]], abs=1e-4)
         assert sorted(calls) == sorted(sizes)
-    # Prompts that differ only in the start of the response are one prompt to a cascade
-    chats = [
-        [{"role": "user", "content": PROMPTS[0]}, {"role": "assistant", "content": start}] for start in ("It ", "I ")
-    ]
-    completions = [[{"role": "assistant", "content": text}] for text in ("is 42.", "is 43.", "say 42.", "say 43.")]
-    rewards = cloud_reward(in_process, num_generations=2, max_new_tokens=8)(
-        [chats[0]] * 2 + [chats[1]] * 2, completions
-    )
-    assert rewards[0] + rewards[1] == pytest.approx(0, abs=1e-6)
+    # Without a size, a group is all completions for a prompt, even if they are interleaved with another's
+    mixed = alone([PROMPTS[row] for _ in RESPONSES for row in (0, 1)], [text for text in RESPONSES for _ in (0, 1)])
+    assert mixed[::2] + mixed[1::2] == pytest.approx(expected[0] + expected[1], abs=1e-4)
 
 
 def test_one_response_at_a_time(environment, in_process):

@@ -121,6 +121,28 @@ def test_unjudgeable_responses(environment, caplog):
     assert result["extra_logs"]["cloud_unjudgeable"].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("OPTIONS", "", "give a JSON object"),
+        ("OPTIONS", "{max_new_tokens: 8}", "give a JSON object"),
+        ("OPTIONS", "[]", "give a JSON object"),
+        ("OPTIONS", '{"max_tokens": 8}', "give a JSON object.*'max_tokens'"),
+        ("OPTIONS", '{"max_new_tokens": "8"}', "`max_new_tokens` is '8'; it must be an integer"),
+        ("UNJUDGEABLE", "", "is ''; it must be a finite number"),
+        ("UNJUDGEABLE", "low", "is 'low'; it must be a finite number"),
+        ("UNJUDGEABLE", "nan", "is 'nan'; it must be a finite number"),
+        ("CHANGED", "", "is ''; it must be \"warn\""),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_loaded(environment, name, value, says):
+    environment.setenv("CLOUD_REWARD_MODEL", "no/such-model")
+    environment.setenv(f"CLOUD_REWARD_{name}", value)
+    queries, prompts = rollouts(chats()[:1], RESPONSES[:1])
+    with pytest.raises(ValueError, match=f"CLOUD_REWARD_{name}.*{says}"):
+        load_reward_func()(queries, prompts, [None])
+
+
 def test_settings_are_asked_for(environment):
     queries, prompts = rollouts(chats()[:1], RESPONSES[:1])
     environment.setenv("CLOUD_REWARD_URL", "http://127.0.0.1:1")

@@ -207,19 +207,28 @@ def test_last_message_is_judged_in_its_context():
     )
     user, tool = {"role": "user", "content": "Weather?"}, {"role": "tool", "content": "sun"}
     call_message = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
-    began, went_on = {"role": "assistant", "content": "It "}, {"role": "assistant", "content": "shines."}
-    call(cloud_reward(scorer), [[user], [user, began]], [[call_message, tool, went_on], [went_on]])
-    assert seen == [([user, call_message, tool], "shines."), ([user], "It shines.")]
+    answer = {"role": "assistant", "content": "It shines."}
+    call(cloud_reward(scorer), [[user]], [[call_message, tool, answer]])
+    assert seen == [([user, call_message, tool], "It shines.")]
     seen.clear()
     scorer.score = lambda prompts, responses, **options: (
         seen.extend(responses) or LengthScorer().score(prompts, [response["role"] for response in responses])
     )
-    thoughtful = {**went_on, "reasoning_content": "It may rain."}
+    thoughtful = {**answer, "reasoning_content": "It may rain."}
     function = cloud_reward(scorer, judged_part=lambda text: text.split("</think>")[-1].upper())
     call(function, [[user], [user]], [[call_message], [{**call_message, **thoughtful}]])
-    assert seen == [{**call_message, "content": None}, {**call_message, "content": "\n\nSHINES."}]
+    assert seen == [{**call_message, "content": None}, {**call_message, "content": "\n\nIT SHINES."}]
     with pytest.raises(ValueError, match=r"Row 0.*not an assistant message"):
         call(cloud_reward(scorer), [[user]], [[call_message, tool]])
+
+
+def test_an_assistant_message_before_the_response():
+    """GRPO starts a new turn after a prompt's assistant message, so the two are not one text. Online DPO continues the message."""
+    user, start = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "It "}
+    answer = [{"role": "assistant", "content": "shines."}]
+    for function in both(LengthScorer()):
+        with pytest.raises(ValueError, match=r"Row 1: the response follows an assistant message.*End the prompt"):
+            call(function, [[user], [user, start]], [answer, answer])
 
 
 def test_thinking_that_trl_parsed_is_judged_like_text(tmp_path):
@@ -260,13 +269,11 @@ def test_content_parts_are_judged_as_text(scorer):
         return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
     for function in both(scorer, max_new_tokens=8, judged_part=str.upper):
-        expected = call(function, CHAT[:2], ["IT IS 42.", "It is 42."])[0]
-        assert call(function, CHAT[:1], [parts("It is 42.")])[0] == pytest.approx(expected[:1], abs=1e-5)
-        assert call(function, [CHAT[1] + parts("It ")], [parts("is 42.")])[0] == pytest.approx(expected[1:], abs=1e-5)
+        expected = call(function, CHAT[:1], ["IT IS 42."])[0]
+        assert call(function, CHAT[:1], [parts("It is 42.")])[0] == pytest.approx(expected, abs=1e-5)
         image = [{"role": "assistant", "content": [{"type": "image"}]}]
-        for prompt, completion in ((CHAT[0], image), (CHAT[0] + image, parts("4"))):
-            with pytest.raises(ValueError, match=r"Row 0: an assistant message contains the content part.*text only"):
-                call(function, [prompt], [completion])
+        with pytest.raises(ValueError, match=r"Row 0: an assistant message contains the content part.*text only"):
+            call(function, CHAT[:1], [image])
 
 
 def test_a_completion_without_messages():
@@ -376,11 +383,20 @@ def test_normalization_by_group():
     assert group == sorted(group)
     assert normalized[2] is None
     assert normalized[4:] == [0, 0, 0, 0, None, None]
-    # A prompt that follows itself: only the size of a group tells
+    # Online DPO sends all prompts twice
+    chats = [[{"role": "user", "content": prompt}] for prompt in "abab"]
+    assert normalize_by_group([1.0, 20.0, 3.0, 10.0], chats) == [-1, 1, 1, -1]
+    # Several groups of one prompt: only the size of a group tells
     assert normalize_by_group([1.0, 3.0, 10.0, 30.0], ["a"] * 4, 2) == [-1, 1, -1, 1]
     for size in (3, 4):
-        with pytest.raises(ValueError, match=f"not a group of {size}"):
+        with pytest.raises(ValueError, match=f"not a group of {size}.*`num_generations_eval` to {size}, or leave out"):
             normalize_by_group([1.0] * 6, ["a", "a", "b", "b", "c", "c"], size)
+
+
+def test_groups_of_one_completion_are_told(caplog):
+    assert normalize_by_group([1.0, 3.0, 5.0], ["a", "a", "b"]) == [-1, 1, 0] and not caplog.text
+    assert normalize_by_group([1.0, 3.0], ["a", "b"]) == [0, 0]
+    assert "each prompt has only one completion in this batch" in caplog.text
 
 
 def test_normalized_rewards_still_show_their_mean():
@@ -398,6 +414,8 @@ def test_normalized_rewards_still_show_their_mean():
         {"on_response_changed": "show"},
         {"num_generations": 4},
         {"num_critiques": 2},
+        {"num_critiques": "2", "temperature": 1.0},
+        {"max_new_tokens": 0},
     ],
 )
 def test_unusable_options_are_refused_at_once(options):

@@ -135,10 +135,26 @@ def test_unjudgeable_responses(compute_score, reward_server):
     async def batch():
         return await asyncio.gather(*(compute_score(**row, unjudgeable_reward=-9.0) for row in (good, bad)))
 
+    assert asyncio.run(compute_score(**bad, unjudgeable_reward="-9"))["score"] == -9.0  # text, from a shell
     first, second = asyncio.run(batch())
     assert second["score"] == -9.0 and second["unjudgeable"] == 1
     assert first["score"] != -9.0 and first["unjudgeable"] == 0 and math.isfinite(first["score"])
     assert list(first) == list(second)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"unjudgeable_reward": math.nan}, "`unjudgeable_reward` is nan; it must be a finite number"),
+        ({"unjudgeable_reward": "low"}, "`unjudgeable_reward` is 'low'; it must be a finite number"),
+        ({"unjudgeable_reward": [-1.0]}, r"`unjudgeable_reward` is \[-1.0\]; it must be a finite number"),
+        ({"num_critiques": "2", "temperature": 1.0}, "`num_critiques` is '2'; it must be an integer"),
+    ],
+)
+def test_wrong_settings_are_named(compute_score, options, says):
+    [row] = rows(None, PROMPTS[:1], RESPONSES[:1])
+    with pytest.raises(ValueError, match=says):
+        asyncio.run(compute_score(**row, **options))
 
 
 def test_wrong_settings_are_not_taken_for_unjudgeable_responses(compute_score, caplog):
