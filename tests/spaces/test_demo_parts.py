@@ -38,6 +38,7 @@ from cloud_demo.judging import (
     Effects,
     _gathered,
     _joined,
+    describe_score,
     judge,
     judge_pair,
     read_sampling,
@@ -46,13 +47,14 @@ from cloud_demo.judging import (
     read_turns,
     sentence_ends,
 )
-from cloud_demo.rows import FILTERS, Comparison, JudgedRows, Judgement, preference, rank_of, read_results
+from cloud_demo.rows import FILTERS, Comparison, JudgedRows, Judgement, is_right, preference, rank_of, read_results
 from cloud_demo.score_html import curve, reward_bars, reward_histogram, show_ranking, status
 from cloud_demo.sharing import Result, read_link
 from cloud_demo.tab_parts import Controls, example_prompts, visitor_of
 from cloud_demo.two_models_tab import _show_summary
 
 from cloud_hf.cli import UsageError
+from cloud_hf.combine_critiques import combine_scores
 from cloud_hf.evaluation.benchmarks import preference_pairs
 from cloud_hf.evaluation.report.files import write_scores
 from cloud_hf.evaluation.rows import BenchmarkRow
@@ -457,6 +459,17 @@ def test_where_a_reward_falls():
     assert "Higher than 100 % of 8 rewards of right and wrong responses, from 4 rows of x" in judged.describe(9.0)
     assert preference(1.0, 0.0) == pytest.approx(0.731, abs=1e-3)
     assert preference(-1000.0, 1000.0) == 0.0 and preference(1000.0, -1000.0) == 1.0
+
+
+def test_combined_rewards_are_compared_with_each_other_alone():
+    """A vote share decides who is right, but it is on another scale than the page's rewards."""
+    scores = combine_scores([Score.of([Sample(5.0), Sample(7.0)]), Score.of([Sample(1.0), Sample(3.0)])], "vote")
+    judged = JudgedRows("x")
+    for index in range(4):
+        judged.add(index, Judgement((scores[0], scores[1])))
+    assert judged.chosen == [6.0] * 4 and judged.rejected == [2.0] * 4 and is_right(judged.found[0].cloud)
+    described = describe_score(SimpleNamespace(judged=judged), scores[1])
+    assert (described["reward"], described["percentile"]) == (0.0, 25.0)
 
 
 def test_ranks_follow_what_is_shown():

@@ -49,7 +49,7 @@ FILTERS: dict[str, Callable[[Judgement], bool]] = {
 @dataclass
 class JudgedRows:
     """
-    Judgements by row index, and the CLoud model's rewards in ascending order.
+    Judgements by row index, and the CLoud model's mean rewards in ascending order.
 
     `source` names the rows, and `wanted` counts those that will be judged in the background.
     """
@@ -81,8 +81,9 @@ class JudgedRows:
         """Store a judgement unless the row already has one."""
         if index not in self.found:
             self.found[index] = judgement
-            insort(self.chosen, judgement.cloud[0].reward)
-            insort(self.rejected, judgement.cloud[1].reward)
+            # An evaluation's combined rewards, such as vote shares, need not be on the scale of the page's rewards, which are means
+            insort(self.chosen, statistics.fmean(judgement.cloud[0].rewards))
+            insort(self.rejected, statistics.fmean(judgement.cloud[1].rewards))
 
     def percentile(self, reward: float) -> float:
         """Return the percentage of rewards that are lower; equal rewards count half."""
