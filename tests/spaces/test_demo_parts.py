@@ -614,6 +614,19 @@ def test_a_long_link_says_what_it_leaves_out():
         replace(long, texts={"prompt": words}).link()
 
 
+@pytest.mark.parametrize(
+    ("characters", "said"), [(640_000, "texts, rewards and critiques"), (2**20, "critiques are too long")]
+)
+def test_every_link_that_the_demo_writes_opens(characters, said):
+    """Also if a box holds many candidates, which compress well."""
+    long = replace(SHARED, texts={"prompt": "p", "response": "x" * 400_000}, effects=None)
+    long = replace(long, scores=[Score.of([Sample(1.5, "c" * (characters - 400_000))])])
+    link, words = long.link()
+    assert said in words and read_link(link, TABS).texts == long.texts
+    with pytest.raises(Problem, match="texts are too long for a link"):
+        replace(long, texts={"prompt": "x" * 2**20}).link()
+
+
 def pack(content) -> str:
     return base64.urlsafe_b64encode(zlib.compress(json.dumps(content).encode())).decode()
 
@@ -621,6 +634,8 @@ def pack(content) -> str:
 def test_links_of_version_0_1_open():
     old = base64.b64encode(json.dumps({"tab": "score", "prompt": "ü?>"}).encode()).decode()
     assert read_link(old, TABS).texts == {"prompt": "ü?>"}
+    with pytest.raises(Problem, match="This link is damaged"):
+        read_link(base64.b64encode(json.dumps({"tab": "score", "prompt": "x" * 2**20}).encode()).decode(), TABS)
 
 
 WHOLE = {
@@ -638,7 +653,7 @@ WHOLE = {
         {"tab": "other"},
         {"tab": []},
         {"texts": {"prompt": 7}},
-        {"texts": {"prompt": "x" * 30_000}},
+        {"texts": {"prompt": "x" * 2**20}},
         {"texts": 7},
         {"made": None},
         {"options": {"num_critiques": 0}},
