@@ -40,8 +40,8 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    The loaded models and rows. `cloud` and `classic` (the comparison model) may each be of any kind. If the rows, or their scores from an
-    evaluation, could not be loaded, `rows_problem` says why.
+    The loaded models and rows. `cloud` and `classic` (the comparison model) may each be of any kind. If the rows could not be loaded,
+    `rows_problem` says why.
 
     `made` describes the computation, such as "float32 with transformers on cpu", and `warnings` lists what readers must know about the
     rewards. `results` contains a label that names an evaluation's models and folder, and the evaluation's scores for the rows.
