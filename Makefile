@@ -34,7 +34,7 @@ help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 changes the seed, STAGE4=1 adds stage 4.
-	$(BIN)/python examples/quickstart.py --seed $(SEED) $(if $(STAGE4),--stage4)
+	$(BIN)/python examples/quickstart.py --seed $(SEED) $(if $(filter-out 0,$(STAGE4)),--stage4)
 
 ifeq ($(AREA),)
 # Each step runs even if an earlier one failed. tests/test_docs.py builds the site.

@@ -35,6 +35,8 @@ footer a, footer button, footer .divider { color: var(--body-text-color) !import
 _TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\@"})
 _LONGEST_MESSAGE = 600
 _LONGEST_CELL = 2000
+# The default refuses cells longer than 131,072 characters; uploads are limited as a whole
+csv.field_size_limit(2**31 - 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ launch
@@ -182,6 +184,9 @@ def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ())
         raise ValueError("There are no rows. Paste some, or choose a file.")
     rows = _read_json(text) if text.lstrip()[0] in "[{" else _read_csv(text)
     plurals = {f"{name}s": name for name in (*required, *optional)}
+    for plural, name in plurals.items():
+        if both := [index for index, row in enumerate(rows) if plural in row and name in row]:
+            raise ValueError(f"Row {both[0]}: both `{name}` and `{plural}` are given; keep one of them.")
     rows = [{plurals.get(name, name): value for name, value in row.items()} for row in rows]
     columns = {}
     for name in (*required, *optional):
@@ -217,7 +222,8 @@ def _read_csv(text: str) -> list[dict[str, str]]:
             rows.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:
         raise ValueError(f"Line {reader.line_num} is not CSV: {error}. Is a quote left open?") from error
-    if len(set(header)) < len(header):
+    named = [name for name in header if name]  # spreadsheets export empty columns without names
+    if len(set(named)) < len(named):
         raise ValueError("The first line names a column twice.")
     if not rows:
         raise ValueError(

@@ -31,6 +31,14 @@ def test_csv_keeps_text_as_it_is():
     }
 
 
+def test_csv_of_a_spreadsheet():
+    long = "x" * 200_000
+    assert read_table(f"chosen,rejected,,\n{long},b,,\n", ["chosen", "rejected"]) == {
+        "chosen": [long],
+        "rejected": ["b"],
+    }
+
+
 def test_json_in_three_shapes():
     rows = [{"chosen": 1, "rejected": 0, "subset": "a"}, {"chosen": 2, "rejected": 3, "subset": "b", "other": None}]
     wanted = {"chosen": [1, 2], "rejected": [0, 3], "subset": ["a", "b"]}
@@ -55,8 +63,13 @@ def test_one_row_is_no_table_by_columns():
         ("chosen,rejected\n1,2\n3", r"Row 1 \(line 3\): 1 fields"),
         ("chosen,chosen\n1,2", "names a column twice"),
         ('chosen,rejected\n"1,2\n3,4', "Line 3 is not CSV.*quote"),
-        ("x" * 1_000_000, "Line 1 is not CSV: field larger"),
-        (f"chosen,rejected\n{'x' * 1_000_000},1", "Line 2 is not CSV: field larger"),
+        (
+            '{"chosen": 1, "rejected": 2}\n{"chosen": 1, "chosens": 2, "rejected": 2}',
+            "Row 1: both `chosen` and `chosens`",
+        ),
+        ("chosen,rejected,subset,subsets\n1,2,a,b", "Row 0: both `subset` and `subsets` are given; keep one"),
+        ("x" * 1_000_000, "no rows below the first line"),
+        (f'chosen,rejected\n"{"x" * 1_000_000},1', "Line 2 is not CSV.*quote"),
         ("[]", "the list is empty"),
         ("[1, 2]", "Row 0 is 1; give an object"),
         ('{"chosen": 1}\n3', "Row 1 is 3; give an object"),

@@ -81,8 +81,13 @@ class CloudReward(evaluate.Metric):
 
     def add_batch(self, *, predictions=None, prompts=None, **others):
         """Add responses and their prompts. Types are checked here, because `datasets` would convert other types to text."""
-        check_rows(prompts, predictions)
-        super().add_batch(predictions=predictions, prompts=prompts, **others)
+        columns = {"prompts": prompts, "predictions": predictions}
+        for name, values in columns.items():
+            if values is None or isinstance(values, str) or not len(values):
+                raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
+            columns[name] = list(values)  # `evaluate` reads `values[0]`, which a filtered pandas column may lack
+        check_rows(**columns)
+        super().add_batch(**columns, **others)
 
     def _compute(
         self,
@@ -124,9 +129,6 @@ class CloudReward(evaluate.Metric):
 
 def check_rows(prompts, predictions):
     """Raise a `ValueError` that names the row unless all predictions are text, and the prompts are either all text or all chats."""
-    for name, values in (("prompts", prompts), ("predictions", predictions)):
-        if values is None or isinstance(values, str) or not len(values):
-            raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
     for row, prediction in enumerate(predictions):
         if not is_text(prediction):
             raise ValueError(f"Row {row}: `prediction` is {prediction!r:.60}; give text.")

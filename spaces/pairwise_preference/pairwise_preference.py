@@ -77,7 +77,8 @@ class PairwisePreference(evaluate.Metric):
         """Add pairs: `chosen`, `rejected` and, with the configuration "subsets", `subsets`."""
         if missing := [name for name in self._feature_names() if columns.get(name) is None]:
             raise ValueError(f"`{missing[0]}` is missing; give a list with one entry for each pair.")
-        super().add_batch(**columns)
+        # `evaluate` reads `column[0]`, which a filtered pandas column may lack
+        super().add_batch(**columns | {name: list(columns[name]) for name in self._feature_names()})
 
     def _compute(self, chosen, rejected, subsets=None, num_bins=10):
         scores = score_preferences(chosen, rejected, subsets, num_bins)

@@ -215,3 +215,10 @@ def test_a_card_may_gain_results_later(scripts):
     scripts.complete()
     (scripts.run / "left/README.md").write_text("A card with results")
     assert scripts.complete()[0] == []
+
+
+@pytest.mark.parametrize(("value", "adds"), [("", False), ("0", False), ("1", True)])
+def test_make_adds_stage_4_on_request(value, adds):
+    make = ["make", "--dry-run", "--old-file", ".venv/.ready", "quickstart", f"STAGE4={value}"]
+    commands = subprocess.run(make, cwd=EXAMPLES.parent, capture_output=True, text=True, check=True).stdout
+    assert "examples/quickstart.py" in commands and ("--stage4" in commands) == adds

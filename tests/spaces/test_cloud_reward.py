@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 
 import evaluate
+import pandas as pd
 import pytest
 from models_for_tests import make_model, save_language_model, tiny_text_config
 from servers_for_tests import make_engine, serving
@@ -97,6 +98,13 @@ def test_batches_and_single_rows_add_up(tmp_path, folders):
     whole = metric.compute(prompts=TEXTS, predictions=ANSWERS, max_new_tokens=6)
     assert added["critiques"] == whole["critiques"]
     assert added["rewards"] == pytest.approx(whole["rewards"], abs=1e-5)
+
+
+def test_columns_of_a_filtered_table(tmp_path, folders):
+    table = pd.DataFrame({"prompts": TEXTS, "predictions": ANSWERS})
+    metric = load(tmp_path, model=scorer_of(folders["classic"]))
+    filtered = metric.compute(**table[table["predictions"] != ANSWERS[0]])  # lacks the label 0
+    assert filtered == metric.compute(prompts=TEXTS[1:], predictions=ANSWERS[1:])
 
 
 def test_combined(tmp_path, folders):

@@ -19,8 +19,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from browser import REPOSITORY, SPACES
-from demo_for_tests import EchoEngine
+from demo_for_tests import EchoEngine, save_models
 from models_for_tests import tiny_text_config
+from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -32,12 +33,13 @@ from cloud_demo.arguments import SHIPPED, DemoArguments, parse_arguments
 from cloud_demo.backend import Backend, Visitor, WaitingLine
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.compare_tab import remove_last
-from cloud_demo.engines import Models, open_models
+from cloud_demo.engines import Models, load_pairs, open_models
 from cloud_demo.judging import (
     SAMPLING_TEMPERATURE,
     Effects,
     _gathered,
     _joined,
+    describe_score,
     judge,
     judge_pair,
     read_sampling,
@@ -46,17 +48,19 @@ from cloud_demo.judging import (
     read_turns,
     sentence_ends,
 )
-from cloud_demo.rows import FILTERS, Comparison, JudgedRows, Judgement, preference, rank_of, read_results
+from cloud_demo.rows import FILTERS, Comparison, JudgedRows, Judgement, is_right, preference, rank_of, read_results
 from cloud_demo.score_html import curve, reward_bars, reward_histogram, show_ranking, status
 from cloud_demo.sharing import Result, read_link
 from cloud_demo.tab_parts import Controls, example_prompts, visitor_of
-from cloud_demo.two_models_tab import _show_summary
+from cloud_demo.two_models_tab import _kept, _show_summary, judge_row
 
 from cloud_hf.cli import UsageError
+from cloud_hf.combine_critiques import combine_scores
 from cloud_hf.evaluation.benchmarks import preference_pairs
 from cloud_hf.evaluation.report.files import write_scores
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.evaluation.set_results import Evaluation
+from cloud_hf.model_identity import identify_model
 from cloud_hf.scalar_models import ScalarScorer, load_scalar_model
 from cloud_hf.scores import Sample, Sampling, Score
 
@@ -459,6 +463,17 @@ def test_where_a_reward_falls():
     assert preference(-1000.0, 1000.0) == 0.0 and preference(1000.0, -1000.0) == 1.0
 
 
+def test_combined_rewards_are_compared_with_each_other_alone():
+    """A vote share decides who is right, but it is on another scale than the page's rewards."""
+    scores = combine_scores([Score.of([Sample(5.0), Sample(7.0)]), Score.of([Sample(1.0), Sample(3.0)])], "vote")
+    judged = JudgedRows("x")
+    for index in range(4):
+        judged.add(index, Judgement((scores[0], scores[1])))
+    assert judged.chosen == [6.0] * 4 and judged.rejected == [2.0] * 4 and is_right(judged.found[0].cloud)
+    described = describe_score(SimpleNamespace(judged=judged), scores[1])
+    assert (described["reward"], described["percentile"]) == (0.0, 25.0)
+
+
 def test_ranks_follow_what_is_shown():
     assert [rank_of([1.0004, 1.0001, 0.9], index) for index in range(3)] == [1, 1, 3]
 
@@ -485,29 +500,65 @@ def test_both_models_are_compared_on_the_rows_that_both_judged():
     assert Comparison([(True, True)]).p_value == 1.0
 
 
-def test_scores_of_an_evaluation_are_read_by_what_rows_hold(tmp_path):
-    rows = [BenchmarkRow(f"{i}", "x", f"p{i}", ("right", "wrong")) for i in range(3)]
-    with pytest.raises(ValueError, match=r"has no report\.json"):
-        read_results(str(tmp_path), rows)
+def write_results(folder, rows, models: dict[str, str]):
+    """Write an evaluation by `cloud`, which is right in the first row only, and `classic`; `models` maps their paths to their versions."""
     for name, critique in (("cloud", "good"), ("classic", "")):
-        scored = [Evaluation("x", "x", preference_pairs.score(rows[1:], [[2, 1], [1, 2]]), rows[1:], [
+        scored = [Evaluation("x", "x", preference_pairs.score(rows, [[2, 1], [1, 2]]), rows, [
             # As with `combine` `median`: the reward is not the mean of the critiques' rewards
             [replace(Score.of([Sample(reward + more, critique) for more in (-1, 0, 7)]), reward=reward) for reward in rewards]
             for rewards in ((2.0, 1.0), (1.0, 2.0))
         ], 0, 0)]  # fmt: skip
-        write_scores(scored, tmp_path / f"scores_{name}.parquet")
-    entries = [{"model": name, "name": "x", "unknown": {}} for name in ("cloud", "classic")]
-    page = {"version": 1, "arguments": {"models": ["cloud", "classic"]}, "environment": {}, "benchmarks": entries}
-    (tmp_path / "report.json").write_text(json.dumps(page))
-    names, found = read_results(str(tmp_path), rows)
-    assert names == ("cloud", "classic") and list(found) == [1, 2]
+        write_scores(scored, folder / f"scores_{name}.parquet")
+    entries = [{"model": name, "name": "x", "unknown": {}} for name in models]
+    arguments, environment = {"models": list(models)}, {"models": models}
+    page = {"version": 1, "arguments": arguments, "environment": environment, "benchmarks": entries}
+    (folder / "report.json").write_text(json.dumps(page))
+
+
+def test_scores_of_an_evaluation_are_read_by_what_rows_hold(tmp_path):
+    rows = [BenchmarkRow(f"{i}", "x", f"p{i}", ("right", "wrong")) for i in range(3)]
+    with pytest.raises(ValueError, match=r"has no report\.json"):
+        read_results(str(tmp_path), rows, [])
+    write_results(tmp_path, rows[1:], {"cloud": "1", "classic": "2"})
+    names, found, are_compared = read_results(str(tmp_path), rows, [])
+    assert names == ("cloud", "classic") and list(found) == [1, 2] and not are_compared
     assert [score.reward for score in found[2].cloud] == [1.0, 2.0] and found[1].cloud[0].critique == "good"
     with pytest.raises(ValueError, match="no scores for the demo's rows"):
-        read_results(str(tmp_path), [replace(rows[0], prompt="other")])
-    page["arguments"]["models"] = ["cloud"]
-    (tmp_path / "report.json").write_text(json.dumps(page | {"benchmarks": entries[:1]}))
+        read_results(str(tmp_path), [replace(rows[0], prompt="other")], [])
+    write_results(tmp_path, rows[1:], {"cloud": "1"})
     with pytest.raises(ValueError, match="a CLoud and a classic model"):
-        read_results(str(tmp_path), rows)
+        read_results(str(tmp_path), rows, [])
+
+
+def test_the_demo_shows_only_scores_of_its_own_models(tmp_path):
+    found = save_models(tmp_path)
+    versions = {found[name]: identify_model(found[name])["model_version"] for name in ("cloud", "classic")}
+    results = str(tmp_path / "evaluation")
+    (tmp_path / "evaluation").mkdir()
+    rows = load_pairs(found["rows.jsonl"], "test")[:2]
+
+    def open_demo(model, classic_model, **arguments):
+        arguments |= {"rows": found["rows.jsonl"], "results": results, "model": model, "classic_model": classic_model}
+        return open_models(DemoArguments(**arguments))
+
+    unchecked = "whether these are the demo's models could not be checked"
+    write_results(tmp_path / "evaluation", rows, versions)
+    for order in (1, -1):
+        opened = open_demo(*list(versions)[::order])
+        assert opened.results[0] == " and ".join(["cloud", "classic"][::order]) + " in evaluation"
+        pair = opened.results[1][0]
+        assert [scores[0].critique for scores in (pair.cloud, pair.classic)] == ["good", ""][::order]
+        assert unchecked not in str(opened.warnings)
+    with pytest.raises(
+        Problem, match=r"but the demo's base has version .*\. Evaluate the demo's models, or open those"
+    ):
+        open_demo(found["base"], None)
+    with pytest.raises(Problem, match="but the demo opens two CLoud models"):
+        open_demo(found["cloud"], found["cloud"])
+    served = {"backend": "server", "server_url": f"http://127.0.0.1:{free_port()}"}
+    assert unchecked in str(open_demo(None, None, **served).warnings)
+    write_results(tmp_path / "evaluation", rows, dict.fromkeys(versions, "f" * 40))  # evaluated from the Hub
+    assert unchecked in str(open_demo(*versions).warnings)
 
 
 # ------------------------------------------------------------------------------------------------------- sentences
@@ -563,6 +614,19 @@ def test_a_long_link_says_what_it_leaves_out():
         replace(long, texts={"prompt": words}).link()
 
 
+@pytest.mark.parametrize(
+    ("characters", "said"), [(640_000, "texts, rewards and critiques"), (2**20, "critiques are too long")]
+)
+def test_every_link_that_the_demo_writes_opens(characters, said):
+    """Also if a box holds many candidates, which compress well."""
+    long = replace(SHARED, texts={"prompt": "p", "response": "x" * 400_000}, effects=None)
+    long = replace(long, scores=[Score.of([Sample(1.5, "c" * (characters - 400_000))])])
+    link, words = long.link()
+    assert said in words and read_link(link, TABS).texts == long.texts
+    with pytest.raises(Problem, match="texts are too long for a link"):
+        replace(long, texts={"prompt": "x" * 2**20}).link()
+
+
 def pack(content) -> str:
     return base64.urlsafe_b64encode(zlib.compress(json.dumps(content).encode())).decode()
 
@@ -570,6 +634,8 @@ def pack(content) -> str:
 def test_links_of_version_0_1_open():
     old = base64.b64encode(json.dumps({"tab": "score", "prompt": "ü?>"}).encode()).decode()
     assert read_link(old, TABS).texts == {"prompt": "ü?>"}
+    with pytest.raises(Problem, match="This link is damaged"):
+        read_link(base64.b64encode(json.dumps({"tab": "score", "prompt": "x" * 2**20}).encode()).decode(), TABS)
 
 
 WHOLE = {
@@ -587,7 +653,7 @@ WHOLE = {
         {"tab": "other"},
         {"tab": []},
         {"texts": {"prompt": 7}},
-        {"texts": {"prompt": "x" * 30_000}},
+        {"texts": {"prompt": "x" * 2**20}},
         {"texts": 7},
         {"made": None},
         {"options": {"num_critiques": 0}},
@@ -681,6 +747,21 @@ def test_scores_of_an_evaluation_take_the_place_of_judging(monkeypatch):
     results = "cloud and classic in run", {2: make_judgement(1, 0, 0, 1)}
     judged = judge_rows(["a"] * 6, EchoEngine(error=RuntimeError("not asked")), results=results)
     assert list(judged.found) == [2] and judged.evaluation == "cloud and classic in run" and not judged.is_growing
+
+
+def test_the_first_visitor_opens_a_row_of_the_evaluation():
+    backend, kept = Backend(DemoArguments(model="a", reference_rows=0)), make_judgement(1, 0, 0, 1)
+    rows = [BenchmarkRow(f"{i}", "x", "p", ("a", "wrong")) for i in range(2)]
+    models = Models(EchoEngine(), EchoEngine(critique=False), rows, results=("cloud and classic in run", {1: kept}))
+    backend._models.set_result(models)
+
+    async def open_rows() -> list[Judgement]:
+        await backend.loaded()
+        return [[step async for step in judge_row(backend, "user", rows[i], i)][-1] for i in (1, 0)]
+
+    evaluated, judged = asyncio.run(open_rows())
+    assert evaluated is kept and _kept(backend, rows[1], evaluated).made == "Scores of cloud and classic in run."
+    assert judged.cloud[1].reward == 5.0 and "1 critique at temperature 0" in _kept(backend, rows[0], judged).made
 
 
 def test_no_rows_are_judged_in_the_background_on_zero_gpu(monkeypatch):

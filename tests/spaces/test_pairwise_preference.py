@@ -57,6 +57,13 @@ def test_subsets_and_sections(tmp_path):
     assert others["subset_accuracies"] == {"x": 0.5, "y": 0.5} and "section_scores" not in others
 
 
+@pytest.mark.parametrize("config", [None, "subsets"])
+def test_columns_of_a_filtered_table(tmp_path, config):
+    table = pd.DataFrame({"chosen": CHOSEN, "rejected": REJECTED, "subsets": SUBSETS})
+    results = load(tmp_path, config).compute(**table[table["chosen"] != 1.0])  # lacks the label 0
+    assert results["subset_accuracies"] == {"hep-go": 0.0, "math-prm": 0.0, "donotanswer": 1.0}
+
+
 def test_batches_and_single_rows_add_up(tmp_path):
     metric = load(tmp_path, "subsets")
     metric.add_batch(chosen=CHOSEN[:2], rejected=REJECTED[:2], subsets=SUBSETS[:2])

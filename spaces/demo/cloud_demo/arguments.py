@@ -62,8 +62,8 @@ class DemoArguments:
         rows_split (`str`, *optional*, defaults to `"test"`):
             Split of `rows`, unless it is a benchmark or has no splits.
         results (`str`, *optional*):
-            Output folder of `examples/evaluate_rewards.py` with the scores of a CLoud model and a classic model on `rows`. The demo
-            shows these scores instead of judging the rows.
+            Output folder of `examples/evaluate_rewards.py` with the scores of the demo's models, one CLoud and one classic, on `rows`. The
+            demo shows these scores instead of judging the rows.
         reference_rows (`int`, *optional*, defaults to `200`):
             Number of rows to judge while the demo is idle, for the comparison of both models and the reward distribution.
         max_new_tokens (`int`, *optional*, defaults to `512`):

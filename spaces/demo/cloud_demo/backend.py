@@ -97,6 +97,11 @@ class Backend:
         """Wait for the models. Raises `Problem` if they could not be opened."""
         models = await asyncio.shield(asyncio.wrap_future(self._models))
         if self._judging is None:
+            if models.results is not None:  # before any visitor opens a row, which would be judged
+                self.judged.evaluation, judgements = models.results
+                self.judged.wanted = len(judgements)
+                for index, judgement in judgements.items():
+                    self.judged.add(index, judgement)
             self._judging = asyncio.create_task(self._judge_rows())
         return models
 
@@ -119,11 +124,7 @@ class Backend:
     async def _judge_rows(self):
         """Judge the first rows while the demo is idle, unless an evaluation has already judged them."""
         rows, judged = self.models.rows[: self.args.reference_rows], self.judged
-        if self.models.results is not None:
-            judged.evaluation, judgements = self.models.results
-            judged.wanted = len(judgements)
-            for index, judgement in judgements.items():
-                judged.add(index, judgement)
+        if judged.evaluation is not None:
             return
         if on_zero_gpu():
             judged.problem = (

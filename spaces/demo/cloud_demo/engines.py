@@ -40,8 +40,8 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    The loaded models and rows. `cloud` and `classic` (the comparison model) may each be of any kind. If the rows, or their scores from an
-    evaluation, could not be loaded, `rows_problem` says why.
+    The loaded models and rows. `cloud` and `classic` (the comparison model) may each be of any kind. If the rows could not be loaded,
+    `rows_problem` says why.
 
     `made` describes the computation, such as "float32 with transformers on cpu", and `warnings` lists what readers must know about the
     rewards. `results` contains a label that names an evaluation's models and folder, and the evaluation's scores for the rows.
@@ -80,8 +80,19 @@ def open_models(args: DemoArguments) -> Models:
     Load the models and rows that the arguments name.
 
     Raises:
-        `Problem`: If a model cannot be opened.
+        `Problem`: If a model cannot be opened, or `results` contains no scores of these models.
     """
+    rows, rows_problem, results = [], None, None
+    if args.rows is not None:
+        try:
+            rows = load_pairs(args.rows, args.rows_split)
+        except (ValueError, OSError) as error:
+            rows_problem = f"The rows cannot be loaded. {_without_folders(error, args)}"
+    if rows and args.results is not None:
+        try:
+            results = read_results(args.results, rows, [name for name in (args.model, args.classic_model) if name])
+        except (ValueError, OSError) as error:
+            raise Problem(f"The results cannot be used. {_without_folders(error, args)}") from error
     try:
         loaded = []
         opened = Models(_open_engine(args.model, args.server_url, args, loaded), made=args.backend)
@@ -89,16 +100,30 @@ def open_models(args: DemoArguments) -> Models:
             opened.classic = _open_engine(args.classic_model, args.classic_server_url, args, loaded)
     except (ValueError, OSError, ImportError) as error:
         raise Problem(f"The model cannot be opened. {_without_folders(error, args)}") from error
+    opened.rows, opened.rows_problem = rows, rows_problem
     _describe(opened, loaded, args)
-    if args.rows is not None:
-        try:
-            opened.rows = load_pairs(args.rows, args.rows_split)
-            if args.results is not None:
-                names, scores = read_results(args.results, opened.rows)
-                opened.results = f"{names[0]} and {names[1]} in {public_name(args.results)}", scores
-        except (ValueError, OSError) as error:
-            opened.rows_problem = f"The rows cannot be loaded. {_without_folders(error, args)}"
+    if results is not None:
+        _add_results(opened, *results, public_name(str(args.results)))
     return opened
+
+
+def _add_results(
+    opened: Models, names: tuple[str, str], scores: dict[int, Judgement], are_compared: bool, folder: str
+):
+    """Add an evaluation's scores, in the order of the demo's models."""
+    if opened.classic is not None and opened.cloud.critique is opened.classic.critique is not None:
+        kind = "CLoud models" if opened.cloud.critique else "models without critiques"
+        raise Problem(
+            f"The results cannot be used. The results come from a CLoud model and a model without critiques, but the demo opens two {kind}."
+        )
+    if opened.cloud.critique is False:
+        names, scores = names[::-1], {index: Judgement(row.classic, row.cloud) for index, row in scores.items()}
+    source = f"{names[0]} and {names[1]} in {folder}"
+    opened.results = source, scores
+    if not are_compared:
+        opened.warnings.append(
+            f"The rows' scores come from {source}; whether these are the demo's models could not be checked."
+        )
 
 
 def _without_folders(error: Exception, args: DemoArguments) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import statistics
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -260,7 +261,7 @@ def describe_score(backend: Backend, score: Score, has_distribution: bool = True
         "reward_std": score.reward_std,
         "critiques": list(score.critiques),
         "finish_reasons": list(score.finish_reasons),
-        "percentile": backend.judged.percentile(score.reward) if known else None,
+        "percentile": backend.judged.percentile(statistics.fmean(score.rewards)) if known else None,
     }
 
 

@@ -49,7 +49,7 @@ FILTERS: dict[str, Callable[[Judgement], bool]] = {
 @dataclass
 class JudgedRows:
     """
-    Judgements by row index, and the CLoud model's rewards in ascending order.
+    Judgements by row index, and the CLoud model's mean rewards in ascending order.
 
     `source` names the rows, and `wanted` counts those that will be judged in the background.
     """
@@ -81,8 +81,9 @@ class JudgedRows:
         """Store a judgement unless the row already has one."""
         if index not in self.found:
             self.found[index] = judgement
-            insort(self.chosen, judgement.cloud[0].reward)
-            insort(self.rejected, judgement.cloud[1].reward)
+            # An evaluation's combined rewards, such as vote shares, need not be on the scale of the page's rewards, which are means
+            insort(self.chosen, statistics.fmean(judgement.cloud[0].rewards))
+            insort(self.rejected, statistics.fmean(judgement.cloud[1].rewards))
 
     def percentile(self, reward: float) -> float:
         """Return the percentage of rewards that are lower; equal rewards count half."""
@@ -165,13 +166,16 @@ def rank_of(rewards: Sequence[float], index: int) -> int:
 # ------------------------------------------------------------------------------------------------- read an evaluation
 
 
-def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str, str], dict[int, Judgement]]:
+def read_results(
+    folder: str, rows: "Sequence[BenchmarkRow]", models: Sequence[str]
+) -> tuple[tuple[str, str], dict[int, Judgement], bool]:
     """
     Load the scores of `rows` from an output folder of `examples/evaluate_rewards.py`. Returns the names of the CLoud and the classic model,
-    and the judgements by row index.
+    the judgements by row index, and whether `models`, the demo's, are known to be those that were evaluated.
 
     Raises:
-        `ValueError`: Unless the folder contains scores of some of these rows, from exactly one model with critiques and one without.
+        `ValueError`: Unless the folder contains scores of some of these rows, from exactly one model with critiques and one without; or if
+            other models, or other versions of them, were evaluated.
     """
     from pyarrow import parquet
 
@@ -179,6 +183,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     from cloud_hf.data.rows import short_names
     from cloud_hf.evaluation.formatting import file_name
     from cloud_hf.evaluation.report.comparison import read_results
+    from cloud_hf.model_identity import identify_model
 
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
     pages = read_results(folder, "results").pages
@@ -187,6 +192,16 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
             "The results come from best_of_n.py; set `results` to an output folder of evaluate_rewards.py."
         )
     names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
+    evaluated = list(pages["report.json"]["environment"]["models"].values())
+    versions = {model: identify_model(model)["model_version"] for model in models}
+    for model, version in versions.items():
+        # Commits on the Hub, which also change with the card, are longer
+        are_folders = Path(model).is_dir() and all(len(other or "") == len(version) for other in evaluated)
+        if are_folders and version not in evaluated:
+            raise ValueError(
+                f"The results come from {' and '.join(names)}, whose versions are {' and '.join(evaluated)}, but the demo's {model} has version {version}. "
+                "Evaluate the demo's models, or open those that were evaluated."
+            )
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:
         table = parquet.read_table(Path(folder) / file_name("scores", name, "parquet")).to_pylist()
@@ -210,9 +225,10 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
         raise ValueError(
             "The results contain no scores for the demo's rows; set `rows` to the pairs that were evaluated."
         )
-    return (cloud, classic), {
+    judgements = {
         index: Judgement((ours[index][0], ours[index][1]), (theirs[index][0], theirs[index][1])) for index in common
     }
+    return (cloud, classic), judgements, bool(versions) and set(versions.values()) <= set(evaluated)
 
 
 def _read_score(line: dict[str, Any]) -> Score:

@@ -24,7 +24,6 @@ from .judging import Effects
 _LONGEST_LINK = 16_000
 _LONGEST_CONTENT = 2**20
 _MOST_SCORES = 32
-_LONGEST_TEXT = 20_000
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ class Result:
                 "the texts; the result is too long for a link": page,
             }
         for words, content in held.items():
-            packed = zlib.compress(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(), 9)
-            link = base64.urlsafe_b64encode(packed).decode().rstrip("=")
-            if len(link) <= _LONGEST_LINK:
+            unpacked = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+            link = base64.urlsafe_b64encode(zlib.compress(unpacked, 9)).decode().rstrip("=")
+            if len(link) <= _LONGEST_LINK and len(unpacked) < _LONGEST_CONTENT:
                 return link, words
         raise Problem("The texts are too long for a link. Copy the result as Markdown instead.")
 
@@ -114,17 +113,16 @@ def read_link(link: str, tabs: Mapping[str, Sequence[str]]) -> Result | None:
 
 def _unpack(link: str) -> bytes:
     data = base64.urlsafe_b64decode(link.replace("+", "-").replace("/", "_").rstrip("=") + "==")
-    if data.startswith(b"{"):  # version 0.1 did not compress
-        return data
     unpacker = zlib.decompressobj()
-    content = unpacker.decompress(data, _LONGEST_CONTENT)
-    if not unpacker.eof:
+    is_packed = not data.startswith(b"{")  # version 0.1 did not compress
+    content = unpacker.decompress(data, _LONGEST_CONTENT) if is_packed else data
+    if len(content) >= _LONGEST_CONTENT or (is_packed and not unpacker.eof):
         raise ValueError("The link contains too much text.")
     return content
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+    if not isinstance(value, str):
         raise ValueError("Not text.")
     value.encode()  # raises ValueError for a lone surrogate
     return value

@@ -179,7 +179,7 @@ class _OpenRow:
         return status("Done." if guessed == "answer" else said), page, gr.update(visible=False)
 
     def show(self, row: "BenchmarkRow", guess: bool, found: Judgement | None = None) -> str:
-        made = "" if found is None else show_made(_how(self.backend), self.backend.warnings)
+        made = "" if found is None else show_made(_how(self.backend, found), self.backend.warnings)
         return _show_row(row, guess, self.backend.models.names, found) + made
 
 
@@ -241,12 +241,15 @@ def _kept(backend: Backend, row: "BenchmarkRow", found: Judgement) -> Result:
     """Return the result that the copy buttons use."""
     texts = {"prompt": _plain(row.prompt)} | dict(zip(_SIDES, map(str, row.responses), strict=True))
     names = [f"{model}, {side.lower()}" for model in backend.models.names for side in _SIDES]
-    return Result(TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend), key_of(row), names)
+    return Result(
+        TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend, found), key_of(row), names
+    )
 
 
-def _how(backend: Backend) -> str:
-    if backend.judged.evaluation is not None:
-        return f"Scores of {backend.judged.evaluation}."
+def _how(backend: Backend, found: Judgement) -> str:
+    results = backend.models.results
+    if results is not None and found in results[1].values():  # visitors may open rows that the evaluation lacks
+        return f"Scores of {results[0]}."
     return backend.made(Sampling(max_new_tokens=backend.args.max_new_tokens))
 
 
