@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from trainers_for_tests import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer, CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.commands.train_critique_sft import CritiqueSFTConfig
 from cloud_hf.training import launch
 from cloud_hf.training.resume import check_launch
@@ -138,6 +138,16 @@ def test_fsdp_that_cannot_work(base_folder, tmp_path, monkeypatch, options, says
     monkeypatch.setitem(trainer.accelerator.state.__dict__, "fsdp_plugin", plugin)
     with pytest.raises(ValueError, match=says):
         trainer.train()
+
+
+def test_fsdp_is_known_before_the_accelerator_exists(tmp_path, monkeypatch):
+    args = CLoudOutcomeConfig(str(tmp_path), num_generations=2, use_cpu=True, bf16=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert launch.strategy_of(args) == "single"  # accelerate shards nothing in a process that has no others
+    monkeypatch.setitem(args.distributed_state._shared_state, "distributed_type", DistributedType.MULTI_GPU)
+    assert launch.strategy_of(args) == "fsdp"
+    with pytest.raises(ValueError, match="Critiques cannot be written under FSDP"):
+        CLoudOutcomeTrainer("no-such-model", args, train_dataset=make_rows())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
