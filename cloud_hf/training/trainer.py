@@ -333,6 +333,17 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
 
     # -------------------------------------------------------------------------------------------------------- saving
 
+    def save_model(self, *args, **kwargs):
+        # Under ZeRO-3, transformers saves only an adapter's trainable weights, but PEFT needs all of them, also the frozen bias of the head
+        frozen = [w for name, w in self.model.named_parameters() if ".default." in name and not w.requires_grad]
+        for weight in frozen:
+            weight.requires_grad_(True)
+        try:
+            super().save_model(*args, **kwargs)
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
+
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         folder, model = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
