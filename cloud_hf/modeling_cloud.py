@@ -6,9 +6,11 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -301,6 +303,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3, the engine sets the data types
             model.reward_head.float()
+        with model._gathered_weights():
             model.check_logits()
         return model
 
@@ -596,6 +599,27 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             logits_PV = torch.tanh(logits_PV / cap) * cap
         return logits_PV
 
+    @contextmanager
+    def _gathered_weights(self) -> Iterator[None]:
+        """Gather what ZeRO-3 has partitioned: the weights of a decoder layer while the layer runs, and all others until the end."""
+        with ExitStack() as stack:
+            if is_deepspeed_zero3_enabled():
+                # Not imported by a statement, because transformers would require DeepSpeed wherever a saved model runs its own code
+                gather = import_module("deepspeed").zero.GatheredParameters
+                lists = [child for child in self.trunk.children() if isinstance(child, nn.ModuleList)]
+                layers = dict.fromkeys(layer for layers in lists for layer in layers)
+                of_layers = {weight for layer in layers for weight in layer.parameters()}
+                stack.enter_context(gather([weight for weight in self.parameters() if weight not in of_layers]))
+                for layer in layers:
+
+                    def forward(*args, layer=layer, run=layer.forward, **kwargs):
+                        with gather(layer.parameters()):
+                            return run(*args, **kwargs)
+
+                    layer.forward = forward
+                    stack.callback(delattr, layer, "forward")
+            yield
+
     @torch.no_grad()
     def check_logits(self):
         """
@@ -653,13 +677,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 f"model with `attn_implementation` {usable}."
             )
         self.set_attn_implementation(PACKED_SDPA)
-        self._check_segments(shared_prompt)
+        if self.device.type != "meta":
+            with self._gathered_weights():
+                self._check_segments(shared_prompt)
 
     @torch.no_grad()
     def _check_segments(self, shared_prompt: bool):
         """Raise `ValueError` unless random sequences get the same hidden states in a flattened batch as alone."""
-        if is_deepspeed_zero3_enabled() or self.device.type == "meta":
-            return  # no usable weights yet
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.config.text_config.vocab_size, (65,), generator=generator)
         prefix, *ends = ids.split([40, 8, 12, 5])
