@@ -178,7 +178,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config)
-        # The Hub options given to `from_pretrained`, which also locate the tokenizer
+        # The Hub options that the model was loaded with, which also locate the tokenizer
         self._hub_kwargs: dict[str, Any] = {}
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
@@ -305,6 +305,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             model.reward_head.float()
         with model._gathered_weights():
             model.check_logits()
+        model._hub_kwargs = hub_options(kwargs)
         return model
 
     @classmethod

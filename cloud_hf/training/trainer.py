@@ -113,19 +113,17 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         if peft_config is not None:
             check_lora("`peft_config`", peft_config)
         check_dropout(peft_config, args.disable_dropout)
+        if not isinstance(model, str):
+            check_model(model, quantization_config, peft_config)
         processing_class = prepare_tokenizer(processing_class, model, args)
-        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, but it is already parsed here
-        revision = init_kwargs.get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # already used; TRL would warn about them for a model instance
-        else:
-            check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
         _complete_config(model.config, self.critique_format)
         self._context_length = context_length(model.config)
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
-        model = choose_trained_weights(model, peft_config, args.disable_dropout, revision)
+        model = choose_trained_weights(model, peft_config, args.disable_dropout)
         # With QLoRA, TRL casts all trained weights to bf16, which is too coarse for rewards. Keep the head's weights, and restore them
         # below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
