@@ -49,7 +49,8 @@ def read_partial_rewards(
         for row, (index, found) in enumerate(zip(batch, places, strict=True)):
             inner_BR[row, : len(found)] = torch.tensor(found) + (last - rows[index].reward_position)
         ends_B = torch.full((len(batch),), last)
-        output = model(**inputs, reward_positions=ends_B, inner_positions=inner_BR, use_cache=False)
+        options = {"use_cache": False, "return_dict": True}
+        output = model(**inputs, reward_positions=ends_B, inner_positions=inner_BR, **options)
         read_BR, reward_B = output.inner_rewards.tolist(), output.logits[:, 0].tolist()
         for index, found, read, reward in zip(batch, places, read_BR, reward_B, strict=True):
             rewards[index] = (*read[: len(found)], reward)

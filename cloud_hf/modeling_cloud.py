@@ -171,7 +171,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     # The loss does not accept `num_items_in_batch`: CLoudTrainer scales the loss itself
     accepts_loss_kwargs = False
 
-    def __init__(self, config: CLoudConfig):
+    def __init__(self, config: CLoudConfig, **options):
+        _set_options(config, options)
         super().__init__(config)
         # `sdpa` would silently ignore the cap on attention logits
         if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
@@ -806,6 +807,20 @@ def load_language_model(base: str, **kwargs) -> PreTrainedModel:
         kwargs |= {"config": language_config(config), "key_mapping": _MULTIMODAL_KEYS}
     loaded: Any = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
     return _complete(base, loaded, kwargs)[0]
+
+
+def _set_options(config: CLoudConfig, options: dict[str, Any]):
+    """
+    Set keys of a config that were given to `from_pretrained` in addition to the config. Raises `ValueError` if there is no such key, or the
+    model cannot have the value.
+    """
+    if "use_cache" in options:
+        config.text_config.use_cache = options.pop("use_cache")
+    checked = CLoudConfig.from_dict({**config.to_dict(), **options}) if options else config
+    for key, value in options.items():
+        if (needed := getattr(checked, key, None)) != value:
+            raise ValueError(f"`{key}` is {value!r}, but this model needs {needed!r}; omit the option.")
+        setattr(config, key, value)
 
 
 def _rounding(values: torch.Tensor) -> torch.Tensor:

@@ -279,7 +279,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         args = self.args
         counts, was_cut, identical = (inputs.pop(name) for name in ("counts", "was_cut", "identical_critiques"))
-        inputs |= {"lm_loss_chunks": args.lm_loss_chunks, "use_cache": False}
+        inputs |= {"lm_loss_chunks": args.lm_loss_chunks, "use_cache": False, "return_dict": True}
         output = model(**inputs)
         written = WrittenCritiques(output, was_cut)
         rewards_2NK, logprobs_2NK = written.rewards_2NK, written.logprobs_2NK

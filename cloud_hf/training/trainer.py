@@ -260,7 +260,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         cut = inputs.pop("cut", None)  # for the metrics only: the model does not accept it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
-        inputs["use_cache"] = False  # otherwise, gradient checkpointing would warn
+        inputs |= {"use_cache": False, "return_dict": True}  # with a cache, gradient checkpointing would warn
         outputs = model(**inputs)
         pairwise_loss = self._pairwise_loss(inputs, outputs)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
