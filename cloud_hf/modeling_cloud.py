@@ -291,10 +291,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
             # transformers reads these lists from the class
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # weights of the vision and audio parts
-        elif takes_head:
-            kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
+        if takes_head:
+            kwargs["key_mapping"] = {**kwargs.get("key_mapping", {}), r"^score\.": "reward_head.out_proj."}
             logger.warning("The reward head is taken from %s.", base)
-        if not takes_head:
+        else:
             cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)

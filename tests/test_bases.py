@@ -169,6 +169,25 @@ def test_a_scalar_reward_model_gives_its_body(tmp_path, model_type, tied):
             make_model(tmp_path / "scalar")
 
 
+def test_a_multimodal_scalar_reward_model_gives_its_head(tmp_path):
+    text, vision, options = MULTIMODAL["gemma3"]
+    tokenizer = make_tokenizer("llama3")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**TEXT, **text, "vocab_size": len(tokenizer)},
+        vision_config=vision,
+        num_labels=1,
+        **options,
+    )
+    scalar = AutoModelForSequenceClassification.from_config(config).eval()
+    scalar.save_pretrained(tmp_path)
+    model = CLoudForRewardModeling.from_base(tmp_path, tokenizer, critique=False).eval()
+    ids = torch.randint(5, 400, (1, 20))
+    reward = model(input_ids=ids, reward_positions=torch.tensor([19])).logits
+    torch.testing.assert_close(reward, scalar(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+
 # ---------------------------------------------------------------------------------------------- the table in the docs
 
 
