@@ -41,6 +41,7 @@ from .configuration_cloud import (
     CLoudConfig,
     caps_attention,
     has_scalar_head,
+    hidden_width,
     lacks_lm_head,
     language_config,
     read_config,
@@ -132,7 +133,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, config: CLoudConfig):
         super().__init__()
-        size, is_linear = config.text_config.hidden_size, config.reward_head == "linear"
+        size, is_linear = hidden_width(config.text_config), config.reward_head == "linear"
         self.dense = None if is_linear else RewardProjection(size, size)
         self.out_proj = RewardProjection(size, 1, bias=not is_linear)
 
