@@ -148,7 +148,8 @@ class CritiqueWriter:
         processors, likelihood = [], _Likelihood(ends)
         if temperature > 0:
             processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
-        hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
+        # OPT calls the decoder inside its trunk without the trunk
+        hook = self.model.trunk.get_decoder().register_forward_hook(reader.read, with_kwargs=True)
         try:
             # Call the inner language model, because its generation config is neutral; the outer model's generation
             # config contains the base's sampling defaults
@@ -225,7 +226,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end at this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
+        """Keep the hidden states of rows that end at this step. A forward hook on the decoder, where it sees which tokens are fed."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids positionally
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the first call feeds the prefix

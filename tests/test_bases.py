@@ -136,6 +136,19 @@ def test_logits_of_attention_are_capped(tmp_path, attention):
         model.prepare_for_segments(shared_prompt=False)
 
 
+def test_a_language_model_that_calls_the_decoder_inside_its_trunk(tmp_path):
+    model = make_model(
+        save_language_model(tmp_path, "opt", word_embed_proj_dim=16, ffn_dim=64, do_layer_norm_before=False)
+    )
+    tokenizer = make_tokenizer("llama3")
+    [score] = model.score(["x"], ["y"], tokenizer, max_new_tokens=4)
+    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
+    prefix = critique_format.encode_prefix("x", "y").input_ids
+    ids = torch.tensor([[*prefix, *score.critique_ids[0], critique_format.end_token_id]])
+    reward = model(input_ids=ids, reward_positions=torch.tensor([ids.shape[1] - 1])).logits
+    assert score.reward == pytest.approx(reward.item(), abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------- scalar reward models
 
 
