@@ -219,7 +219,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 See [`CLoudConfig`]. For a classic model created from a scalar reward model with one label, the default is `"linear"`,
                 which keeps the scalar model's head. Otherwise, the default is `"mlp"`.
             **kwargs:
-                Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
+                Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …, and keys of the config).
 
         Raises:
             `ValueError`: If `base` is already a CLoud model or contains no causal language model; if critiques are requested but `base` is
@@ -324,10 +324,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             base_model_name_or_path (`str`, *optional*):
                 Hub id or folder to read the architecture from, instead of the base that the checkpoint names.
             **kwargs:
-                As in transformers (`dtype`, `device_map`, `revision`, …).
+                As in transformers (`dtype`, `device_map`, `revision`, …, and keys of the config).
 
         Raises:
-            `ValueError`: If weights are missing or pickled, or do not fit the architecture.
+            `ValueError`: If weights are missing or pickled, or do not fit the architecture, or if an option is unknown.
         """
         name = pretrained_model_name_or_path
         hub_kwargs = hub_options(kwargs)
