@@ -361,6 +361,11 @@ def caps_attention(text_config: Any) -> bool:
     return getattr(text_config, "attn_logit_softcapping", None) is not None
 
 
+def hidden_width(text_config: Any) -> int:
+    """Return the width of a language model's last hidden states. OPT can project them to the width of its embeddings."""
+    return getattr(text_config, "word_embed_proj_dim", text_config.hidden_size)
+
+
 def is_local(name: str | None) -> bool:
     """Return whether a model's name is a path on this or another machine rather than a Hub id."""
     return bool(name) and (Path(name).is_absolute() or Path(name).exists())

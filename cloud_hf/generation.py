@@ -49,7 +49,8 @@ def read_partial_rewards(
         for row, (index, found) in enumerate(zip(batch, places, strict=True)):
             inner_BR[row, : len(found)] = torch.tensor(found) + (last - rows[index].reward_position)
         ends_B = torch.full((len(batch),), last)
-        output = model(**inputs, reward_positions=ends_B, inner_positions=inner_BR, use_cache=False)
+        options = {"use_cache": False, "return_dict": True}
+        output = model(**inputs, reward_positions=ends_B, inner_positions=inner_BR, **options)
         read_BR, reward_B = output.inner_rewards.tolist(), output.logits[:, 0].tolist()
         for index, found, read, reward in zip(batch, places, read_BR, reward_B, strict=True):
             rewards[index] = (*read[: len(found)], reward)
@@ -147,7 +148,8 @@ class CritiqueWriter:
         processors, likelihood = [], _Likelihood(ends)
         if temperature > 0:
             processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
-        hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
+        # OPT calls the decoder inside its trunk without the trunk
+        hook = self.model.trunk.get_decoder().register_forward_hook(reader.read, with_kwargs=True)
         try:
             # Call the inner language model, because its generation config is neutral; the outer model's generation
             # config contains the base's sampling defaults
@@ -224,7 +226,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end at this step. This is a forward hook on the trunk, where it sees which tokens are fed."""
+        """Keep the hidden states of rows that end at this step. A forward hook on the decoder, where it sees which tokens are fed."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes the ids positionally
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the first call feeds the prefix

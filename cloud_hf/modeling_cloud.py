@@ -6,9 +6,11 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +41,7 @@ from .configuration_cloud import (
     CLoudConfig,
     caps_attention,
     has_scalar_head,
+    hidden_width,
     lacks_lm_head,
     language_config,
     read_config,
@@ -130,7 +133,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, config: CLoudConfig):
         super().__init__()
-        size, is_linear = config.text_config.hidden_size, config.reward_head == "linear"
+        size, is_linear = hidden_width(config.text_config), config.reward_head == "linear"
         self.dense = None if is_linear else RewardProjection(size, size)
         self.out_proj = RewardProjection(size, 1, bias=not is_linear)
 
@@ -169,14 +172,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     # The loss does not accept `num_items_in_batch`: CLoudTrainer scales the loss itself
     accepts_loss_kwargs = False
 
-    def __init__(self, config: CLoudConfig):
+    def __init__(self, config: CLoudConfig, **options):
+        _set_options(config, options)
         super().__init__(config)
         # `sdpa` would silently ignore the cap on attention logits
         if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
             config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config)
-        # The Hub options given to `from_pretrained`, which also locate the tokenizer
+        # The Hub options that the model was loaded with, which also locate the tokenizer
         self._hub_kwargs: dict[str, Any] = {}
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
@@ -215,7 +219,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 See [`CLoudConfig`]. For a classic model created from a scalar reward model with one label, the default is `"linear"`,
                 which keeps the scalar model's head. Otherwise, the default is `"mlp"`.
             **kwargs:
-                Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
+                Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …, and keys of the config).
 
         Raises:
             `ValueError`: If `base` is already a CLoud model or contains no causal language model; if critiques are requested but `base` is
@@ -288,10 +292,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
             # transformers reads these lists from the class
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # weights of the vision and audio parts
-        elif takes_head:
-            kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
+        if takes_head:
+            kwargs["key_mapping"] = {**kwargs.get("key_mapping", {}), r"^score\.": "reward_head.out_proj."}
             logger.warning("The reward head is taken from %s.", base)
-        if not takes_head:
+        else:
             cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
@@ -301,7 +305,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3, the engine sets the data types
             model.reward_head.float()
+        with model._gathered_weights():
             model.check_logits()
+        model._hub_kwargs = hub_options(kwargs)
         return model
 
     @classmethod
@@ -318,10 +324,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             base_model_name_or_path (`str`, *optional*):
                 Hub id or folder to read the architecture from, instead of the base that the checkpoint names.
             **kwargs:
-                As in transformers (`dtype`, `device_map`, `revision`, …).
+                As in transformers (`dtype`, `device_map`, `revision`, …, and keys of the config).
 
         Raises:
-            `ValueError`: If weights are missing or pickled, or do not fit the architecture.
+            `ValueError`: If weights are missing or pickled, or do not fit the architecture, or if an option is unknown.
         """
         name = pretrained_model_name_or_path
         hub_kwargs = hub_options(kwargs)
@@ -596,6 +602,27 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             logits_PV = torch.tanh(logits_PV / cap) * cap
         return logits_PV
 
+    @contextmanager
+    def _gathered_weights(self) -> Iterator[None]:
+        """Gather what ZeRO-3 has partitioned: the weights of a decoder layer while the layer runs, and all others until the end."""
+        with ExitStack() as stack:
+            if is_deepspeed_zero3_enabled():
+                # Not imported by a statement, because transformers would require DeepSpeed wherever a saved model runs its own code
+                gather = import_module("deepspeed").zero.GatheredParameters
+                lists = [child for child in self.trunk.children() if isinstance(child, nn.ModuleList)]
+                layers = dict.fromkeys(layer for layers in lists for layer in layers)
+                of_layers = {weight for layer in layers for weight in layer.parameters()}
+                stack.enter_context(gather([weight for weight in self.parameters() if weight not in of_layers]))
+                for layer in layers:
+
+                    def forward(*args, layer=layer, run=layer.forward, **kwargs):
+                        with gather(layer.parameters()):
+                            return run(*args, **kwargs)
+
+                    layer.forward = forward
+                    stack.callback(delattr, layer, "forward")
+            yield
+
     @torch.no_grad()
     def check_logits(self):
         """
@@ -653,13 +680,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 f"model with `attn_implementation` {usable}."
             )
         self.set_attn_implementation(PACKED_SDPA)
-        self._check_segments(shared_prompt)
+        if self.device.type != "meta":
+            with self._gathered_weights():
+                self._check_segments(shared_prompt)
 
     @torch.no_grad()
     def _check_segments(self, shared_prompt: bool):
         """Raise `ValueError` unless random sequences get the same hidden states in a flattened batch as alone."""
-        if is_deepspeed_zero3_enabled() or self.device.type == "meta":
-            return  # no usable weights yet
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.config.text_config.vocab_size, (65,), generator=generator)
         prefix, *ends = ids.split([40, 8, 12, 5])
@@ -781,6 +808,20 @@ def load_language_model(base: str, **kwargs) -> PreTrainedModel:
         kwargs |= {"config": language_config(config), "key_mapping": _MULTIMODAL_KEYS}
     loaded: Any = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
     return _complete(base, loaded, kwargs)[0]
+
+
+def _set_options(config: CLoudConfig, options: dict[str, Any]):
+    """
+    Set keys of a config that were given to `from_pretrained` in addition to the config. Raises `ValueError` if there is no such key, or the
+    model cannot have the value.
+    """
+    if "use_cache" in options:
+        config.text_config.use_cache = options.pop("use_cache")
+    checked = CLoudConfig.from_dict({**config.to_dict(), **options}) if options else config
+    for key, value in options.items():
+        if (needed := getattr(checked, key, None)) != value:
+            raise ValueError(f"`{key}` is {value!r}, but this model needs {needed!r}; omit the option.")
+        setattr(config, key, value)
 
 
 def _rounding(values: torch.Tensor) -> torch.Tensor:

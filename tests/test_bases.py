@@ -136,6 +136,19 @@ def test_logits_of_attention_are_capped(tmp_path, attention):
         model.prepare_for_segments(shared_prompt=False)
 
 
+def test_a_language_model_that_calls_the_decoder_inside_its_trunk(tmp_path):
+    model = make_model(
+        save_language_model(tmp_path, "opt", word_embed_proj_dim=16, ffn_dim=64, do_layer_norm_before=False)
+    )
+    tokenizer = make_tokenizer("llama3")
+    [score] = model.score(["x"], ["y"], tokenizer, max_new_tokens=4)
+    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
+    prefix = critique_format.encode_prefix("x", "y").input_ids
+    ids = torch.tensor([[*prefix, *score.critique_ids[0], critique_format.end_token_id]])
+    reward = model(input_ids=ids, reward_positions=torch.tensor([ids.shape[1] - 1])).logits
+    assert score.reward == pytest.approx(reward.item(), abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------- scalar reward models
 
 
@@ -167,6 +180,25 @@ def test_a_scalar_reward_model_gives_its_body(tmp_path, model_type, tied):
             ValueError, match=r"without an LM head, so it cannot write critiques. Create a classic model"
         ):
             make_model(tmp_path / "scalar")
+
+
+def test_a_multimodal_scalar_reward_model_gives_its_head(tmp_path):
+    text, vision, options = MULTIMODAL["gemma3"]
+    tokenizer = make_tokenizer("llama3")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**TEXT, **text, "vocab_size": len(tokenizer)},
+        vision_config=vision,
+        num_labels=1,
+        **options,
+    )
+    scalar = AutoModelForSequenceClassification.from_config(config).eval()
+    scalar.save_pretrained(tmp_path)
+    model = CLoudForRewardModeling.from_base(tmp_path, tokenizer, critique=False).eval()
+    ids = torch.randint(5, 400, (1, 20))
+    reward = model(input_ids=ids, reward_positions=torch.tensor([19])).logits
+    torch.testing.assert_close(reward, scalar(input_ids=ids).logits, atol=1e-5, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------- the table in the docs

@@ -18,7 +18,8 @@ from cloud_hf.scalar_models import ScalarScorer, load_scalar_model
 from cloud_hf.training.trainer import load_model
 
 
-# Templates that end at the end of turn, behind it, and with a date; learned positions; and a tokenizer that adds a BOS
+# Templates that end at the end of turn, behind it, and with a date; learned positions; a tokenizer that adds a BOS; and hidden states
+# that are projected to narrower embeddings
 FAMILIES = {
     "llama3_2": ("llama", {}),
     "qwen3": ("qwen3", {"head_dim": 8}),
@@ -27,6 +28,7 @@ FAMILIES = {
     "chatml": ("gpt2", {}),
     "inline": ("qwen2", {}),
     "bos": ("llama", {}),
+    "narrow": ("opt", {"word_embed_proj_dim": 16, "ffn_dim": 64, "do_layer_norm_before": False}),
 }
 
 
@@ -73,7 +75,7 @@ def plain_rewards(folder):
 def test_there_and_back(family, tmp_path):
     model_type, options = FAMILIES[family]
     tokenizer = {"inline": lambda: dated_tokenizer("inline"), "bos": tokenizer_with_bos}.get(family, lambda: None)()
-    name = "llama3" if family == "bos" else family
+    name = "llama3" if family in ("bos", "narrow") else family
     model, tokenizer = save_classic(tmp_path, name, model_type, tokenizer, **options)
     expected = rewards_of(model, tokenizer)
     classifier = tmp_path / "classifier"

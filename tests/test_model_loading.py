@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from models_for_tests import PROMPTS, RESPONSES, save_language_model
+import torch
+from models_for_tests import PROMPTS, RESPONSES, save_language_model, save_published
 from peft import LoraConfig, get_peft_model
 from trainers_for_tests import make_trainer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -59,6 +60,32 @@ def test_a_model_in_a_subfolder(folders, expected):
     assert rewards(*load_reward_model(str(folders), subfolder="merged")) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(FileNotFoundError, match="gone is not a model: it has neither"):
         load_reward_model(str(folders), subfolder="gone")
+
+
+@pytest.mark.parametrize("name", ["base", "adapter", "merged", "published"])
+def test_options_are_keys_of_the_config(folders, tmp_path, name):
+    load = CLoudForRewardModeling.from_base if name == "base" else CLoudForRewardModeling.from_pretrained
+    folder = save_published(tmp_path, folders / "base") if name == "published" else folders / name
+    tokenizer = AutoTokenizer.from_pretrained(folders / "base")
+    torch.manual_seed(0)
+    plain = load(folder)
+    options = {"num_labels": 1, "id2label": {0: "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+    options |= {"use_cache": False, "return_dict": False, "pad_token_id": 3, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    model = load(folder, **options)
+    config = model.config
+    assert not config.text_config.use_cache and not config.return_dict
+    assert (config.id2label, config.num_labels, config.pad_token_id) == ({0: "reward"}, 1, 3)
+    assert rewards(model, tokenizer) == rewards(plain, tokenizer)
+    for option, says in (
+        ({"num_labels": 2}, "`num_labels` is 2, but a reward is one number"),
+        ({"use_cash": False}, r"unknown key\(s\) use_cash"),
+        ({"temperature": 0.5}, "`temperature` is 0.5, but this model needs None"),
+        ({"tie_word_embeddings": True}, "`tie_word_embeddings` is True, but this model needs False"),
+    ):
+        if name != "merged" or "tie_word_embeddings" not in option:
+            with pytest.raises(ValueError, match=says):
+                load(folder, **option)
 
 
 def test_an_adapter_that_is_no_reward_model_is_refused(folders, tmp_path):

@@ -60,7 +60,10 @@ def strategy_of(args: TrainingArguments) -> str:
     if args.deepspeed_plugin is not None:
         return f"zero{deepspeed_config(args).get('zero_optimization', {}).get('stage', 0)}"
     state: Any = args.distributed_state
-    if args.fsdp_plugin_args is not None or state.distributed_type == DistributedType.FSDP:
+    kind, launched = state.distributed_type, os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    # accelerate's state says FSDP only once the Trainer has created the Accelerator, and never on one process or on CPUs
+    will_shard = launched and kind not in (DistributedType.NO, DistributedType.MULTI_CPU)
+    if args.fsdp_plugin_args is not None or kind == DistributedType.FSDP or will_shard:
         return "fsdp"
     return "ddp" if args.world_size > 1 else "single"
 

@@ -115,7 +115,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         if name is None:
             reference: Any = copy.deepcopy(self.model)
         else:
-            reference, _ = load_reward_model(name, dtype=self.model.dtype)
+            hub_kwargs = {} if args.ref_model else self.model._hub_kwargs
+            reference, _ = load_reward_model(name, dtype=self.model.dtype, **hub_kwargs)
             if self.data_collator.flattens:
                 reference.prepare_for_segments(args.shared_prompt)
         reference.eval().requires_grad_(False)
@@ -133,7 +134,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             return {**frozen, "ref_model_weights": identify_weights(name)}
         # Under ZeRO-3, each process has only a part of the weights, but the reference was loaded by name
         base = self.origin.base if strategy_of(self.args) == "zero3" else None
-        return {**frozen, "starting_model": identify_weights(base) if base else hash_of_parameters(self.reference)}
+        revision = self.model._hub_kwargs.get("revision")
+        start = identify_weights(base, revision) if base else hash_of_parameters(self.reference)
+        return {**frozen, "starting_model": start}
 
     def _check_lengths(self):
         """Raise `ValueError` if a critique might not fit in the context."""
@@ -276,7 +279,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         args = self.args
         counts, was_cut, identical = (inputs.pop(name) for name in ("counts", "was_cut", "identical_critiques"))
-        inputs |= {"lm_loss_chunks": args.lm_loss_chunks, "use_cache": False}
+        inputs |= {"lm_loss_chunks": args.lm_loss_chunks, "use_cache": False, "return_dict": True}
         output = model(**inputs)
         written = WrittenCritiques(output, was_cut)
         rewards_2NK, logprobs_2NK = written.rewards_2NK, written.logprobs_2NK

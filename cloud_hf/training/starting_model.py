@@ -31,7 +31,9 @@ def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> 
     if tokenizer is None:
         if not name:
             raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        given: Any = args.model_init_kwargs or {}  # TRL also accepts a string, but it is already parsed here
+        hub_kwargs = hub_options(given) if isinstance(model, str) else model._hub_kwargs
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code, **hub_kwargs)
     if args.chat_template_path is not None:
         # TRL would set the template only after the critique format has been built from it
         set_chat_template(tokenizer, args.chat_template_path)
@@ -50,7 +52,7 @@ def load_model(
     Load a model for training by name: a CLoud model, a plain language model (which becomes a CLoud model), or a LoRA
     adapter for either, attached to its base.
     """
-    given: Any = args.model_init_kwargs or {}  # TRL also accepts a string, but it is already parsed here
+    given: Any = args.model_init_kwargs or {}
     kwargs: dict[str, Any] = dict(given)
     kwargs.setdefault("dtype", "float32")  # bf16 weights would lose small updates
     hub_kwargs = hub_options(kwargs)
@@ -126,11 +128,16 @@ def disable_numeric_dropout(model: torch.nn.Module):
             setattr(module, name, 0.0)
 
 
-def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
+def choose_trained_weights(model: Any, peft_config, disable_dropout: bool) -> Any:
     """Wrap the model in the adapter, if one is requested, check that the reward head is trained, and freeze an unused LM head."""
     if peft_config is not None and not is_peft_model(model):
+        if folder := model._hub_kwargs.get("subfolder"):
+            raise ValueError(
+                f"The model was loaded from the `subfolder` {folder!r} of {model.config.name_or_path}, which an adapter cannot record. "
+                "Copy the subfolder to a folder of its own, and start from that."
+            )
         complete_lora(peft_config, model)
-        peft_config.revision = revision
+        peft_config.revision = model._hub_kwargs.get("revision")
         model = adapt(model, peft_config)
     if is_peft_model(model):
         check_head(model)

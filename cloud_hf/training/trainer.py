@@ -113,19 +113,17 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         if peft_config is not None:
             check_lora("`peft_config`", peft_config)
         check_dropout(peft_config, args.disable_dropout)
+        if not isinstance(model, str):
+            check_model(model, quantization_config, peft_config)
         processing_class = prepare_tokenizer(processing_class, model, args)
-        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, but it is already parsed here
-        revision = init_kwargs.get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # already used; TRL would warn about them for a model instance
-        else:
-            check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
         _complete_config(model.config, self.critique_format)
         self._context_length = context_length(model.config)
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
-        model = choose_trained_weights(model, peft_config, args.disable_dropout, revision)
+        model = choose_trained_weights(model, peft_config, args.disable_dropout)
         # With QLoRA, TRL casts all trained weights to bf16, which is too coarse for rewards. Keep the head's weights, and restore them
         # below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
@@ -262,7 +260,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         cut = inputs.pop("cut", None)  # for the metrics only: the model does not accept it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
-        inputs["use_cache"] = False  # otherwise, gradient checkpointing would warn
+        inputs |= {"use_cache": False, "return_dict": True}  # with a cache, gradient checkpointing would warn
         outputs = model(**inputs)
         pairwise_loss = self._pairwise_loss(inputs, outputs)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
@@ -332,6 +330,17 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
         return self.model.config.critique
 
     # -------------------------------------------------------------------------------------------------------- saving
+
+    def save_model(self, *args, **kwargs):
+        # Under ZeRO-3, transformers saves only an adapter's trainable weights, but PEFT needs all of them, also the frozen bias of the head
+        frozen = [w for name, w in self.model.named_parameters() if ".default." in name and not w.requires_grad]
+        for weight in frozen:
+            weight.requires_grad_(True)
+        try:
+            super().save_model(*args, **kwargs)
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -37,6 +37,7 @@ def test_scripts(base_folder, tmp_path, strategy):
             assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
         else:
             launch(strategy, SCRIPT, strategy, *options).wait()
+    launch(strategy, SCRIPT, strategy, *options, "--resume_from_checkpoint", "true").wait()
     AutoModelForCausalLM.from_pretrained(tmp_path / "critique_sft")
     assert AutoModel.from_pretrained(tmp_path / "cloud").config.critique
     assert not AutoModel.from_pretrained(tmp_path / "classic").config.critique

@@ -40,6 +40,7 @@ def runs_of(base, kinds):
             "outcome": kind == "outcome",
             "options": OUTCOME_OPTIONS if kind == "outcome" else {
                 "critique": kind != "classic", "eval_strategy": "steps", "eval_steps": 9, **(in_one_row if kind == "shared" else {}),
+                "center_rewards_coefficient": None if lora else 0.1,  # an adapter whose head has a frozen bias
             },
         }
         for kind, lora in kinds

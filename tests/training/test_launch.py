@@ -1,5 +1,6 @@
 """What is wrong with a launch is said before the model is loaded."""
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -9,10 +10,18 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from models_for_tests import save_language_model
 from trainers_for_tests import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf import (
+    CLoudForRewardModeling,
+    CLoudOutcomeConfig,
+    CLoudOutcomeTrainer,
+    CLoudTrainer,
+    CLoudTrainingConfig,
+    modeling_cloud,
+)
 from cloud_hf.commands.train_critique_sft import CritiqueSFTConfig
 from cloud_hf.training import launch
 from cloud_hf.training.resume import check_launch
@@ -79,6 +88,30 @@ def test_our_deepspeed_configs_pass(tmp_path, one_process, name):
     check_launch(training_args(tmp_path, deepspeed=str(DS_CONFIGS / f"{name}.json")))
 
 
+@needs_deepspeed
+def test_divided_weights_are_checked_as_whole_ones_are(base_folder, tmp_path, one_process, monkeypatch):
+    scales = {
+        "logits_scaling": 0.5,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "attention_multiplier": 0.35,
+    }
+    scaled = save_language_model(tmp_path / "scaled", "hyperclovax", **scales)
+    monkeypatch.setitem(importlib.import_module("deepspeed.ops").__compatible_ops__, "deepspeed_shm_comm", False)
+    args = training_args(tmp_path, deepspeed=str(DS_CONFIGS / "zero3.json"))
+    assert args.hf_deepspeed_config.is_zero3()  # models load in parts for as long as `args` exists
+    with pytest.raises(ValueError, match="changes its logits after the LM head"):
+        CLoudForRewardModeling.from_base(scaled)
+    model = CLoudForRewardModeling.from_base(base_folder)
+    model.prepare_for_segments(shared_prompt=True)
+    assert {weight.numel() for weight in model.parameters()} == {0}  # in parts again
+    monkeypatch.setattr(
+        modeling_cloud, "packed_arguments", lambda *_: {"attention_mask": torch.ones(1, 65, dtype=torch.long)}
+    )
+    with pytest.raises(ValueError, match="the sequences of a flattened batch would see each other"):
+        model.prepare_for_segments(shared_prompt=True)
+
+
 @pytest.mark.parametrize("config", [CLoudTrainingConfig, CritiqueSFTConfig])
 def test_deepspeed_is_not_installed(tmp_path, monkeypatch, config):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -138,6 +171,16 @@ def test_fsdp_that_cannot_work(base_folder, tmp_path, monkeypatch, options, says
     monkeypatch.setitem(trainer.accelerator.state.__dict__, "fsdp_plugin", plugin)
     with pytest.raises(ValueError, match=says):
         trainer.train()
+
+
+def test_fsdp_is_known_before_the_accelerator_exists(tmp_path, monkeypatch):
+    args = CLoudOutcomeConfig(str(tmp_path), num_generations=2, use_cpu=True, bf16=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert launch.strategy_of(args) == "single"  # accelerate shards nothing in a process that has no others
+    monkeypatch.setitem(args.distributed_state._shared_state, "distributed_type", DistributedType.MULTI_GPU)
+    assert launch.strategy_of(args) == "fsdp"
+    with pytest.raises(ValueError, match="Critiques cannot be written under FSDP"):
+        CLoudOutcomeTrainer("no-such-model", args, train_dataset=make_rows())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])

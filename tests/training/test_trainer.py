@@ -14,7 +14,7 @@ from transformers import AutoModel, TrainingArguments
 from trl import RewardConfig
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig
-from cloud_hf.loading import load_reward_model
+from cloud_hf.loading import load_merged, load_reward_model
 from cloud_hf.training.encoding import SIDES
 
 
@@ -310,7 +310,39 @@ def test_lora_trains_the_head_and_loads_by_its_folder(base_folder, tmp_path, tar
     assert merged.reward == pytest.approx(adapted.reward, abs=1e-5)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_adapter_of_a_revision_loads_onto_it(tmp_path, by_name):
+    repository = tmp_path / "models--org--base"
+    (repository / "refs").mkdir(parents=True)
+    for seed, revision in enumerate(("main", "v1")):
+        save_language_model(repository / "snapshots" / revision, seed=seed)
+        (repository / "refs" / revision).write_text(revision)
+    (repository / "snapshots/main/chat_template.jinja").write_text("{{ messages }}")
+    options = {"revision": "v1", "cache_dir": str(tmp_path)}
+    config = CLoudTrainingConfig(
+        str(tmp_path / "run"), model_init_kwargs=options if by_name else None, use_cpu=True, bf16=False, report_to=[]
+    )
+    trainer = CLoudTrainer(
+        "org/base" if by_name else CLoudForRewardModeling.from_base("org/base", **options),
+        config,
+        train_dataset=make_rows(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj"]),
+    )
+    trainer.save_model()
+    assert trainer.processing_class.chat_template == make_tokenizer("llama3").chat_template
+    merged = load_merged(str(tmp_path / "run"), cache_dir=str(tmp_path))
+    embeddings = trainer.model.get_input_embeddings().weight
+    assert torch.equal(merged.get_input_embeddings().weight, embeddings)
+
+
 # ---------------------------------------------------------------------------------------------------- refusals
+
+
+def test_an_adapter_of_a_subfolder_is_refused(tmp_path):
+    save_language_model(tmp_path / "base" / "inner")
+    model = CLoudForRewardModeling.from_base(tmp_path / "base", subfolder="inner")
+    with pytest.raises(ValueError, match=r"from the `subfolder` 'inner' of .* which an adapter cannot record"):
+        make_trainer(model, tmp_path, peft_config=LoraConfig(r=4, target_modules=["q_proj"]))
 
 
 def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classic_model):

@@ -126,7 +126,7 @@ def reference_losses(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = _right_padded([encoded[place] for place in places], model.device)
-        sums = model(**batch, use_cache=False).lm_loss_sums.tolist()
+        sums = model(**batch, use_cache=False, return_dict=True).lm_loss_sums.tolist()
         counts = (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist()
         losses |= {
             place: ReferenceLoss(*loss) for place, loss in zip(places, zip(sums, counts, strict=True), strict=True)

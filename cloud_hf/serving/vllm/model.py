@@ -27,6 +27,7 @@ from vllm.model_executor.models.utils import (
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
+from ...configuration_cloud import hidden_width
 from ...modeling_cloud import RewardHead
 from .reward_logits import encode_rewards
 
@@ -53,7 +54,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
             hf_config=text_config,
             architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text_config.model_type]],
         )
-        self.hidden_size = vllm_config.model_config.get_hidden_size()
+        self.hidden_size = hidden_width(text_config)
         self.end_id, self.reward_id = self.config.critique_end_token_id, self.config.reward_token_id
         # End-of-sequence ids that also end a critique: those in the text config, as in `CritiqueFormat.stop_ids`, and those in the
         # generation config, because vLLM would stop there without a reward
