@@ -305,7 +305,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3, the engine sets the data types
             model.reward_head.float()
-        with model._gathered_weights():
+        with model._runnable():
             model.check_logits()
         model._hub_kwargs = hub_options(kwargs)
         return model
@@ -603,9 +603,16 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return logits_PV
 
     @contextmanager
-    def _gathered_weights(self) -> Iterator[None]:
-        """Gather what ZeRO-3 has partitioned: the weights of a decoder layer while the layer runs, and all others until the end."""
+    def _runnable(self) -> Iterator[None]:
+        """
+        Let the model run before training has placed it. FlashAttention, whose kernels need a GPU and 16-bit weights, is replaced. What
+        ZeRO-3 has partitioned is gathered: the weights of a decoder layer while the layer runs, and all others until the end.
+        """
+        config = self.trunk.config
         with ExitStack() as stack:
+            if is_flash_attention_requested(config):
+                stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+                config._attn_implementation = "eager"
             if is_deepspeed_zero3_enabled():
                 # Not imported by a statement, because transformers would require DeepSpeed wherever a saved model runs its own code
                 gather = import_module("deepspeed").zero.GatheredParameters
@@ -613,6 +620,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 layers = dict.fromkeys(layer for layers in lists for layer in layers)
                 of_layers = {weight for layer in layers for weight in layer.parameters()}
                 stack.enter_context(gather([weight for weight in self.parameters() if weight not in of_layers]))
+                for buffer in self.buffers():  # DeepSpeed has moved only the weights to the GPU so far
+                    buffer.data = buffer.data.to(self.device)
                 for layer in layers:
 
                     def forward(*args, layer=layer, run=layer.forward, **kwargs):
@@ -681,7 +690,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             )
         self.set_attn_implementation(PACKED_SDPA)
         if self.device.type != "meta":
-            with self._gathered_weights():
+            with self._runnable():
                 self._check_segments(shared_prompt)
 
     @torch.no_grad()

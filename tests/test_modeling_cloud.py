@@ -15,7 +15,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PreTrainedModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, modeling_cloud
 
@@ -132,6 +134,16 @@ def test_a_model_with_unknown_logits_is_refused(base_folder, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "forward", doubled)
     with pytest.raises(ValueError, match="changes its logits after the LM head"):
         CLoudForRewardModeling.from_base(base_folder)
+
+
+def test_a_base_is_checked_without_flash_attention(base_folder, monkeypatch):
+    def kernel(module, *args, **kwargs):
+        raise RuntimeError("FlashAttention only supports GPUs and 16-bit weights.")
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", kernel)
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", lambda self, name, *_, **__: name)
+    model = CLoudForRewardModeling.from_base(base_folder, attn_implementation="flash_attention_2")
+    assert model.trunk.config._attn_implementation == "flash_attention_2"
 
 
 def test_a_template_with_a_date_is_pinned(tmp_path):
