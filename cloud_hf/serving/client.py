@@ -321,7 +321,7 @@ class CLoudClient:
         return score
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for one response; `item` has the response and its prompt."""
+        """Return the request for one response; `item` has the response and its prompt. Raises `ValueError` if they are invalid."""
         return {"inputs": [item], **options, "return_critique_ids": True}
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
@@ -354,7 +354,11 @@ class CLoudClient:
                 item["critiques"] = read_critiques(index, critiques[index])
                 count *= len(item["critiques"])
             try:
-                body = json.dumps(self._body(item, options), allow_nan=False)
+                body = self._body(item, options)
+            except ValueError as error:
+                raise ValueError(f"Row {index}: {error}") from error
+            try:
+                body = json.dumps(body, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"Row {index}: cannot be sent as JSON: {error}") from error
             rows.append(_Row(index, body.encode(), count, options["max_new_tokens"], "read_every" in options))

@@ -25,6 +25,7 @@ from servers_for_tests import (
 
 from cloud_hf import CritiqueFormat, TransformersScorer, __version__
 from cloud_hf.evaluation import evaluate_pairs
+from cloud_hf.serving import CLoudChatClient
 from cloud_hf.serving import client as client_module
 from cloud_hf.serving.client import CLoudClient, RewardServerError, ServedModel
 from cloud_hf.serving.server.limits import Limits
@@ -271,6 +272,28 @@ def test_arguments():
     for options in ({"base_url": "localhost:8000"}, {"max_concurrency": 0}, {"timeout": 0}, {"max_retries": -1}):
         with pytest.raises(ValueError, match=r"base_url|max_concurrency"):
             CLoudClient(**{"base_url": "http://x", **options})
+
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "says"),
+    [
+        (None, "y", "`prompt` is None; give a string"),
+        ({"tools": []}, "y", "`prompt` is None; give a string"),
+        ({"messages": HI, "repetition_penalty": 2.0}, "y", r"has the unknown key\(s\) repetition_penalty"),
+        (HI, 4, "`response` is of type int; give text"),
+        (
+            HI,
+            {"role": "assistant", "content": "y", "reasoning": "Hm."},
+            "cannot tell `reasoning` from `reasoning_content`",
+        ),
+    ],
+)
+def test_chats_that_vllm_would_misread_are_refused_before_they_are_sent(prompt, response, says):
+    with pytest.raises(ValueError, match=f"^Row 1: .*{says}"):
+        CLoudChatClient("http://x").score(["x", prompt], ["y", response])
 
 
 # ----------------------------------------------------------------------------------------------------- away and back

@@ -9,7 +9,7 @@ import asyncio
 import copy
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -64,7 +64,7 @@ class CLoudRenderer(HfRenderer):
     def render_messages(self, messages: list[Any], params: ChatParams) -> Any:
         """Encode a conversation that ends with the response to judge. Raises `ValueError` if it cannot be judged."""
         self._check_chat_params(params)
-        chat: Any = [_without_nulls(message) for message in messages]
+        chat: Any = [self._as_sent(message) for message in messages]
         if tools := params.chat_template_kwargs.get("tools"):
             chat = {"messages": chat, "tools": tools}
         elif params.tool_choice is not None:  # set only if the request has tools
@@ -82,6 +82,19 @@ class CLoudRenderer(HfRenderer):
             ids[-1] = self._reward_id
         conversation = [{"role": message["role"], "content": message.get("content")} for message in messages]
         return conversation, TokensPrompt(prompt_token_ids=ids)
+
+    def _as_sent(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a message without the nulls, iterators and renamed field that vLLM's request classes create."""
+        sent = {
+            name: list(value) if isinstance(value, Iterator) else value
+            for name, value in message.items()
+            if value is not None
+        }
+        # vLLM's chat route renames `reasoning_content`, the only name that most templates read
+        may_be_renamed = "reasoning" in sent and "reasoning_content" not in sent
+        if may_be_renamed and "reasoning_content" in str(self._format.tokenizer.chat_template):
+            sent["reasoning_content"] = sent.pop("reasoning")
+        return sent
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams) -> Any:
         """See [`CLoudRenderer.render_messages`]."""
@@ -192,12 +205,3 @@ def _hide(token_id: int | None, tokenizer):
 
 
 _SEND_MESSAGES = "Send the messages to the chat route instead, the last one being the response to judge."
-
-
-def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without null fields, and with lists in place of the iterators that pydantic creates from them."""
-    return {
-        name: value if isinstance(value, str | dict) else list(value)
-        for name, value in message.items()
-        if value is not None
-    }
