@@ -113,3 +113,8 @@ def test_a_field_that_is_not_shown_is_refused_by_name(renderer, value):
     messages = [{**USER, "cached": value}, {"role": "assistant", "content": "There."}]
     with pytest.raises(ValueError, match="does not show `cached` of message 0"):
         ids_of(renderer, ChatCompletionRequest, {"messages": messages})
+
+
+def test_a_reasoning_parser_is_refused_before_the_model_loads(tmp_path):
+    with pytest.raises(ValueError, match="start vLLM without `--reasoning-parser`"):
+        configure(save(tmp_path, "qwen3"), reasoning_parser="qwen3")
