@@ -14,8 +14,11 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from vllm import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.pooling.classify.protocol import ClassificationChatRequest
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers.params import TokenizeParams
 from vllm.renderers.registry import renderer_from_config
 
+from cloud_hf import CritiqueFormat
 from cloud_hf.serving import CLoudChatClient
 
 
@@ -118,3 +121,16 @@ def test_a_field_that_is_not_shown_is_refused_by_name(renderer, value):
 def test_a_reasoning_parser_is_refused_before_the_model_loads(tmp_path):
     with pytest.raises(ValueError, match="start vLLM without `--reasoning-parser`"):
         configure(save(tmp_path, "qwen3"), reasoning_parser="qwen3")
+
+
+def test_prompts_in_the_reference_format_are_refused(tmp_path):
+    """They need a second request, which only `CLoudVLLM` and the reward server send; the engine itself accepts them."""
+    renderer = renderer_from_config(configure(save(tmp_path, "llama3", format="reference")))
+    assert isinstance(renderer._format, CritiqueFormat)
+    ids = list(renderer._format.encode_prefix("x", "y").input_ids)
+    params = TokenizeParams(512, max_output_tokens=8)
+    with pytest.raises(VLLMValidationError, match="in a second request: use `CLoudVLLM` or the reward server"):
+        renderer.tokenize_prompt({"prompt_token_ids": ids}, params)
+    renderer.validate_token_ids(ids)
+    read = [*ids, renderer._reward_id]
+    assert renderer.tokenize_prompt({"prompt_token_ids": read}, params)["prompt_token_ids"] == read

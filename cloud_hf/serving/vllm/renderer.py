@@ -43,6 +43,7 @@ class CLoudRenderer(HfRenderer):
         hf_config: Any = config.model_config.hf_config
         self._format = CritiqueFormat.from_config(hf_config, copy.deepcopy(tokenizer))
         self._is_pooling = config.model_config.runner_type == "pooling"
+        self._rereads = self._format.critique and self._format.rereads_critiques
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
@@ -102,11 +103,8 @@ class CLoudRenderer(HfRenderer):
 
     def _check_chat_params(self, params: ChatParams):
         variables = params.chat_template_kwargs
-        if self._format.rereads_critiques:
-            raise VLLMValidationError(
-                "The authors' format reads rewards from the critique's text, in a second request: use `CLoudVLLM` or the reward "
-                "server."
-            )
+        if self._rereads:
+            raise VLLMValidationError(_REREADS)
         if params.chat_template is not None:
             raise VLLMValidationError(
                 "A CLoud model judges with the chat template it was trained with: drop `chat_template`."
@@ -136,6 +134,9 @@ class CLoudRenderer(HfRenderer):
                 "A truncated conversation has a different reward: drop `truncate_prompt_tokens`, and shorten the messages instead."
             )
         ids = list(prompt["prompt_token_ids"])
+        # `CLoudVLLM` and the reward server, which send the second request, pass their prompts to the engine directly
+        if self._rereads and ids[-1:] != [self._reward_id]:
+            raise VLLMValidationError(_REREADS)
         if self._is_pooling:
             return {**prompt, "prompt_token_ids": self._up_to_reward(ids)}
         if params.max_output_tokens == 1 and ids[-1:] != [self._reward_id]:
@@ -175,7 +176,7 @@ class CLoudRenderer(HfRenderer):
         size = len(self._opening)
         if ids[-1] == self._reward_id:
             has_turn = any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
-            if self._format.critique and not self._format.rereads_critiques and not has_turn:
+            if self._format.critique and not self._rereads and not has_turn:
                 return "The prompt ends with the reward token, but contains no critique turn."
             return None
         if not self._format.critique:
@@ -204,4 +205,5 @@ def _hide(token_id: int | None, tokenizer):
         tokenizer.add_tokens([token.content], special_tokens=True)
 
 
+_REREADS = "The authors' format reads rewards from the critique's text, in a second request: use `CLoudVLLM` or the reward server."
 _SEND_MESSAGES = "Send the messages to the chat route instead, the last one being the response to judge."
