@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from ..printable import printable
-from ..scores import OnScore, Score, read_critiques
+from ..scores import OnScore, Sampling, Score, read_critiques
 from .http_answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
 from .replicas import Replica, Replicas
 
@@ -170,11 +170,12 @@ class CLoudClient:
         Judge responses; see [`~cloud_hf.scores.Scorer`].
 
         Raises:
-            `ValueError`: If the server refuses an argument or a row; the message names the row.
+            `ValueError`: If an argument or a row is invalid, or the server refuses it; the message names the row.
             `RewardServerError`: If the server cannot be reached or fails, after all retries. The first failed row ends the call.
         """
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         options |= {"num_critiques": num_critiques, "read_every": read_every, "stop_when_stable": stop_when_stable}
+        Sampling(**options)  # checks the values
         rows = self._make_rows(prompts, responses, critiques, options)
         scores: dict[int, Score] = {}
         waiting = iter(rows)

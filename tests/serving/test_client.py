@@ -145,7 +145,9 @@ def test_a_key(talker):
         (["x", "long " * 600], ["y"] * 2, {}, r"Row 1: .*context holds 512"),
         (["x"], ["y"], {"max_new_tokens": 5000}, r"limit is 1024"),
         (["x"], ["y"], {"num_critiques": 2}, r"needs `temperature` above 0"),
-        (["x"], ["y"], {"temperature": float("nan")}, r"cannot be sent as JSON"),
+        (["x"], ["y"], {"temperature": float("nan")}, r"`temperature` is nan"),
+        (["x"], ["y"], {"num_critiques": None}, r"`num_critiques` is None; it must be an integer"),
+        (["x"], ["y"], {"max_new_tokens": None}, r"`max_new_tokens` is None; it must be an integer"),
         (["x", object()], ["y"] * 2, {}, r"Row 1: cannot be sent as JSON"),
         (["x"], ["y", "z"], {}, r"1 prompts but 2 responses"),
         ("x", ["y"], {}, r"`prompts` is 'x'"),
@@ -186,9 +188,8 @@ def test_a_server_that_stopped_is_not_answered_for(talker):
 
 
 def test_no_server_and_one_of_something_else_are_told_apart():
-    for address in (f"127.0.0.1:{free_port()}", "127.0.0.1:port"):
-        with pytest.raises(RewardServerError, match="Is the server running there"):
-            CLoudClient(f"http://{address}").served_model()
+    with pytest.raises(RewardServerError, match="Is the server running there"):
+        CLoudClient(f"http://127.0.0.1:{free_port()}").served_model()
     with tricks((200, {}, [])) as (other, _), pytest.raises(RewardServerError, match="not a reward server's"):
         CLoudClient(other).served_model()
 
@@ -272,6 +273,9 @@ def test_arguments():
     for options in ({"base_url": "localhost:8000"}, {"max_concurrency": 0}, {"timeout": 0}, {"max_retries": -1}):
         with pytest.raises(ValueError, match=r"base_url|max_concurrency"):
             CLoudClient(**{"base_url": "http://x", **options})
+    for address in ("http://127.0.0.1:99999", "http://127.0.0.1:port", "http://[::1"):
+        with pytest.raises(ValueError, match=re.escape(f"`base_url` is '{address}', which is not an address")):
+            CLoudClient(f"http://127.0.0.1:8000,{address}")
 
 
 HI = [{"role": "user", "content": "Hi"}]
