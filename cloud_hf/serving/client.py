@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from ..printable import printable
+from ..printable import printable, read_key
 from ..scores import OnScore, Sampling, Score, read_critiques
 from .http_answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
 from .replicas import Replica, Replicas
@@ -131,7 +131,7 @@ class CLoudClient:
         self.max_retries = max_retries
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = f"Bearer {read_key(api_key, '`api_key`')}"
         self._served: tuple[str, ServedModel] | None = None  # a replica's address, and the model that all must serve
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 

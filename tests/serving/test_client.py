@@ -278,6 +278,15 @@ def test_arguments():
             CLoudClient(f"http://127.0.0.1:8000,{address}")
 
 
+@pytest.mark.parametrize("kind", [CLoudClient, CLoudChatClient])
+def test_a_key_that_cannot_be_sent_is_refused_unquoted(kind):
+    for key in (" \n", "sesame\0", "sésame"):
+        with pytest.raises(ValueError, match=r"`api_key` (is empty|contains characters)") as error:
+            kind("http://x", api_key=key)
+        assert "same" not in str(error.value)
+    assert kind("http://x", api_key=" sesame\n")._headers["Authorization"] == "Bearer sesame"
+
+
 HI = [{"role": "user", "content": "Hi"}]
 
 

@@ -649,7 +649,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
 def test_arguments():
     args = parse_arguments(["m", "--backend", "vllm", "--vllm_options", '{"max_model_len": 64}', "--port", "1"])
     assert (args.model, args.host, args.port, args.vllm_options) == ("m", "127.0.0.1", 1, {"max_model_len": 64})
-    wrong = (["--vllm_options", "{"], ["--vllm_options", '{"a": 1}'], ["--vllm_options", "[]"], ["--api_key", ""])
+    wrong = (["--vllm_options", "{"], ["--vllm_options", '{"a": 1}'], ["--vllm_options", "[]"])
     for arguments in ([], *(["m", *options] for options in wrong), ["m", "--port", "65536"], ["m", "--ports", "1"]):
         with pytest.raises(UsageError):
             parse_arguments(arguments)
