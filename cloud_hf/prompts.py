@@ -133,7 +133,8 @@ def _tool_call(call, name: str) -> dict[str, Any]:
 
 def _function(function: dict[str, Any], name: str) -> dict[str, Any]:
     function = _without_empty(function, name)
-    arguments = function.get("arguments", {})
+    # Moved to the end, because templates may show the fields in order, and some clients and vLLM put the arguments first
+    arguments = function.pop("arguments", {})
     if isinstance(arguments, str):
         if (count := sum(map(arguments.count, ",[{"))) > _MOST_ARGUMENTS:
             raise ValueError(

@@ -346,6 +346,8 @@ def test_mistakes_cover_every_script():
         (["plan", "--model", "{base}", "--gpus", "0"], "`gpus` is 0; it must be at least 1"),
         (["serve", "{base}", "--vllm_options", "{{"], "not JSON"),
         (["serve", "{base}"], "not a CLoud model"),
+        (["serve", "{base}", "--api_key", ""], "The key (`--api_key` or CLOUD_API_KEY) is empty"),
+        (["serve", "{base}", "--api_key", "sésame"], "The key (`--api_key` or CLOUD_API_KEY) contains characters"),
         (["serve", "{base}", "--dtype", "float8_e4m3fn"], "`dtype` is 'float8_e4m3fn'"),
         (["demo", "--model"], "expected one argument"),
         (["demo", "--model", "{files}/absent"], "there is no such folder"),

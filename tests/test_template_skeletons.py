@@ -143,6 +143,22 @@ def test_arguments_as_json_text_are_arguments(family):
         ids({}, type="custom")
 
 
+def test_the_order_of_a_calls_name_and_arguments_does_not_matter():
+    """The OpenAI client and vLLM put the arguments first, and some templates show the function as it is."""
+    tokenizer = copy.deepcopy(make_tokenizer("llama3_1"))
+    calls = "{% for message in messages %}{% for call in message.tool_calls %}{{ call.function | tojson }}"
+    tokenizer.chat_template = f"{calls}{{% endfor %}}{{% endfor %}}{tokenizer.chat_template}"
+    critique_format = CritiqueFormat(tokenizer)
+    function = {"name": "weather", "arguments": ARGUMENTS}
+    texts = [
+        critique_format.encode_prefix(
+            "x", {"role": "assistant", "content": "", "tool_calls": [{"function": dict(fields)}]}
+        ).text
+        for fields in (function.items(), reversed(function.items()))
+    ]
+    assert texts[0] == texts[1] and '{"name": "weather", "arguments": ' in texts[0]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_null_and_empty_fields_are_nothing(family):
     """As `model_dump()` of a message of the OpenAI client has them."""

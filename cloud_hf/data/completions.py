@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
 
-from ..printable import printable
+from ..printable import printable, read_key
 from ..serving.http_answers import are_token_ids, describe_redirect, is_unicode, read_body, read_json
 
 
@@ -162,11 +162,8 @@ class CompletionClient:
         # Values of the sampling fields that a chat request does not set; determined by `check`
         self.sampling_defaults: dict[str, Any] = {}
         self.on_answer: Callable[[], None] = lambda: None
-        self._key = os.environ.get(api_key_env, "").strip() or None
-        if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
-            raise ValueError(
-                f"The environment variable {api_key_env} contains characters that an API key cannot have."
-            )
+        key = os.environ.get(api_key_env, "").strip()
+        self._key = read_key(key, f"The environment variable {api_key_env}") if key else None
         self._key_name = api_key_env
         self._urls = list(base_urls)
         self._timeout = httpx2.Timeout(request_timeout, connect=min(_CONNECT_TIMEOUT, request_timeout))

@@ -1,8 +1,10 @@
 """Client for vLLM's own OpenAI-compatible server, for use with routers and clouds that offer no other API. Does not import torch."""
 
+import json
 import math
 from typing import Any
 
+from ..prompts import read_prompt, read_response
 from ..scores import Sample, Score
 from .client import CLoudClient
 from .http_answers import read_number, read_sample
@@ -42,17 +44,10 @@ class CLoudChatClient(CLoudClient):
             raise ValueError("vLLM's chat route writes critiques and cannot score existing ones; drop `critiques`")
         if "read_every" in options or "stop_when_stable" in options:
             raise ValueError("vLLM's chat route returns no partial rewards; drop `read_every` and `stop_when_stable`")
-        prompt = item["prompt"]
-        chat = prompt if isinstance(prompt, dict) else {"messages": prompt}
-        messages = chat["messages"]
-        messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        response = item["response"]
+        conversation = read_prompt(item["prompt"])
+        messages = [*conversation.messages, read_response(item["response"])]
         body = {
-            **chat,
-            "messages": [
-                *messages,
-                response if isinstance(response, dict) else {"role": "assistant", "content": response},
-            ],
+            "messages": [_spell(message) for message in messages],
             "n": options["num_critiques"],
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
@@ -62,8 +57,9 @@ class CLoudChatClient(CLoudClient):
             "top_logprobs": 2,
             "return_token_ids": True,
         }
-        if chat.get("tools"):
-            body["tool_choice"] = "none"  # by default, vLLM lets the critic call the tools, or refuses the request
+        if conversation.tools:
+            # In the field `tools`, vLLM would reorder and drop keys, and let the critic call the tools
+            body["chat_template_kwargs"] = {"tools": conversation.tools}
         # Greedy critiques need no seed, and a seed may crash a CPU engine (see `seed_for` in `vllm/requests.py`)
         return body | ({"seed": options["seed"]} if "seed" in options and options["temperature"] > 0 else {})
 
@@ -89,3 +85,15 @@ class CLoudChatClient(CLoudClient):
             is_cut = read_number(closing["logprob"]) < likeliest
         text = (choice["message"]["content"] or "").strip()
         return read_sample(reward, text, critique_ids, "length" if is_cut else "stop")
+
+
+def _spell(message: dict[str, Any]) -> dict[str, Any]:
+    """Spell a message as vLLM requires: each tool call with a type, an id (which may be empty), and its arguments as JSON text."""
+    if "reasoning" in message:
+        raise ValueError("vLLM's chat route cannot tell `reasoning` from `reasoning_content`; rename it to the latter")
+    calls = []
+    for call in message.get("tool_calls", []):
+        call = call if "function" in call else {"function": call}
+        function = {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}
+        calls.append({"id": "", "type": "function", **call, "function": function})
+    return message | ({"tool_calls": calls} if calls else {})

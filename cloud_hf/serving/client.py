@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from ..printable import printable
+from ..printable import printable, read_key
 from ..scores import OnScore, Sampling, Score, read_critiques
 from .http_answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
 from .replicas import Replica, Replicas
@@ -131,7 +131,7 @@ class CLoudClient:
         self.max_retries = max_retries
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = f"Bearer {read_key(api_key, '`api_key`')}"
         self._served: tuple[str, ServedModel] | None = None  # a replica's address, and the model that all must serve
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
@@ -170,12 +170,12 @@ class CLoudClient:
         Judge responses; see [`~cloud_hf.scores.Scorer`].
 
         Raises:
-            `ValueError`: If an argument is invalid, or the server refuses an argument or a row; the message names the row.
+            `ValueError`: If an argument or a row is invalid, or the server refuses it; the message names the row.
             `RewardServerError`: If the server cannot be reached or fails, after all retries. The first failed row ends the call.
         """
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         options |= {"num_critiques": num_critiques, "read_every": read_every, "stop_when_stable": stop_when_stable}
-        Sampling(**options)
+        Sampling(**options)  # checks the values
         rows = self._make_rows(prompts, responses, critiques, options)
         scores: dict[int, Score] = {}
         waiting = iter(rows)
@@ -322,7 +322,7 @@ class CLoudClient:
         return score
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for one response; `item` has the response and its prompt."""
+        """Return the request for one response; `item` has the response and its prompt. Raises `ValueError` if they are invalid."""
         return {"inputs": [item], **options, "return_critique_ids": True}
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
@@ -355,7 +355,11 @@ class CLoudClient:
                 item["critiques"] = read_critiques(index, critiques[index])
                 count *= len(item["critiques"])
             try:
-                body = json.dumps(self._body(item, options), allow_nan=False)
+                body = self._body(item, options)
+            except ValueError as error:
+                raise ValueError(f"Row {index}: {error}") from error
+            try:
+                body = json.dumps(body, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"Row {index}: cannot be sent as JSON: {error}") from error
             rows.append(_Row(index, body.encode(), count, options["max_new_tokens"], "read_every" in options))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class Replica:
 class Replicas:
     """
     The servers of a client, from their addresses, which are given as a list or as one comma-separated string. If there is only one server,
-    it always counts as up: the client waits for it. Raises `ValueError` if there are no addresses, or if an address is given twice or does
-    not start with http:// or https://.
+    it always counts as up: the client waits for it. Raises `ValueError` if there are no addresses, or if an address is given twice, does
+    not start with http:// or https://, or is malformed.
     """
 
     def __init__(self, urls: str | Sequence[str]):
@@ -44,6 +45,10 @@ class Replicas:
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` is {url!r}; it must start with http:// or https://.")
+            try:
+                urlsplit(url).port  # noqa: B018 - raises an error if the address is malformed
+            except ValueError as error:
+                raise ValueError(f"`base_url` is {url!r}, which is not an address: {error}.") from error
         if not urls or len(set(urls)) < len(urls):
             raise ValueError(f"`base_url` is {urls}; it must contain at least one address, and no address twice.")
         self.all = [Replica(url, is_up=len(urls) == 1) for url in urls]

@@ -25,6 +25,7 @@ from servers_for_tests import (
 
 from cloud_hf import CritiqueFormat, TransformersScorer, __version__
 from cloud_hf.evaluation import evaluate_pairs
+from cloud_hf.serving import CLoudChatClient
 from cloud_hf.serving import client as client_module
 from cloud_hf.serving.client import CLoudClient, RewardServerError, ServedModel
 from cloud_hf.serving.server.limits import Limits
@@ -146,6 +147,8 @@ def test_a_key(talker):
         (["x"], ["y"], {"num_critiques": 2}, r"needs `temperature` above 0"),
         (["x"], ["y"], {"temperature": float("nan")}, r"`temperature` is nan; it must be a finite number"),
         (["x"], ["y"], {"num_critiques": "2"}, r"`num_critiques` is '2'; it must be an integer"),
+        (["x"], ["y"], {"num_critiques": None}, r"`num_critiques` is None; it must be an integer"),
+        (["x"], ["y"], {"max_new_tokens": None}, r"`max_new_tokens` is None; it must be an integer"),
         (["x", object()], ["y"] * 2, {}, r"Row 1: cannot be sent as JSON"),
         (["x"], ["y", "z"], {}, r"1 prompts but 2 responses"),
         ("x", ["y"], {}, r"`prompts` is 'x'"),
@@ -186,9 +189,8 @@ def test_a_server_that_stopped_is_not_answered_for(talker):
 
 
 def test_no_server_and_one_of_something_else_are_told_apart():
-    for address in (f"127.0.0.1:{free_port()}", "127.0.0.1:port"):
-        with pytest.raises(RewardServerError, match="Is the server running there"):
-            CLoudClient(f"http://{address}").served_model()
+    with pytest.raises(RewardServerError, match="Is the server running there"):
+        CLoudClient(f"http://127.0.0.1:{free_port()}").served_model()
     with tricks((200, {}, [])) as (other, _), pytest.raises(RewardServerError, match="not a reward server's"):
         CLoudClient(other).served_model()
 
@@ -272,6 +274,40 @@ def test_arguments():
     for options in ({"base_url": "localhost:8000"}, {"max_concurrency": 0}, {"timeout": 0}, {"max_retries": -1}):
         with pytest.raises(ValueError, match=r"base_url|max_concurrency"):
             CLoudClient(**{"base_url": "http://x", **options})
+    for address in ("http://127.0.0.1:99999", "http://127.0.0.1:port", "http://[::1"):
+        with pytest.raises(ValueError, match=re.escape(f"`base_url` is '{address}', which is not an address")):
+            CLoudClient(f"http://127.0.0.1:8000,{address}")
+
+
+@pytest.mark.parametrize("kind", [CLoudClient, CLoudChatClient])
+def test_a_key_that_cannot_be_sent_is_refused_unquoted(kind):
+    for key in (" \n", "sesame\0", "sésame"):
+        with pytest.raises(ValueError, match=r"`api_key` (is empty|contains characters)") as error:
+            kind("http://x", api_key=key)
+        assert "same" not in str(error.value)
+    assert kind("http://x", api_key=" sesame\n")._headers["Authorization"] == "Bearer sesame"
+
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "says"),
+    [
+        (None, "y", "`prompt` is None; give a string"),
+        ({"tools": []}, "y", "`prompt` is None; give a string"),
+        ({"messages": HI, "repetition_penalty": 2.0}, "y", r"has the unknown key\(s\) repetition_penalty"),
+        (HI, 4, "`response` is of type int; give text"),
+        (
+            HI,
+            {"role": "assistant", "content": "y", "reasoning": "Hm."},
+            "cannot tell `reasoning` from `reasoning_content`",
+        ),
+    ],
+)
+def test_chats_that_vllm_would_misread_are_refused_before_they_are_sent(prompt, response, says):
+    with pytest.raises(ValueError, match=f"^Row 1: .*{says}"):
+        CLoudChatClient("http://x").score(["x", prompt], ["y", response])
 
 
 # ----------------------------------------------------------------------------------------------------- away and back

@@ -686,8 +686,14 @@ async def ask_the_stock_server(engine, folder, expected):
         assert score.critique_ids == direct.critique_ids and score.rewards == pytest.approx(direct.rewards, abs=1e-4)
         assert score.reward != pytest.approx(expected[0].reward, abs=1e-4)
         async with stock_server(engine._llm, folder, "--exclude-tools-when-tool-choice-none") as hiding:
-            with pytest.raises(ValueError, match="hides the tools from the model"):
-                await CLoudChatClient(hiding).ascore([chat], ANSWERS[:1], max_new_tokens=BUDGET)
+            [score] = await CLoudChatClient(hiding).ascore([chat], ANSWERS[:1], max_new_tokens=BUDGET)
+            assert score.critique_ids == direct.critique_ids
+            hidden = AsyncOpenAI(base_url=f"{hiding}/v1", api_key="none", max_retries=0)
+            messages = [*CHATS[0], {"role": "assistant", "content": ANSWERS[0]}]
+            with pytest.raises(BadRequestError, match="hides the tools from the model"):
+                await hidden.chat.completions.create(
+                    model="judge", messages=messages, tools=TOOLS, tool_choice="none", logprobs=True
+                )
         with pytest.raises(ValueError, match="drop `critiques`"):
             await ours.ascore(CHATS[:1], ANSWERS[:1], critiques=["Good."])
         with pytest.raises(ValueError, match="status 400"):

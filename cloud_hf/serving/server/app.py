@@ -89,8 +89,15 @@ def _answer_invalid(request: Request, error) -> Response:
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return _refuse(request, 400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
+    if isinstance(first["input"], bytes):  # FastAPI parses JSON only if the header announces it
+        header = request.headers.get("content-type")
+        return _refuse(request, 422, f"The header `Content-Type` is {header!r:.60}; send `application/json`.")
     path = spell_path(tuple(first["loc"][1:]))
-    ours = {"missing": "it is missing", "extra_forbidden": "there is no such field"}
+    ours = {
+        "missing": "it is missing",
+        "extra_forbidden": "there is no such field",
+        "model_attributes_type": "it is not an object",
+    }
     message = ours.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more errors)" if others else ""
     sentence = f"`{path}`: {message}" if path else f"{message[:1].upper()}{message[1:]}"
@@ -98,7 +105,15 @@ def _answer_invalid(request: Request, error) -> Response:
 
 
 def _answer_http(request: Request, error) -> Response:
-    return _refuse(request, error.status_code, str(error.detail), error.headers)
+    detail = str(error.detail)
+    if error.status_code == 400:  # from FastAPI, which does not name the reason
+        reasons = {
+            UnicodeDecodeError: "is not UTF-8",
+            RecursionError: "is nested too deeply",
+            ValueError: f"contains an integer of more than {sys.get_int_max_str_digits()} digits",
+        }
+        detail = f"The body {reasons.get(type(error.__cause__), 'cannot be parsed')}."
+    return _refuse(request, error.status_code, detail, error.headers)
 
 
 def _refuse(request: Request, status: int, error: str, headers=None) -> Response:

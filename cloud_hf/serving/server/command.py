@@ -16,6 +16,7 @@ from dataclasses import fields
 
 from ...argument_help import check_data_type
 from ...cli import ArgumentParser
+from ...printable import read_key
 from .limits import Limits
 
 
@@ -64,8 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     check_data_type(args.dtype)
-    if args.api_key == "":
-        parser.error("the key is empty")
+    if args.api_key is not None:
+        args.api_key = read_key(args.api_key, "The key (`--api_key` or CLOUD_API_KEY)")
     if not 0 <= args.port < 65_536:
         parser.error(f"--port is {args.port}; it must be between 0 and 65535")
     return args

@@ -77,6 +77,10 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             )
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
+        if vllm_config.structured_outputs_config.reasoning_parser:
+            raise ValueError(
+                "A reasoning parser would move the text of critiques to another field: start vLLM without `--reasoning-parser`."
+            )
         # Two modules, because each runner has its own processor interface, which must not be imported under the other runner
         module = "logits_processor_v2" if vllm_config.use_v2_model_runner else "logits_processor"
         processor = f"cloud_hf.serving.vllm.{module}:CloseCritique"

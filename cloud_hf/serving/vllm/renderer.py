@@ -9,7 +9,7 @@ import asyncio
 import copy
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -43,6 +43,7 @@ class CLoudRenderer(HfRenderer):
         hf_config: Any = config.model_config.hf_config
         self._format = CritiqueFormat.from_config(hf_config, copy.deepcopy(tokenizer))
         self._is_pooling = config.model_config.runner_type == "pooling"
+        self._rereads = self._format.critique and self._format.rereads_critiques
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
@@ -64,7 +65,7 @@ class CLoudRenderer(HfRenderer):
     def render_messages(self, messages: list[Any], params: ChatParams) -> Any:
         """Encode a conversation that ends with the response to judge. Raises `ValueError` if it cannot be judged."""
         self._check_chat_params(params)
-        chat: Any = [_without_nulls(message) for message in messages]
+        chat: Any = [self._as_sent(message) for message in messages]
         if tools := params.chat_template_kwargs.get("tools"):
             chat = {"messages": chat, "tools": tools}
         elif params.tool_choice is not None:  # set only if the request has tools
@@ -83,17 +84,27 @@ class CLoudRenderer(HfRenderer):
         conversation = [{"role": message["role"], "content": message.get("content")} for message in messages]
         return conversation, TokensPrompt(prompt_token_ids=ids)
 
+    def _as_sent(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a message without the nulls, iterators and renamed field that vLLM's request classes create."""
+        sent = {
+            name: list(value) if isinstance(value, Iterator) else value
+            for name, value in message.items()
+            if value is not None
+        }
+        # vLLM's chat route renames `reasoning_content`, the only name that most templates read
+        may_be_renamed = "reasoning" in sent and "reasoning_content" not in sent
+        if may_be_renamed and "reasoning_content" in str(self._format.tokenizer.chat_template):
+            sent["reasoning_content"] = sent.pop("reasoning")
+        return sent
+
     async def render_messages_async(self, messages: list[Any], params: ChatParams) -> Any:
         """See [`CLoudRenderer.render_messages`]."""
         return await asyncio.to_thread(self.render_messages, messages, params)
 
     def _check_chat_params(self, params: ChatParams):
         variables = params.chat_template_kwargs
-        if self._format.rereads_critiques:
-            raise VLLMValidationError(
-                "The authors' format reads rewards from the critique's text, in a second request: use `CLoudVLLM` or the reward "
-                "server."
-            )
+        if self._rereads:
+            raise VLLMValidationError(_REREADS)
         if params.chat_template is not None:
             raise VLLMValidationError(
                 "A CLoud model judges with the chat template it was trained with: drop `chat_template`."
@@ -123,6 +134,9 @@ class CLoudRenderer(HfRenderer):
                 "A truncated conversation has a different reward: drop `truncate_prompt_tokens`, and shorten the messages instead."
             )
         ids = list(prompt["prompt_token_ids"])
+        # `CLoudVLLM` and the reward server, which send the second request, pass their prompts to the engine directly
+        if self._rereads and ids[-1:] != [self._reward_id]:
+            raise VLLMValidationError(_REREADS)
         if self._is_pooling:
             return {**prompt, "prompt_token_ids": self._up_to_reward(ids)}
         if params.max_output_tokens == 1 and ids[-1:] != [self._reward_id]:
@@ -162,7 +176,7 @@ class CLoudRenderer(HfRenderer):
         size = len(self._opening)
         if ids[-1] == self._reward_id:
             has_turn = any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
-            if self._format.critique and not self._format.rereads_critiques and not has_turn:
+            if self._format.critique and not self._rereads and not has_turn:
                 return "The prompt ends with the reward token, but contains no critique turn."
             return None
         if not self._format.critique:
@@ -191,13 +205,5 @@ def _hide(token_id: int | None, tokenizer):
         tokenizer.add_tokens([token.content], special_tokens=True)
 
 
+_REREADS = "The authors' format reads rewards from the critique's text, in a second request: use `CLoudVLLM` or the reward server."
 _SEND_MESSAGES = "Send the messages to the chat route instead, the last one being the response to judge."
-
-
-def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without null fields, and with lists in place of the iterators that pydantic creates from them."""
-    return {
-        name: value if isinstance(value, str | dict) else list(value)
-        for name, value in message.items()
-        if value is not None
-    }
