@@ -21,6 +21,7 @@ import httpx2
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.loading import load_reward_model, read_model_config
+from cloud_hf.printable import read_key
 from cloud_hf.scalar_models import ScalarScorer, is_scalar_model, load_scalar_model, read_label_weights
 from cloud_hf.scores import Sampling, Score
 from cloud_hf.serving.client import CLoudClient, RewardServerError
@@ -253,7 +254,7 @@ class RemoteEngine:
         self._client = CLoudClient(url, api_key, timeout=_READ_SECONDS, max_retries=_MAX_RETRIES)
         # Loading the certificates takes longer than a short request, so skip it for plain HTTP
         self._is_secure = url.startswith("https://")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {read_key(api_key, '`api_key`')}"}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """Ask the server which kind of model it serves, unless this is already known. The server itself checks the request."""
