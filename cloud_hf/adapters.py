@@ -61,14 +61,15 @@ def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) 
             "`examples/train_cloud.py`."
         )
     model = load_adapter_base(model_class, name, config, base, **kwargs)
-    merged = merge(attach_adapter(model, name, **hub_kwargs))
+    merged = merge(attach_adapter(model, name, **hub_kwargs), name)
     merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where to load the tokenizer from
     return merged
 
 
-def merge(adapted: PeftModel) -> Any:
-    """Merge an adapter into the reward model that it is attached to."""
+def merge(adapted: PeftModel, name: str) -> Any:
+    """Merge the adapter `name` into the reward model that it is attached to."""
     merged: Any = adapted.merge_and_unload()
+    merged.name_or_path = merged.merged_adapter = name  # no longer the base
     # If the adapter has an LM head or embeddings of its own, PEFT unties the two, but only in the outermost config
     merged.config.text_config.tie_word_embeddings = merged.config.tie_word_embeddings
     return merged

@@ -16,7 +16,7 @@ from ..modeling_cloud import CLoudForRewardModeling
 from ..published import HUB_KWARGS, hub_options
 from .arguments import set_chat_template
 from .config import CLoudTrainingConfig
-from .lora import check_head, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
+from .lora import check_adapter, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
 
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revis
         peft_config.revision = revision
         model = adapt(model, peft_config)
     if is_peft_model(model):
-        check_head(model)
+        check_adapter(model)
         check_tied_layers(model)
         report_dropout(model, disable_dropout)
     if getattr(model.config.text_config, "output_router_logits", False):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizers_for_tests import make_tokenizer
 from trainers_for_tests import make_rows, make_trainer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
 
+from cloud_hf import CLoudForRewardModeling
 from cloud_hf.loading import adapter_base, load_critic, load_reward_model, record_base
 from cloud_hf.training.arguments import RewardModelConfig, TrainedModelConfig
 from cloud_hf.training.lora import model_for_sft
@@ -290,6 +292,23 @@ def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):
     adapted = get_peft_model(make_model(base_folder), LoraConfig(r=4, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="leaves out the reward head"):
         make_trainer(adapted, tmp_path, make_rows(4))
+
+
+def test_a_new_adapter_of_a_merged_one_is_refused(cloud, sft, base_folder, tmp_path):
+    """It would be recorded as an adapter of the base that the other one was merged into."""
+    config = CLoudForRewardModeling.config_from_base(base_folder, make_tokenizer("llama3"))
+    options = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["reward_head"]}
+    critic = partial(load_critic, config=config)
+    for name, load in ((str(cloud[0]), AutoModel.from_pretrained), (str(sft[0]), critic)):
+        says = f"base is {name}, an adapter that was merged while loading.*Save the merged model"
+        with pytest.raises(ValueError, match=says):
+            make_trainer(load(name), tmp_path, peft_config=LoraConfig(**options))
+        with pytest.raises(ValueError, match=says):
+            make_trainer(get_peft_model(load(name), LoraConfig(**options)), tmp_path)
+    model = AutoModel.from_pretrained(str(cloud[0]))
+    assert model.name_or_path == str(cloud[0])  # as which the server serves it
+    model.save_pretrained(tmp_path / "merged")
+    make_trainer(str(tmp_path / "merged"), tmp_path, peft_config=LoraConfig(**options))
 
 
 def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
