@@ -7,6 +7,7 @@ a saved model that runs its own copy of the class (`trust_remote_code`) must pas
 
 import json
 import os
+import re
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -115,8 +116,7 @@ def attach_adapter(
     # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them
     weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
-        if isinstance(config.target_modules, str):  # a pattern that matches complete module names
-            config.target_modules = rf"language_model\.(?:{config.target_modules})"
+        _nest_patterns(config)
         weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
     config.inference_mode = not trainable
     adapted = adapt(model, config)
@@ -126,6 +126,21 @@ def attach_adapter(
         _check_weights(name, weights, own_weights)
     set_peft_model_state_dict(adapted, {**own_weights, **weights})
     return adapted
+
+
+def _nest_patterns(config: LoraConfig):
+    """Make the patterns of a language model's adapter match the same layers inside a reward model."""
+
+    def nest(pattern: str) -> str:
+        # `^` or `\A`, but not `[^`
+        return re.sub(r"(?<![\[\\])\^|\\A", r"(?<=^language_model[.])", pattern)
+
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(pattern := getattr(config, field), str):  # matches complete names
+            setattr(config, field, rf"language_model\.(?:{nest(pattern)})")
+    for field in ("rank_pattern", "alpha_pattern"):  # match complete names or their last parts
+        values = (getattr(config, field) or {}).items()
+        setattr(config, field, {rf"language_model\.(?:.*\.)?(?:{nest(key)})": value for key, value in values})
 
 
 def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -260,12 +275,14 @@ def record_base(folder: str | Path, model: PeftModel):
     Write a hash of the base's weights to an adapter's folder, so that [`adapter_base`] can check the base later. A base on the
     Hub needs no hash, because its name identifies it. The path of a local base is stored relative to the adapter's folder.
     """
-    base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
-    changes: dict[str, Any] = {}
+    config: Any = model.peft_config["default"]
+    base, own_class = config.base_model_name_or_path, type(model.get_base_model())
+    # The first pattern that matches a layer applies, but PEFT sorts the patterns when it saves them
+    changes: dict[str, Any] = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     if isinstance(model.config, CLoudConfig):
         # With a task type, PEFT would load a different model class, without the adapter's weights. Name the model's own class instead
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
-        changes = {"task_type": None, "auto_mapping": mapping}
+        changes |= {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
         changes["base_model_name_or_path"] = os.path.relpath(base, folder)
         record = {"version": 2, "model": Path(base).name, "weights": hash_of_weights(base)}

@@ -32,6 +32,11 @@ def save_sft_adapter(base, folder, record=True, **options):
 
 
 @pytest.fixture(scope="module")
+def base_with_biases(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("biases"), "qwen2")
+
+
+@pytest.fixture(scope="module")
 def sft(base_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     return folder, save_sft_adapter(base_folder, folder)
@@ -116,10 +121,29 @@ def test_an_adapter_that_stage_1_continues_finds_its_base(base_folder, tmp_path)
     assert Path(adapter_base(str(tmp_path / "a/b/c"))[0]).samefile(base_folder)
 
 
-def test_a_pattern_of_layers_carries_over(base_folder, tmp_path):
-    sft_model = save_sft_adapter(base_folder, tmp_path / "sft", target_modules=r"model\.layers\.1\..*\.(q|k)_proj")
-    trainer = make_trainer(str(tmp_path / "sft"), tmp_path / "out")
-    torch.testing.assert_close(lm_logits(trainer.model.base_model.model.language_model), lm_logits(sft_model))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": r"model\.layers\.1\..*\.(q|k)_proj"},
+        {"target_modules": r"^model\.layers\.[^1]\..*\.q_proj"},
+        {"exclude_modules": r"model\.layers\.0\..*"},
+        {"rank_pattern": {r"^model\.layers\.0\..*": 2}},
+        {"alpha_pattern": {r"^model\.layers\.0\..*": 2, "v_proj": 3, r".*\.[^v]_proj": 5}},
+        {"alpha_pattern": {r"\w+\.model\.layers\.0\..*": 2}},  # matches nothing in the language model
+    ],
+)
+def test_every_option_carries_over_from_stage_to_stage(base_with_biases, tmp_path, options):
+    sft_model = save_sft_adapter(base_with_biases, tmp_path / "sft", **options)
+    config = CLoudForRewardModeling.config_from_base(base_with_biases)
+    critic = load_critic(str(tmp_path / "sft"), config).language_model
+    torch.testing.assert_close(lm_logits(critic), lm_logits(sft_model), atol=1e-4, rtol=1e-5)
+    trainer = make_trainer(str(tmp_path / "sft"), tmp_path / "out", learning_rate=1e-2)
+    language_model = trainer.model.get_base_model().language_model
+    torch.testing.assert_close(lm_logits(language_model), lm_logits(sft_model))
+    trainer.train()
+    trainer.save_model()
+    merged = load_reward_model(str(tmp_path / "out"))[0].language_model
+    torch.testing.assert_close(lm_logits(merged), lm_logits(language_model), atol=1e-4, rtol=1e-5)
 
 
 def test_training_of_a_reward_models_adapter_goes_on(cloud, tmp_path):
