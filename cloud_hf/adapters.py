@@ -113,8 +113,6 @@ def attach_adapter(
     config = own_config if peft_config is None else peft_config
     _check_file(name, **hub_kwargs)
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
-    # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them
-    weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
         _nest_patterns(config)
         weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
@@ -122,6 +120,8 @@ def attach_adapter(
     adapted = adapt(model, config)
     check_tied_layers(adapted)
     own_weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them, but not trained biases
+    weights = {key: weight for key, weight in weights.items() if key in own_weights or ".base_layer." not in key}
     if not is_deepspeed_zero3_enabled():  # partitioned parameters have placeholder shapes
         _check_weights(name, weights, own_weights)
     set_peft_model_state_dict(adapted, {**own_weights, **weights})
@@ -190,7 +190,7 @@ def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[s
                 f"{name} was trained on another base: {key} has shape {shape}, but the loaded base needs {needed}."
             )
     # A missing reward head is allowed: a language model's adapter has none, and the model then keeps its new head
-    missing = [key for key in expected if key not in weights and "lora_" in key]
+    missing = [key for key in expected if key not in weights and ("lora_" in key or ".base_layer." in key)]
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, such as {missing[0]}.")
 

@@ -24,6 +24,9 @@ def save_sft_adapter(base, folder, record=True, **options):
     model = AutoModelForCausalLM.from_pretrained(base)
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **options}
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    for name, weight in adapted.named_parameters():
+        if weight.requires_grad and name.endswith(".bias"):
+            torch.nn.init.normal_(weight)
     adapted.save_pretrained(folder)
     make_tokenizer("llama3").save_pretrained(folder)
     if record:
@@ -130,6 +133,8 @@ def test_an_adapter_that_stage_1_continues_finds_its_base(base_folder, tmp_path)
         {"rank_pattern": {r"^model\.layers\.0\..*": 2}},
         {"alpha_pattern": {r"^model\.layers\.0\..*": 2, "v_proj": 3, r".*\.[^v]_proj": 5}},
         {"alpha_pattern": {r"\w+\.model\.layers\.0\..*": 2}},  # matches nothing in the language model
+        {"bias": "all"},
+        {"bias": "lora_only"},
     ],
 )
 def test_every_option_carries_over_from_stage_to_stage(base_with_biases, tmp_path, options):
