@@ -109,6 +109,11 @@ def check_adapter(model: PeftModel):
     Raise `ValueError` if an adapter is not a LoRA adapter, would not be saved with its base, or does not train the reward
     head.
     """
+    if model.active_adapters != ["default"]:
+        raise ValueError(
+            f"The model's active adapter is {', '.join(map(repr, model.active_adapters))}, but training saves and resumes only the adapter "
+            "'default'. Create the adapter with `get_peft_model` without `adapter_name`."
+        )
     check_lora("`model`", model.active_peft_config)
     base: Any = model.get_base_model()
     if base.merged_adapter is not None:

@@ -340,6 +340,17 @@ def test_a_new_adapter_of_a_merged_one_is_refused(cloud, sft, base_folder, tmp_p
     make_trainer(str(tmp_path / "merged"), tmp_path, peft_config=LoraConfig(**options))
 
 
+def test_only_the_adapter_that_is_saved_is_trained(base_folder, tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["reward_head"])
+    adapted = get_peft_model(make_model(base_folder), config)
+    adapted.add_adapter("rm", config)
+    make_trainer(adapted, tmp_path).save_model()
+    load_reward_model(str(tmp_path))
+    adapted.set_adapter("rm")
+    with pytest.raises(ValueError, match=r"active adapter is 'rm', but .*only the adapter 'default'"):
+        make_trainer(adapted, tmp_path)
+
+
 def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
     adapted = get_peft_model(
         make_model(base_folder), LoraConfig(target_modules=["q_proj"], modules_to_save=["reward_head"])
