@@ -118,7 +118,7 @@ def attach_adapter(
         weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
     config.inference_mode = not trainable
     adapted = adapt(model, config)
-    check_tied_layers(adapted)
+    check_mergeable(adapted)
     own_weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them, but not trained biases
     weights = {key: weight for key, weight in weights.items() if key in own_weights or ".base_layer." not in key}
@@ -153,20 +153,41 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 
 
 def check_lora(name: str, config: PeftConfig):
-    """Raise `ValueError` unless an adapter is a LoRA adapter, the only supported kind."""
+    """Raise `ValueError` unless an adapter is a LoRA adapter that can be loaded into a reward model again."""
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ValueError(f"{name} is a {kind} adapter; only LoRA adapters can be used.")
+    lora: Any = config
+    if lora.layer_replication:
+        raise ValueError(
+            f"{name} has `layer_replication` {lora.layer_replication}, but PEFT cannot repeat the layers of a reward model's "
+            "language model. Omit the option, or repeat the layers in the base."
+        )
+    if str(lora.init_lora_weights).startswith(("pissa_niter", "corda", "lora_ga")):
+        raise ValueError(
+            f"{name} has `init_lora_weights` {lora.init_lora_weights!r}, which changes the base's weights in a way that cannot be repeated "
+            "when the adapter is loaded. Use 'pissa' or 'olora', whose changes can."
+        )
 
 
-def check_tied_layers(model: PeftModel):
-    """Raise `ValueError` if an adapter changes the LM head or the embeddings of a model that ties them."""
+def check_mergeable(model: PeftModel):
+    """
+    Raise `ValueError` if an adapter changes the LM head or the embeddings of a model that ties them, or adds a bias to a layer
+    without one.
+    """
     layers = {"LM head": model.get_output_embeddings(), "embeddings": model.get_input_embeddings()}
     for layer, module in layers.items():
         if model.config.tie_word_embeddings and isinstance(module, BaseTunerLayer):
             raise ValueError(
                 f"The adapter's `target_modules` include the {layer}, but the model's LM head and embeddings share their "
                 f"weights (`tie_word_embeddings`), so merging the adapter would change both. Leave the {layer} out."
+            )
+    for name, module in model.named_modules():
+        biased: Any = isinstance(module, BaseTunerLayer) and model.active_peft_config.to_dict()["lora_bias"]
+        if biased and module.get_base_layer().bias is None:
+            raise ValueError(
+                f"`lora_bias` is True, but the layer {name.removeprefix(_PLAIN)} has no bias to merge the adapter's bias into. Omit "
+                "`lora_bias`, or adapt only layers that have a bias."
             )
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from ..adapters import check_tied_layers
+from ..adapters import check_mergeable
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config
 from ..modeling_cloud import CLoudForRewardModeling
@@ -134,7 +134,7 @@ def choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revis
         model = adapt(model, peft_config)
     if is_peft_model(model):
         check_adapter(model)
-        check_tied_layers(model)
+        check_mergeable(model)
         report_dropout(model, disable_dropout)
     if getattr(model.config.text_config, "output_router_logits", False):
         logger.warning(

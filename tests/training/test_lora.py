@@ -250,6 +250,9 @@ def test_qlora_trains_the_head_in_fp32_over_four_bits(tmp_path, start):
         ({"modules_to_save": ["lm_head"]}, "leaves out the reward head"),
         ({"target_modules": ["q_proj", "v_prj"]}, "has 'v_prj', but the model has no such layer.*k_proj"),
         ({"target_modules": "nothing.*"}, "No modules were targeted"),
+        ({"lora_bias": True}, r"`lora_bias` is True, but .*0\.self_attn\.q_proj has no bias"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, r"`peft_config` has `layer_replication` \[\[0, 2"),
+        ({"init_lora_weights": "pissa_niter_4"}, "`peft_config` has `init_lora_weights` 'pissa_niter_4'"),
     ],
 )
 def test_adapters_that_would_not_train_are_refused(base_folder, tmp_path, options, says):
