@@ -7,6 +7,7 @@ a saved model that runs its own copy of the class (`trust_remote_code`) must pas
 
 import json
 import os
+import re
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -23,6 +24,7 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -61,14 +63,15 @@ def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) 
             "`examples/train_cloud.py`."
         )
     model = load_adapter_base(model_class, name, config, base, **kwargs)
-    merged = merge(attach_adapter(model, name, **hub_kwargs))
+    merged = merge(attach_adapter(model, name, **hub_kwargs), name)
     merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where to load the tokenizer from
     return merged
 
 
-def merge(adapted: PeftModel) -> Any:
-    """Merge an adapter into the reward model that it is attached to."""
+def merge(adapted: PeftModel, name: str) -> Any:
+    """Merge the adapter `name` into the reward model that it is attached to."""
     merged: Any = adapted.merge_and_unload()
+    merged.name_or_path = merged.merged_adapter = name  # no longer the base
     # If the adapter has an LM head or embeddings of its own, PEFT unties the two, but only in the outermost config
     merged.config.text_config.tie_word_embeddings = merged.config.tie_word_embeddings
     return merged
@@ -111,20 +114,34 @@ def attach_adapter(
     config = own_config if peft_config is None else peft_config
     _check_file(name, **hub_kwargs)
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
-    # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them
-    weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
-        if isinstance(config.target_modules, str):  # a pattern that matches complete module names
-            config.target_modules = rf"language_model\.(?:{config.target_modules})"
+        _nest_patterns(config)
         weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
     config.inference_mode = not trainable
     adapted = adapt(model, config)
-    check_tied_layers(adapted)
+    check_mergeable(adapted)
     own_weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them, but not trained biases
+    weights = {key: weight for key, weight in weights.items() if key in own_weights or ".base_layer." not in key}
     if not is_deepspeed_zero3_enabled():  # partitioned parameters have placeholder shapes
         _check_weights(name, weights, own_weights)
     set_peft_model_state_dict(adapted, {**own_weights, **weights})
     return adapted
+
+
+def _nest_patterns(config: LoraConfig):
+    """Make the patterns of a language model's adapter match the same layers inside a reward model."""
+
+    def nest(pattern: str) -> str:
+        # `^` or `\A`, but not `[^`
+        return re.sub(r"(?<![\[\\])\^|\\A", r"(?<=^language_model[.])", pattern)
+
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(pattern := getattr(config, field), str):  # matches complete names
+            setattr(config, field, rf"language_model\.(?:{nest(pattern)})")
+    for field in ("rank_pattern", "alpha_pattern"):  # match complete names or their last parts
+        values = (getattr(config, field) or {}).items()
+        setattr(config, field, {rf"language_model\.(?:.*\.)?(?:{nest(key)})": value for key, value in values})
 
 
 def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
@@ -137,14 +154,28 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 
 
 def check_lora(name: str, config: PeftConfig):
-    """Raise `ValueError` unless an adapter is a LoRA adapter, the only supported kind."""
+    """Raise `ValueError` unless an adapter is a LoRA adapter that can be loaded into a reward model again."""
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ValueError(f"{name} is a {kind} adapter; only LoRA adapters can be used.")
+    lora: Any = config
+    if lora.layer_replication:
+        raise ValueError(
+            f"{name} has `layer_replication` {lora.layer_replication}, but PEFT cannot repeat the layers of a reward model's "
+            "language model. Omit the option, or repeat the layers in the base."
+        )
+    if str(lora.init_lora_weights).startswith(("pissa_niter", "corda", "lora_ga")):
+        raise ValueError(
+            f"{name} has `init_lora_weights` {lora.init_lora_weights!r}, which changes the base's weights in a way that cannot be repeated "
+            "when the adapter is loaded. Use 'pissa' or 'olora', whose changes can."
+        )
 
 
-def check_tied_layers(model: PeftModel):
-    """Raise `ValueError` if an adapter changes the LM head or the embeddings of a model that ties them."""
+def check_mergeable(model: PeftModel):
+    """
+    Raise `ValueError` if an adapter changes the LM head or the embeddings of a model that ties them, or adds a bias to a layer
+    without one.
+    """
     layers = {"LM head": model.get_output_embeddings(), "embeddings": model.get_input_embeddings()}
     for layer, module in layers.items():
         if model.config.tie_word_embeddings and isinstance(module, BaseTunerLayer):
@@ -152,6 +183,23 @@ def check_tied_layers(model: PeftModel):
                 f"The adapter's `target_modules` include the {layer}, but the model's LM head and embeddings share their "
                 f"weights (`tie_word_embeddings`), so merging the adapter would change both. Leave the {layer} out."
             )
+    for name, module in model.named_modules():
+        biased: Any = isinstance(module, BaseTunerLayer) and model.active_peft_config.to_dict()["lora_bias"]
+        if biased and module.get_base_layer().bias is None:
+            raise ValueError(
+                f"`lora_bias` is True, but the layer {name.removeprefix(_PLAIN)} has no bias to merge the adapter's bias into. Omit "
+                "`lora_bias`, or adapt only layers that have a bias."
+            )
+
+
+def check_tied_copies(model: Any):
+    """Raise `ValueError` if an adapter trains a copy of tied embeddings or their LM head, which FSDP2 cannot shard."""
+    layers = (model.get_output_embeddings(), model.get_input_embeddings())
+    if model.config.tie_word_embeddings and any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in layers):
+        raise ValueError(
+            "The adapter trains the LM head or embeddings in full (`modules_to_save`) or in part (`trainable_token_indices`), but FSDP2 cannot "
+            "shard them in this model, which ties the two. Leave them out, or use DDP."
+        )
 
 
 def _check_file(name: str, **hub_kwargs):
@@ -174,7 +222,7 @@ def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[s
                 f"{name} was trained on another base: {key} has shape {shape}, but the loaded base needs {needed}."
             )
     # A missing reward head is allowed: a language model's adapter has none, and the model then keeps its new head
-    missing = [key for key in expected if key not in weights and "lora_" in key]
+    missing = [key for key in expected if key not in weights and ("lora_" in key or ".base_layer." in key)]
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, such as {missing[0]}.")
 
@@ -259,12 +307,14 @@ def record_base(folder: str | Path, model: PeftModel):
     Write a hash of the base's weights to an adapter's folder, so that [`adapter_base`] can check the base later. A base on the
     Hub needs no hash, because its name identifies it. The path of a local base is stored relative to the adapter's folder.
     """
-    base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
-    changes: dict[str, Any] = {}
+    config: Any = model.peft_config["default"]
+    base, own_class = config.base_model_name_or_path, type(model.get_base_model())
+    # The first pattern that matches a layer applies, but PEFT sorts the patterns when it saves them
+    changes: dict[str, Any] = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     if isinstance(model.config, CLoudConfig):
         # With a task type, PEFT would load a different model class, without the adapter's weights. Name the model's own class instead
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
-        changes = {"task_type": None, "auto_mapping": mapping}
+        changes |= {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
         changes["base_model_name_or_path"] = os.path.relpath(base, folder)
         record = {"version": 2, "model": Path(base).name, "weights": hash_of_weights(base)}

@@ -89,7 +89,7 @@ def load_critic(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModel
         return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
     base, revision = adapter_base(name)
     model = CLoudForRewardModeling.from_language_model(base, config, revision=revision, **kwargs)
-    return adapters.merge(attach_adapter(model, name))
+    return adapters.merge(attach_adapter(model, name), name)
 
 
 def load_adapter_base(

@@ -182,6 +182,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         self.reward_head = RewardHead(config)
         # The Hub options that the model was loaded with, which also locate the tokenizer
         self._hub_kwargs: dict[str, Any] = {}
+        # Name of the adapter that was merged into the weights after they were loaded
+        self.merged_adapter: str | None = None
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
         # The base's sampling defaults apply only to `generate`; critiques are sampled with the caller's options

@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
-from ..adapters import check_tied_layers
+from ..adapters import check_mergeable
 from ..argument_help import check_bounds, documented
 from ..cards import CRITIC
 from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
@@ -149,7 +149,7 @@ def main(
         **model_options,
     )
     if isinstance(trainer.model, PeftModel):
-        check_tied_layers(trainer.model)
+        check_mergeable(trainer.model)
     trainer.critique_format = critique_format
     trainer.origin = Origin(name, data_args.dataset_name, *data_args.held_out(), max_length=limit)
     train_and_save(trainer, train_rows)

@@ -104,9 +104,23 @@ def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapt
         )
 
 
-def check_head(model: PeftModel):
-    """Raise `ValueError` if an adapter passed as the model is not a LoRA adapter or does not train the reward head."""
+def check_adapter(model: PeftModel):
+    """
+    Raise `ValueError` if an adapter is not a LoRA adapter, would not be saved with its base, or does not train the reward
+    head.
+    """
+    if model.active_adapters != ["default"]:
+        raise ValueError(
+            f"The model's active adapter is {', '.join(map(repr, model.active_adapters))}, but training saves and resumes only the adapter "
+            "'default'. Create the adapter with `get_peft_model` without `adapter_name`."
+        )
     check_lora("`model`", model.active_peft_config)
+    base: Any = model.get_base_model()
+    if base.merged_adapter is not None:
+        raise ValueError(
+            f"The adapter's base is {base.merged_adapter}, an adapter that was merged while loading, so no saved model has "
+            "the base's weights. Save the merged model (`cloud-hf merge-adapter`) and load it from there."
+        )
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
         raise ValueError(
             f"The adapter leaves out the reward head, which would not be trained. Create it with `modules_to_save=[{HEAD!r}]`, "

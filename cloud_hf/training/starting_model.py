@@ -9,14 +9,14 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import get_config_model_id
 
-from ..adapters import check_tied_layers
+from ..adapters import check_mergeable
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config
 from ..modeling_cloud import CLoudForRewardModeling
 from ..published import HUB_KWARGS, hub_options
 from .arguments import set_chat_template
 from .config import CLoudTrainingConfig
-from .lora import check_head, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
+from .lora import check_adapter, check_quantization, complete_lora, continue_adapter, report_dropout, spare_head
 
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,8 @@ def choose_trained_weights(model: Any, peft_config, disable_dropout: bool) -> An
         peft_config.revision = model._hub_kwargs.get("revision")
         model = adapt(model, peft_config)
     if is_peft_model(model):
-        check_head(model)
-        check_tied_layers(model)
+        check_adapter(model)
+        check_mergeable(model)
         report_dropout(model, disable_dropout)
     if getattr(model.config.text_config, "output_router_logits", False):
         logger.warning(

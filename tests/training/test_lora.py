@@ -1,6 +1,9 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ from tokenizers_for_tests import make_tokenizer
 from trainers_for_tests import make_rows, make_trainer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
 
+from cloud_hf import CLoudForRewardModeling
 from cloud_hf.loading import adapter_base, load_critic, load_reward_model, record_base
 from cloud_hf.training.arguments import RewardModelConfig, TrainedModelConfig
+from cloud_hf.training.fsdp import prepare_fsdp2
 from cloud_hf.training.lora import model_for_sft
 
 
@@ -22,11 +27,19 @@ def save_sft_adapter(base, folder, record=True, **options):
     model = AutoModelForCausalLM.from_pretrained(base)
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **options}
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    for name, weight in adapted.named_parameters():
+        if weight.requires_grad and name.endswith(".bias"):
+            torch.nn.init.normal_(weight)
     adapted.save_pretrained(folder)
     make_tokenizer("llama3").save_pretrained(folder)
     if record:
         record_base(folder, adapted)
     return adapted
+
+
+@pytest.fixture(scope="module")
+def base_with_biases(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("biases"), "qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +90,17 @@ def test_an_adapter_of_one_of_two_tied_layers_is_refused(tmp_path):
             make_trainer(str(tied), tmp_path, peft_config=LoraConfig(r=4, target_modules=[target]))
 
 
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["reward_head", "lm_head"]}, {"trainable_token_indices": [5]}]
+)
+def test_copies_of_tied_layers_are_refused_under_fsdp2(tmp_path, options):
+    tied = save_language_model(tmp_path / "base", tie_word_embeddings=True)
+    trainer = make_trainer(str(tied), tmp_path, peft_config=LoraConfig(r=4, target_modules=["q_proj"], **options))
+    accelerator: Any = SimpleNamespace(is_fsdp2=True, mixed_precision="no", num_processes=1)
+    with pytest.raises(ValueError, match="FSDP2 cannot shard them in this model, which ties the two"):
+        prepare_fsdp2(accelerator, trainer.model)
+
+
 # ------------------------------------------------------------------------------------------------ from stage to stage
 
 
@@ -114,10 +138,31 @@ def test_an_adapter_that_stage_1_continues_finds_its_base(base_folder, tmp_path)
     assert Path(adapter_base(str(tmp_path / "a/b/c"))[0]).samefile(base_folder)
 
 
-def test_a_pattern_of_layers_carries_over(base_folder, tmp_path):
-    sft_model = save_sft_adapter(base_folder, tmp_path / "sft", target_modules=r"model\.layers\.1\..*\.(q|k)_proj")
-    trainer = make_trainer(str(tmp_path / "sft"), tmp_path / "out")
-    torch.testing.assert_close(lm_logits(trainer.model.base_model.model.language_model), lm_logits(sft_model))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": r"model\.layers\.1\..*\.(q|k)_proj"},
+        {"target_modules": r"^model\.layers\.[^1]\..*\.q_proj"},
+        {"exclude_modules": r"model\.layers\.0\..*"},
+        {"rank_pattern": {r"^model\.layers\.0\..*": 2}},
+        {"alpha_pattern": {r"^model\.layers\.0\..*": 2, "v_proj": 3, r".*\.[^v]_proj": 5}},
+        {"alpha_pattern": {r"\w+\.model\.layers\.0\..*": 2}},  # matches nothing in the language model
+        {"bias": "all"},
+        {"bias": "lora_only"},
+    ],
+)
+def test_every_option_carries_over_from_stage_to_stage(base_with_biases, tmp_path, options):
+    sft_model = save_sft_adapter(base_with_biases, tmp_path / "sft", **options)
+    config = CLoudForRewardModeling.config_from_base(base_with_biases)
+    critic = load_critic(str(tmp_path / "sft"), config).language_model
+    torch.testing.assert_close(lm_logits(critic), lm_logits(sft_model), atol=1e-4, rtol=1e-5)
+    trainer = make_trainer(str(tmp_path / "sft"), tmp_path / "out", learning_rate=1e-2)
+    language_model = trainer.model.get_base_model().language_model
+    torch.testing.assert_close(lm_logits(language_model), lm_logits(sft_model))
+    trainer.train()
+    trainer.save_model()
+    merged = load_reward_model(str(tmp_path / "out"))[0].language_model
+    torch.testing.assert_close(lm_logits(merged), lm_logits(language_model), atol=1e-4, rtol=1e-5)
 
 
 def test_training_of_a_reward_models_adapter_goes_on(cloud, tmp_path):
@@ -219,6 +264,9 @@ def test_qlora_trains_the_head_in_fp32_over_four_bits(tmp_path, start):
         ({"modules_to_save": ["lm_head"]}, "leaves out the reward head"),
         ({"target_modules": ["q_proj", "v_prj"]}, "has 'v_prj', but the model has no such layer.*k_proj"),
         ({"target_modules": "nothing.*"}, "No modules were targeted"),
+        ({"lora_bias": True}, r"`lora_bias` is True, but .*0\.self_attn\.q_proj has no bias"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, r"`peft_config` has `layer_replication` \[\[0, 2"),
+        ({"init_lora_weights": "pissa_niter_4"}, "`peft_config` has `init_lora_weights` 'pissa_niter_4'"),
     ],
 )
 def test_adapters_that_would_not_train_are_refused(base_folder, tmp_path, options, says):
@@ -290,6 +338,34 @@ def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):
     adapted = get_peft_model(make_model(base_folder), LoraConfig(r=4, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="leaves out the reward head"):
         make_trainer(adapted, tmp_path, make_rows(4))
+
+
+def test_a_new_adapter_of_a_merged_one_is_refused(cloud, sft, base_folder, tmp_path):
+    """It would be recorded as an adapter of the base that the other one was merged into."""
+    config = CLoudForRewardModeling.config_from_base(base_folder, make_tokenizer("llama3"))
+    options = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["reward_head"]}
+    critic = partial(load_critic, config=config)
+    for name, load in ((str(cloud[0]), AutoModel.from_pretrained), (str(sft[0]), critic)):
+        says = f"base is {name}, an adapter that was merged while loading.*Save the merged model"
+        with pytest.raises(ValueError, match=says):
+            make_trainer(load(name), tmp_path, peft_config=LoraConfig(**options))
+        with pytest.raises(ValueError, match=says):
+            make_trainer(get_peft_model(load(name), LoraConfig(**options)), tmp_path)
+    model = AutoModel.from_pretrained(str(cloud[0]))
+    assert model.name_or_path == str(cloud[0])  # as which the server serves it
+    model.save_pretrained(tmp_path / "merged")
+    make_trainer(str(tmp_path / "merged"), tmp_path, peft_config=LoraConfig(**options))
+
+
+def test_only_the_adapter_that_is_saved_is_trained(base_folder, tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["reward_head"])
+    adapted = get_peft_model(make_model(base_folder), config)
+    adapted.add_adapter("rm", config)
+    make_trainer(adapted, tmp_path).save_model()
+    load_reward_model(str(tmp_path))
+    adapted.set_adapter("rm")
+    with pytest.raises(ValueError, match=r"active adapter is 'rm', but .*only the adapter 'default'"):
+        make_trainer(adapted, tmp_path)
 
 
 def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
