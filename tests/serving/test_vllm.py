@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import os
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 
 import httpx
@@ -546,6 +546,10 @@ def test_a_reference_model_that_would_stop_elsewhere_is_refused(tmp_path):
     model.config.text_config.eos_token_id = 5
     with pytest.raises(ValueError, match=r"end of sequence is token \d+, but the language model's config says 5"):
         VLLMRequests(critique_format, model.config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    model.generation_config.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"says \[{tokenizer.eos_token_id}, 5\] \(with its generation config\)"):
+        VLLMRequests.load(str(tmp_path / "model"), {}, ExitStack())
 
 
 def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):

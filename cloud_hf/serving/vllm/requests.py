@@ -28,7 +28,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from ...argument_help import check_data_type
-from ...configuration_cloud import CLoudConfig, position_switch, read_config, reward_token_in_vllm
+from ...configuration_cloud import CLoudConfig, add_end_ids, position_switch, read_config, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
@@ -184,6 +184,7 @@ class VLLMRequests:
         check_options(options)
         folder = resources.enter_context(servable_model(model))
         config = read_config(folder)
+        add_end_ids(config.text_config, folder)
         check_dtype(config, options)
         critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(folder))
         return cls(critique_format, config), folder, {**memory_options(config, options), **options}
@@ -193,8 +194,9 @@ class VLLMRequests:
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
-                f"model's config says {self.config.text_config.eos_token_id}: vLLM would not end critiques at the same tokens as the "
-                "reference implementation. Set `text_config.eos_token_id` in the model's config to the tokenizer's `eos_token_id`."
+                f"model's config says {self.config.text_config.eos_token_id} (with its generation config): vLLM would not end "
+                "critiques at the same tokens as the reference implementation. Set `text_config.eos_token_id` in config.json and "
+                "`eos_token_id` in generation_config.json to the tokenizer's `eos_token_id`."
             )
 
     @property
