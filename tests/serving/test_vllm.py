@@ -91,6 +91,32 @@ def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("saved", "options", "dtype"),
+    [
+        ("float32", {}, "float32"),
+        ("float32", {"dtype": "auto"}, "float32"),
+        ("float32", {"dtype": "bfloat16"}, "bfloat16"),
+        ("bfloat16", {"dtype": "auto"}, "auto"),
+    ],
+)
+def test_auto_is_the_checkpoints_data_type(base_folder, tmp_path, saved, options, dtype):
+    from cloud_hf.serving.vllm.requests import VLLMRequests
+
+    make_model(base_folder, dtype=saved).save_pretrained(tmp_path)
+    make_tokenizer("llama3").save_pretrained(tmp_path)
+    assert VLLMRequests.load(str(tmp_path), options, ExitStack())[2]["dtype"] == dtype
+
+
+def test_quantised_weights_keep_vllms_choice_of_data_type():
+    from types import SimpleNamespace
+
+    from cloud_hf.serving.vllm import requests
+
+    config = SimpleNamespace(quantization_config={"quant_method": "gptq"}, dtype=torch.float32)
+    assert requests.dtype_option(config, {}) == {}
+
+
+@pytest.mark.parametrize(
     ("options", "gpus", "says"),
     [
         (

@@ -136,6 +136,15 @@ def _dtype(config: CLoudConfig, options: dict[str, Any]) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
+def dtype_option(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return the option that keeps fp32 weights in fp32; with `"auto"`, vLLM would load them in bf16. If weights are quantised, leave the choice
+    to vLLM, because most kernels for them lack fp32.
+    """
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    return {} if is_quantised or _dtype(config, options) != torch.float32 else {"dtype": "float32"}
+
+
 def check_dtype(config: CLoudConfig, options: dict[str, Any]):
     """Raise `ValueError` if vLLM's CPU kernels do not support the data type with the model's integer weights."""
     groups = (getattr(config, "quantization_config", None) or {}).get("config_groups", {})
@@ -187,7 +196,8 @@ class VLLMRequests:
         add_end_ids(config.text_config, folder)
         check_dtype(config, options)
         critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(folder))
-        return cls(critique_format, config), folder, {**memory_options(config, options), **options}
+        options = {**memory_options(config, options), **options, **dtype_option(config, options)}
+        return cls(critique_format, config), folder, options
 
     def __post_init__(self):
         # In vLLM, the model knows only the config's stop tokens, not the tokenizer's

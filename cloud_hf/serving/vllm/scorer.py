@@ -28,7 +28,7 @@ class CLoudVLLM:
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). With
             `dtype="float32"`, rewards match those of transformers; the default, `"auto"`, is the checkpoint's data
-            type. On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens, or
+            type (if its weights are quantised: vLLM's choice). On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens, or
             to half of the free memory if that is less.
 
     Raises:
