@@ -345,6 +345,7 @@ def test_mistakes_cover_every_script():
         (["plan", "--model", "{files}/absent"], "There is no folder"),
         (["plan", "--model", "{base}", "--gpus", "0"], "`gpus` is 0; it must be at least 1"),
         (["serve", "{base}", "--vllm_options", "{{"], "not JSON"),
+        (["serve", "{base}", "--backend", "vllm", "--vllm_options", '{{"revision": "v1"}}'], "vLLM's option `revision` is 'v1'"),
         (["serve", "{base}"], "not a CLoud model"),
         (["serve", "{base}", "--dtype", "float8_e4m3fn"], "`dtype` is 'float8_e4m3fn'"),
         (["demo", "--model"], "expected one argument"),

@@ -124,6 +124,7 @@ def test_quantised_weights_keep_vllms_choice_of_data_type():
             1,
             r"`max_model_length` is not an option of vLLM .*Did you mean `max_model_len`\?",
         ),
+        ({"revision": "v1"}, 1, r"`revision` is 'v1', but .*--revision REVISION --local-dir FOLDER"),
         ({"dtype": "float8_e4m3fn"}, 1, "`dtype` is 'float8_e4m3fn'; use auto, float32"),
         (
             {},

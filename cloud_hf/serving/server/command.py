@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import fields
 
-from ...argument_help import check_data_type
+from ...argument_help import check_data_type, check_vllm_files
 from ...cli import ArgumentParser
 from .limits import Limits
 
@@ -64,6 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     check_data_type(args.dtype)
+    check_vllm_files(args.vllm_options)
     if args.api_key == "":
         parser.error("the key is empty")
     if not 0 <= args.port < 65_536:

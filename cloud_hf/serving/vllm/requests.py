@@ -27,7 +27,7 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from ...argument_help import check_data_type
+from ...argument_help import check_data_type, check_vllm_files
 from ...configuration_cloud import CLoudConfig, add_end_ids, position_switch, read_config, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
@@ -57,14 +57,15 @@ _OTHER_MACHINES = {
 
 def check_options(options: dict[str, Any]):
     """
-    Raise `ValueError` if an engine option is unknown, `dtype` is not a data type, or the machine has fewer GPUs than the engine needs. vLLM
-    itself would raise errors of several kinds, in several processes.
+    Raise `ValueError` if an engine option is unknown or names files other than the model's, `dtype` is not a data type, or the machine has
+    fewer GPUs than the engine needs. vLLM itself would raise errors of several kinds, in several processes.
     """
     known = {field.name for field in fields(AsyncEngineArgs)} | {*inspect.signature(LLM.__init__).parameters}
     if unknown := [name for name in options if name not in known]:
         close = get_close_matches(unknown[0], known, 1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
         raise ValueError(f"`{unknown[0]}` is not an option of vLLM {__version__}'s engine.{hint}")
+    check_vllm_files(options)
     if isinstance(dtype := options.get("dtype"), str):
         check_data_type(dtype)
     if current_platform.is_unspecified():
