@@ -17,9 +17,9 @@ from itertools import accumulate, groupby
 from typing import Any, TypeVar, cast
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .configuration_cloud import CLoudConfig, spell_critique_prompt
+from .configuration_cloud import CLoudConfig, join_ids, spell_critique_prompt
 from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response, with_thinking
 from .template_dates import pin_date, with_clock
@@ -255,11 +255,15 @@ class CritiqueFormat:
         """Decode generated critique ids, without special tokens or surrounding white space."""
         return cast(str, self.tokenizer.decode(critique_ids, skip_special_tokens=True)).strip()
 
-    def stop_ids(self, config: CLoudConfig) -> list[int]:
-        """Return the ids, other than that of the end-of-turn token, that end a critique: the language model's end-of-sequence ids."""
-        eos = config.text_config.eos_token_id
-        eos_ids = eos if isinstance(eos, list) else [eos]
-        return [token_id for token_id in eos_ids if token_id not in (None, self.end_token_id)]
+    def stop_ids(self, config: CLoudConfig, generation_config: GenerationConfig | None = None) -> list[int]:
+        """
+        Return the ids, other than that of the end-of-turn token, that end a critique: the end-of-sequence ids in the language model's config
+        and, if given, in the model's generation config, at which vLLM ends critiques too.
+        """
+        more = None if generation_config is None else generation_config.eos_token_id
+        return [
+            token_id for token_id in join_ids(config.text_config.eos_token_id, more) if token_id != self.end_token_id
+        ]
 
     def banned_ids(self, config: CLoudConfig) -> list[int]:
         """Return the ids that must not be generated: the reward token, which vLLM uses in place of the end-of-turn token."""
@@ -696,7 +700,7 @@ class ReferenceFormat(CritiqueFormat):
         """Decode generated critique ids with special tokens, remove spaces before punctuation, and strip the text."""
         return self._decode_all(critique_ids).strip()
 
-    def stop_ids(self, config: CLoudConfig) -> list[int]:
+    def stop_ids(self, config: CLoudConfig, generation_config: GenerationConfig | None = None) -> list[int]:
         """Return the tokenizer's end-of-sequence id, at which the reference ends a critique."""
         eos = cast(int | None, self.tokenizer.eos_token_id)
         return [] if eos is None or eos == self.end_token_id else [eos]

@@ -263,7 +263,8 @@ class _Ends:
 
     def __init__(self, critique_format: CritiqueFormat, model: Any):
         self.end_token_id = critique_format.end_token_id
-        stop_ids, banned_ids = critique_format.stop_ids(model.config), critique_format.banned_ids(model.config)
+        stop_ids = critique_format.stop_ids(model.config, model.generation_config)
+        banned_ids = critique_format.banned_ids(model.config)
         # Kept on the device: indexing with a list would copy the list to the device at every step
         self.end_ids = torch.tensor([self.end_token_id, *stop_ids], device=model.device)
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=model.device)

@@ -39,6 +39,7 @@ from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 from .chunked_loss import ChunkedCrossEntropy
 from .configuration_cloud import (
     CLoudConfig,
+    add_end_ids,
     caps_attention,
     has_scalar_head,
     hidden_width,
@@ -260,6 +261,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if isinstance(base_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
         text_config = language_config(base_config)
+        add_end_ids(text_config, base, **hub_options(hub_kwargs))
         if lacks_lm_head(base_config):
             if critique:
                 raise ValueError(

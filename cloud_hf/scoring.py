@@ -141,6 +141,8 @@ class ScoringRequest:
 
     critique_format: CritiqueFormat
     prefixes: list[EncodedPrefix]
+    # Most tokens in a sequence from which the backend can read a reward
+    most: float
     # Per response, the sequences to read rewards from; `None` if critiques still have to be written
     given: list[list[EncodedCritique]] | None = None
     texts: list[list[str]] | None = None
@@ -150,9 +152,10 @@ class ScoringRequest:
         """Join requests that all have critiques or all lack them. Only one thread at a time may use `critique_format`'s tokenizer."""
         prefixes = [prefix for request in requests for prefix in request.prefixes]
         if requests[0].given is None:
-            return cls(critique_format, prefixes)
+            return cls(critique_format, prefixes, requests[0].most)
         given = [row for request in requests for row in request.given or ()]
-        return cls(critique_format, prefixes, given, [texts for request in requests for texts in request.texts or ()])
+        texts = [texts for request in requests for texts in request.texts or ()]
+        return cls(critique_format, prefixes, requests[0].most, given, texts)
 
     def given_samples(self) -> list[list[Sample]]:
         """Return samples for the given critiques, with NaN in place of the rewards, which have not been read yet."""
@@ -181,9 +184,18 @@ class ScoringRequest:
         return [self.score(row, [read(sample) for sample in row_samples]) for row, row_samples in enumerate(samples)]
 
     def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
-        """Encode a row's written critiques again, for formats that read rewards from the re-tokenised text."""
+        """
+        Encode a row's written critiques again, for formats that read rewards from the re-tokenised text. Raises `ValueError`, naming the row,
+        if a critique cannot be encoded or has more tokens than fit, because re-tokenised text can have more tokens than were written.
+        """
         complete, prefix = self.critique_format.complete, self.prefixes[row]
-        return [naming_row(row, complete, prefix, sample.critique_ids) for sample in samples]
+        rows = [naming_row(row, complete, prefix, sample.critique_ids) for sample in samples]
+        if (length := max(len(encoded.input_ids) for encoded in rows)) > self.most:
+            raise ValueError(
+                f"Row {row}: {length} tokens with its critique once it is tokenised again, as the reference format does, but at most "
+                f"{self.most:g} fit in the model's context. Lower `max_new_tokens`, or shorten the prompts (`CritiqueFormat.truncate_prompt`)."
+            )
+        return rows
 
 
 def read_request(
@@ -225,6 +237,7 @@ def read_request(
         )
     _check_partial(critique_format, sampling, critiques)
     context = context_length(config) if context is None else context
+    most = math.inf if context is None else context - reading_tokens
     prefixes = [
         naming_row(row, critique_format.encode_prefix, prompt, response)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
@@ -237,14 +250,13 @@ def read_request(
     if config.critique and critiques is None:
         needed = sampling.max_new_tokens + reserved_tokens
         _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes], config)
-        return ScoringRequest(critique_format, prefixes)
+        return ScoringRequest(critique_format, prefixes, most)
     # Check the prefixes before encoding the critiques, because a caller can send any number of critiques
     shortest = int(config.critique) + reading_tokens
     _check_lengths(context, [len(prefix.input_ids) + shortest for prefix in prefixes], config)
-    most = math.inf if context is None else context - reading_tokens
     texts, rows = _encode_given(critique_format, prefixes, critiques, most)
     _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows], config)
-    return ScoringRequest(critique_format, prefixes, rows, texts)
+    return ScoringRequest(critique_format, prefixes, most, rows, texts)
 
 
 def _encode_given(

@@ -345,6 +345,7 @@ def test_mistakes_cover_every_script():
         (["plan", "--model", "{files}/absent"], "There is no folder"),
         (["plan", "--model", "{base}", "--gpus", "0"], "`gpus` is 0; it must be at least 1"),
         (["serve", "{base}", "--vllm_options", "{{"], "not JSON"),
+        (["serve", "{base}", "--backend", "vllm", "--vllm_options", '{{"revision": "v1"}}'], "vLLM's option `revision` is 'v1'"),
         (["serve", "{base}"], "not a CLoud model"),
         (["serve", "{base}", "--api_key", ""], "The key (`--api_key` or CLOUD_API_KEY) is empty"),
         (["serve", "{base}", "--api_key", "sésame"], "The key (`--api_key` or CLOUD_API_KEY) contains characters"),

@@ -113,6 +113,13 @@ def test_from_base_finds_config_and_tokenizer_where_it_finds_the_weights(base_fo
     assert torch.equal(by_subfolder.get_output_embeddings().weight, by_path.get_output_embeddings().weight)
 
 
+def test_from_base_joins_the_end_tokens_of_both_of_the_bases_configs(tmp_path):
+    base = save_language_model(tmp_path)
+    eos, path = make_tokenizer("llama3").eos_token_id, base / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [7, eos]}))
+    assert CLoudForRewardModeling.config_from_base(base).text_config.eos_token_id == [eos, 7]
+
+
 def test_from_base_refuses_what_is_no_language_model(tmp_path, base_folder, model):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="already a CLoud model"):

@@ -1,11 +1,17 @@
+import asyncio
+import re
+
 import pytest
 import torch
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model, save_published
+from same_scores import assert_same_scores
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoTokenizer
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat
 from cloud_hf.critique_format import ReferenceFormat
+from cloud_hf.scores import Sampling
+from cloud_hf.serving.server.engine import TransformersEngine
 
 
 BUDGET = 20
@@ -70,6 +76,32 @@ def test_a_model_of_our_own_format_has_no_quirks(base_folder):
     model.config.format = "reference"
     theirs = model.score(PROMPTS, RESPONSES, tokenizer, max_new_tokens=BUDGET)
     assert all(a.reward != b.reward for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_critique_that_outgrows_the_context_when_it_is_read_again_is_refused(tmp_path, row):
+    """Its own row only: at the server, the rows of other clients are scored."""
+    model = make_model(save_language_model(tmp_path, max_position_embeddings=160), format="reference")
+    tokenizer = make_tokenizer("llama3")
+    prompts, responses, sampling = PROMPTS[row : row + 2], RESPONSES[row : row + 2], Sampling(max_new_tokens=40)
+    says = "166 tokens with its critique once it is tokenised again, .* at most 160 fit in the model's context"
+    with pytest.raises(ValueError, match=f"Row {1 - row}: {says}"):
+        model.score(prompts, responses, tokenizer, max_new_tokens=40)
+
+    async def ask():
+        engine = TransformersEngine(model, tokenizer)
+        requests = [engine.encode(*pair, sampling) for pair in zip(prompts, responses, strict=True)]
+        try:
+            scores = [engine.score_encoded(request, sampling) for request in requests]  # in one batch
+            return await asyncio.gather(*scores, return_exceptions=True)
+        finally:
+            await engine.close()
+
+    answers = asyncio.run(ask())
+    refused, scored = answers[1 - row], answers[row]
+    assert isinstance(refused, ValueError) and re.match(f"Row 0: {says}", str(refused))
+    [expected] = model.score(prompts[row : row + 1], responses[row : row + 1], tokenizer, max_new_tokens=40)
+    assert_same_scores([scored], [expected])
 
 
 def test_several_sampled_critiques(base_folder):

@@ -169,9 +169,13 @@ def test_a_critique_of_exactly_the_budget_is_not_cut(talker):
     assert cut and all(result.finish_reasons == ("length",) for result in cut)
 
 
-def test_the_language_models_own_eos_ends_a_critique_too(talker):
+@pytest.mark.parametrize("only_in_generation_config", [False, True])
+def test_the_language_models_own_eos_ends_a_critique_too(talker, monkeypatch, only_in_generation_config):
     expected = score(talker)
     end, eos = talker.config.critique_end_token_id, talker.config.text_config.eos_token_id
+    if only_in_generation_config:
+        monkeypatch.setattr(talker.generation_config, "eos_token_id", [end, eos])
+        monkeypatch.setattr(talker.config.text_config, "eos_token_id", end)
     head = talker.get_output_embeddings().weight
     with torch.no_grad():
         head[[end, eos]] = head[[eos, end]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from ..argument_help import check_data_type, documented
+from ..argument_help import check_data_type, check_vllm_files, documented
 from ..critique_format import CritiqueFormat, format_class
 from ..loading import check_reward_model, load_reward_model, read_model_config
 from ..model_identity import identify_model
@@ -87,13 +87,14 @@ class BackendArguments:
             )
 
     def parsed_vllm_options(self) -> dict:
-        """Parse `vllm_options`. Raises `ValueError` if they are not a JSON object."""
+        """Parse `vllm_options`. Raises `ValueError` if they are not a JSON object or name files other than the model's."""
         try:
             options = json.loads(self.vllm_options or "{}")
         except json.JSONDecodeError as error:
             raise ValueError(f"`vllm_options` are not JSON: {error}") from error
         if not isinstance(options, dict):
             raise ValueError(f"`vllm_options` are {options!r:.60}; they must be a JSON object.")
+        check_vllm_files(options)
         return options
 
 

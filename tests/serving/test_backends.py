@@ -18,6 +18,13 @@ from cloud_hf.serving.backends import BackendArguments, connect
         ({"vllm_options": "{}"}, "are for `backend` 'vllm'"),
         ({"backend": "vllm", "vllm_options": "{max_model_len: 1}"}, "are not JSON"),
         ({"backend": "vllm", "vllm_options": "[1]"}, "must be a JSON object"),
+        *[
+            (
+                {"backend": "vllm", "vllm_options": f'{{"{name}": "v1"}}'},
+                f"`{name}` is 'v1', but .*Pass a folder with all",
+            )
+            for name in ("revision", "tokenizer", "tokenizer_revision", "hf_config_path")
+        ],
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(options, says):

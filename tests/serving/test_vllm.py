@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import os
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 
 import httpx
@@ -91,6 +91,32 @@ def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("saved", "options", "dtype"),
+    [
+        ("float32", {}, "float32"),
+        ("float32", {"dtype": "auto"}, "float32"),
+        ("float32", {"dtype": "bfloat16"}, "bfloat16"),
+        ("bfloat16", {"dtype": "auto"}, "auto"),
+    ],
+)
+def test_auto_is_the_checkpoints_data_type(base_folder, tmp_path, saved, options, dtype):
+    from cloud_hf.serving.vllm.requests import VLLMRequests
+
+    make_model(base_folder, dtype=saved).save_pretrained(tmp_path)
+    make_tokenizer("llama3").save_pretrained(tmp_path)
+    assert VLLMRequests.load(str(tmp_path), options, ExitStack())[2]["dtype"] == dtype
+
+
+def test_quantised_weights_keep_vllms_choice_of_data_type():
+    from types import SimpleNamespace
+
+    from cloud_hf.serving.vllm import requests
+
+    config = SimpleNamespace(quantization_config={"quant_method": "gptq"}, dtype=torch.float32)
+    assert requests.dtype_option(config, {}) == {}
+
+
+@pytest.mark.parametrize(
     ("options", "gpus", "says"),
     [
         (
@@ -98,6 +124,7 @@ def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
             1,
             r"`max_model_length` is not an option of vLLM .*Did you mean `max_model_len`\?",
         ),
+        ({"revision": "v1"}, 1, r"`revision` is 'v1', but .*--revision REVISION --local-dir FOLDER"),
         ({"dtype": "float8_e4m3fn"}, 1, "`dtype` is 'float8_e4m3fn'; use auto, float32"),
         (
             {},
@@ -546,6 +573,10 @@ def test_a_reference_model_that_would_stop_elsewhere_is_refused(tmp_path):
     model.config.text_config.eos_token_id = 5
     with pytest.raises(ValueError, match=r"end of sequence is token \d+, but the language model's config says 5"):
         VLLMRequests(critique_format, model.config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    model.generation_config.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"says \[{tokenizer.eos_token_id}, 5\] \(with its generation config\)"):
+        VLLMRequests.load(str(tmp_path / "model"), {}, ExitStack())
 
 
 def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):

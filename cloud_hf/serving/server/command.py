@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import fields
 
-from ...argument_help import check_data_type
+from ...argument_help import check_data_type, check_vllm_files
 from ...cli import ArgumentParser
 from ...printable import read_key
 from .limits import Limits
@@ -65,6 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     check_data_type(args.dtype)
+    check_vllm_files(args.vllm_options)
     if args.api_key is not None:
         args.api_key = read_key(args.api_key, "The key (`--api_key` or CLOUD_API_KEY)")
     if not 0 <= args.port < 65_536:

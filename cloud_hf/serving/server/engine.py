@@ -121,10 +121,11 @@ class _Job:
     result: asyncio.Future
     on_token: Callable[[int], Any] | None = None
     abandoned: threading.Event = field(default_factory=threading.Event)
+    alone: bool = False
 
     def fits(self, batch: list["_Job"]) -> bool:
         """Return whether one call can score this job together with those in `batch`."""
-        if self.on_token or batch[0].on_token:
+        if self.on_token or batch[0].on_token or self.alone or batch[0].alone:
             return False
         if self.sampling != batch[0].sampling or (self.request.given is None) != (batch[0].request.given is None):
             return False
@@ -242,6 +243,13 @@ class TransformersEngine(EncodingEngine):
             try:
                 scores = await loop.run_in_executor(self._worker, self._compute, batch)
             except Exception as error:
+                if (
+                    isinstance(error, ValueError) and len(batch) > 1
+                ):  # one row's fault: score each job again, by itself
+                    for job in batch:
+                        job.alone = True
+                    self._waiting.extendleft(reversed(batch))
+                    batch = []
                 for job in batch:
                     if not job.result.done():
                         job.result.set_exception(error)

@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 class VLLMEngine(EncodingEngine):
     """
     [`RewardEngine`] that runs vLLM's asynchronous engine. `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError` if
-    `model` is not a CLoud or classic model, or if a vLLM option is unknown or cannot be used.
+    `model` is not a CLoud or classic model, or if a vLLM option is unknown, cannot be used or names files other than the model's.
     """
 
     def __init__(self, model: str, **vllm_options):

@@ -27,7 +27,7 @@ from vllm.model_executor.models.utils import (
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
-from ...configuration_cloud import hidden_width
+from ...configuration_cloud import hidden_width, join_ids
 from ...modeling_cloud import RewardHead
 from .reward_logits import encode_rewards
 
@@ -56,9 +56,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         )
         self.hidden_size = hidden_width(text_config)
         self.end_id, self.reward_id = self.config.critique_end_token_id, self.config.reward_token_id
-        # End-of-sequence ids that also end a critique: those in the text config, as in `CritiqueFormat.stop_ids`, and those in the
-        # generation config, because vLLM would stop there without a reward
-        eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
+        # As in `CritiqueFormat.stop_ids`. At those in the generation config, vLLM would stop without a reward
+        eos = {*join_ids(text_config.eos_token_id, generation_config.get("eos_token_id"))}
         # Kept on the device: indexing with a list would copy the list to the device at every step and make the host wait
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
@@ -175,7 +174,3 @@ def _padded(load: Callable, vocab_size: int) -> Callable:
 
     load_padded.vocab_size = vocab_size  # pyright: ignore[reportAttributeAccessIssue]  # marks it
     return load_padded
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [ids] if isinstance(ids, int) else ids or []

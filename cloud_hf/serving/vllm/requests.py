@@ -27,8 +27,8 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from ...argument_help import check_data_type
-from ...configuration_cloud import CLoudConfig, position_switch, read_config, reward_token_in_vllm
+from ...argument_help import check_data_type, check_vllm_files
+from ...configuration_cloud import CLoudConfig, add_end_ids, position_switch, read_config, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
@@ -57,14 +57,15 @@ _OTHER_MACHINES = {
 
 def check_options(options: dict[str, Any]):
     """
-    Raise `ValueError` if an engine option is unknown, `dtype` is not a data type, or the machine has fewer GPUs than the engine needs. vLLM
-    itself would raise errors of several kinds, in several processes.
+    Raise `ValueError` if an engine option is unknown or names files other than the model's, `dtype` is not a data type, or the machine has
+    fewer GPUs than the engine needs. vLLM itself would raise errors of several kinds, in several processes.
     """
     known = {field.name for field in fields(AsyncEngineArgs)} | {*inspect.signature(LLM.__init__).parameters}
     if unknown := [name for name in options if name not in known]:
         close = get_close_matches(unknown[0], known, 1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
         raise ValueError(f"`{unknown[0]}` is not an option of vLLM {__version__}'s engine.{hint}")
+    check_vllm_files(options)
     if isinstance(dtype := options.get("dtype"), str):
         check_data_type(dtype)
     if current_platform.is_unspecified():
@@ -136,6 +137,15 @@ def _dtype(config: CLoudConfig, options: dict[str, Any]) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
+def dtype_option(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return the option that keeps fp32 weights in fp32; with `"auto"`, vLLM would load them in bf16. If weights are quantised, leave the choice
+    to vLLM, because most kernels for them lack fp32.
+    """
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    return {} if is_quantised or _dtype(config, options) != torch.float32 else {"dtype": "float32"}
+
+
 def check_dtype(config: CLoudConfig, options: dict[str, Any]):
     """Raise `ValueError` if vLLM's CPU kernels do not support the data type with the model's integer weights."""
     groups = (getattr(config, "quantization_config", None) or {}).get("config_groups", {})
@@ -184,17 +194,20 @@ class VLLMRequests:
         check_options(options)
         folder = resources.enter_context(servable_model(model))
         config = read_config(folder)
+        add_end_ids(config.text_config, folder)
         check_dtype(config, options)
         critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(folder))
-        return cls(critique_format, config), folder, {**memory_options(config, options), **options}
+        options = {**memory_options(config, options), **options, **dtype_option(config, options)}
+        return cls(critique_format, config), folder, options
 
     def __post_init__(self):
         # In vLLM, the model knows only the config's stop tokens, not the tokenizer's
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
-                f"model's config says {self.config.text_config.eos_token_id}: vLLM would not end critiques at the same tokens as the "
-                "reference implementation. Set `text_config.eos_token_id` in the model's config to the tokenizer's `eos_token_id`."
+                f"model's config says {self.config.text_config.eos_token_id} (with its generation config): vLLM would not end "
+                "critiques at the same tokens as the reference implementation. Set `text_config.eos_token_id` in config.json and "
+                "`eos_token_id` in generation_config.json to the tokenizer's `eos_token_id`."
             )
 
     @property

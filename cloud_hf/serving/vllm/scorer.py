@@ -28,11 +28,12 @@ class CLoudVLLM:
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). With
             `dtype="float32"`, rewards match those of transformers; the default, `"auto"`, is the checkpoint's data
-            type. On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16 sequences of `max_model_len` tokens, or
-            to half of the free memory if that is less.
+            type (if its weights are quantised: vLLM's choice). On a CPU, `kv_cache_memory_bytes` defaults to the memory for 16
+            sequences of `max_model_len` tokens, or to half of the free memory if that is less.
 
     Raises:
-        `ValueError`: If `model` is not a CLoud or classic model, or if a vLLM option is unknown or cannot be used.
+        `ValueError`: If `model` is not a CLoud or classic model, or if a vLLM option is unknown, cannot be used or names
+            files other than the model's.
 
     Examples:
 
