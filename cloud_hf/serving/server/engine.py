@@ -243,9 +243,8 @@ class TransformersEngine(EncodingEngine):
             try:
                 scores = await loop.run_in_executor(self._worker, self._compute, batch)
             except Exception as error:
-                if (
-                    isinstance(error, ValueError) and len(batch) > 1
-                ):  # one row's fault: score each job again, by itself
+                if isinstance(error, ValueError) and len(batch) > 1:
+                    # One row's fault: score each job again, by itself
                     for job in batch:
                         job.alone = True
                     self._waiting.extendleft(reversed(batch))
