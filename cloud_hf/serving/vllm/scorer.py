@@ -62,15 +62,20 @@ class CLoudVLLM:
         prompts: list,
         responses: list[str],
         *,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
         critiques: list | None = None,
+        seed: int | None = None,
+        read_every: int | None = None,
+        stop_when_stable: float | None = None,
         on_score: OnScore | None = None,
-        **sampling_options,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`] for the arguments. Even with the same seed, samples differ from those of transformers.
-        `stop_when_stable` is not supported, and neither is `read_every` with given critiques.
+        Judge responses. See [`Scorer`]. Even with the same seed, samples differ from those of transformers. `stop_when_stable` is not
+        supported, and neither is `read_every` with given critiques.
         """
-        sampling = Sampling(**sampling_options)
+        sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
         max_model_len = self.llm.llm_engine.model_config.max_model_len
         request = self._requests.read(prompts, responses, sampling, critiques, max_model_len)
         scores: dict[int, Score] = {}
