@@ -23,7 +23,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -189,6 +189,16 @@ def check_mergeable(model: PeftModel):
                 f"`lora_bias` is True, but the layer {name.removeprefix(_PLAIN)} has no bias to merge the adapter's bias into. Omit "
                 "`lora_bias`, or adapt only layers that have a bias."
             )
+
+
+def check_tied_copies(model: Any):
+    """Raise `ValueError` if an adapter trains a copy of tied embeddings or their LM head, which FSDP2 cannot shard."""
+    layers = (model.get_output_embeddings(), model.get_input_embeddings())
+    if model.config.tie_word_embeddings and any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in layers):
+        raise ValueError(
+            "The adapter trains the LM head or embeddings in full (`modules_to_save`) or in part (`trainable_token_indices`), but FSDP2 cannot "
+            "shard them in this model, which ties the two. Leave them out, or use DDP."
+        )
 
 
 def _check_file(name: str, **hub_kwargs):

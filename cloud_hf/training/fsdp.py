@@ -10,6 +10,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
 from torch.distributed.tensor import Shard
 
+from ..adapters import check_tied_copies
+
 
 def check_fsdp(accelerator: Accelerator):
     """Raise `ValueError` if FSDP is not version 2, would save no model, or would load the weights in one process only."""
@@ -43,6 +45,7 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     """
     if not accelerator.is_fsdp2:
         return
+    check_tied_copies(model)
     if accelerator.mixed_precision != "no":
         plugin: Any = accelerator.state.fsdp_plugin
         dtype = plugin.mixed_precision_policy.param_dtype

@@ -2,6 +2,8 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndByt
 from cloud_hf import CLoudForRewardModeling
 from cloud_hf.loading import adapter_base, load_critic, load_reward_model, record_base
 from cloud_hf.training.arguments import RewardModelConfig, TrainedModelConfig
+from cloud_hf.training.fsdp import prepare_fsdp2
 from cloud_hf.training.lora import model_for_sft
 
 
@@ -85,6 +88,17 @@ def test_an_adapter_of_one_of_two_tied_layers_is_refused(tmp_path):
     for target, layer in (("lm_head", "LM head"), ("embed_tokens", "embeddings")):
         with pytest.raises(ValueError, match=f"include the {layer}, but .*share their weights"):
             make_trainer(str(tied), tmp_path, peft_config=LoraConfig(r=4, target_modules=[target]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["reward_head", "lm_head"]}, {"trainable_token_indices": [5]}]
+)
+def test_copies_of_tied_layers_are_refused_under_fsdp2(tmp_path, options):
+    tied = save_language_model(tmp_path / "base", tie_word_embeddings=True)
+    trainer = make_trainer(str(tied), tmp_path, peft_config=LoraConfig(r=4, target_modules=["q_proj"], **options))
+    accelerator: Any = SimpleNamespace(is_fsdp2=True, mixed_precision="no", num_processes=1)
+    with pytest.raises(ValueError, match="FSDP2 cannot shard them in this model, which ties the two"):
+        prepare_fsdp2(accelerator, trainer.model)
 
 
 # ------------------------------------------------------------------------------------------------ from stage to stage
