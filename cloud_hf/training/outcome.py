@@ -105,6 +105,13 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         """Return the frozen reference model, or `None` if the trained model without its new adapter is the reference."""
         args, is_sharded = self.args, strategy_of(self.args) == "zero3"
         if args.ref_model is None and is_peft_model(self.model):
+            lora = self.model.peft_config["default"]
+            if lora.bias != "none" or lora.init_lora_weights not in (True, "gaussian", "eva", "orthogonal", "mica"):
+                raise ValueError(
+                    f"With `bias` {lora.bias!r} and `init_lora_weights` {lora.init_lora_weights!r}, the model without its adapter is not the "
+                    "model that training starts from, so it cannot be the reference. Set `ref_model`, set `beta` to 0, or leave both at their "
+                    "defaults."
+                )
             return None
         name = args.ref_model or (self.origin.base if is_sharded else None)
         if is_sharded and name is None:

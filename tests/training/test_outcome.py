@@ -185,6 +185,17 @@ def test_a_resumed_run_keeps_its_named_reference(stage3, tmp_path):
         make(stage3, tmp_path / "run", **options).train(resume_from_checkpoint=first)
 
 
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"init_lora_weights": "pissa"}])
+def test_an_adapter_that_changes_the_reference_is_refused(stage3, tmp_path, options):
+    lora = LoraConfig(r=4, target_modules=["q_proj"], **options)
+    with pytest.raises(
+        ValueError,
+        match=f"`{next(iter(options))}` '{next(iter(options.values()))}'.*not the model that training starts",
+    ):
+        make(stage3, tmp_path, peft_config=lora, beta=0.1)
+    make(stage3, tmp_path, peft_config=lora, beta=0.0)
+
+
 def test_an_adapter_is_compared_with_the_model_without_it(stage3, tmp_path):
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     trainer = make(stage3, tmp_path, peft_config=lora, learning_rate=0.01, beta=0.1)
