@@ -26,6 +26,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     # ---- peft
     "peft.tuners.tuners_utils.BaseTunerLayer": ("tells adapted layers", ()),
     "peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": ("default LoRA targets, for the planner", ()),
+    "peft.utils.AuxiliaryTrainingWrapper": ("tells layers of which an adapter trains a copy", ()),
     "peft.utils.SAFETENSORS_WEIGHTS_NAME": ("file name", ()),
     "peft.utils.save_and_load.load_peft_weights": ("reads an adapter's weights to check them", ("model_id", "device")),
     # ---- torch

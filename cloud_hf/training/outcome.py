@@ -106,7 +106,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         args, is_sharded = self.args, strategy_of(self.args) == "zero3"
         if args.ref_model is None and is_peft_model(self.model):
             lora = self.model.peft_config["default"]
-            if lora.bias != "none" or lora.init_lora_weights not in (True, "gaussian", "eva", "orthogonal"):
+            if lora.bias != "none" or lora.init_lora_weights not in (True, "gaussian", "eva", "orthogonal", "mica"):
                 raise ValueError(
                     f"With `bias` {lora.bias!r} and `init_lora_weights` {lora.init_lora_weights!r}, the model without its adapter is not the "
                     "model that training starts from, so it cannot be the reference. Set `ref_model`, set `beta` to 0, or leave both at their "
