@@ -89,13 +89,13 @@ def check_data_type(dtype: str | None):
 
 
 # Options by which vLLM's engine alone would load other files than those that encode its prompts and identify the model in reports
-_OTHER_FILES = ("revision", "tokenizer", "tokenizer_revision", "hf_config_path")
+_OTHER_FILES = ("revision", "tokenizer", "tokenizer_revision", "hf_config_path", "generation_config")
 
 
 def check_vllm_files(options: dict[str, typing.Any]):
     """Raise `ValueError` if an option of vLLM's engine names files other than the model's."""
     for name in _OTHER_FILES:
-        if (value := options.get(name)) is not None:
+        if (value := options.get(name)) not in (None, "auto"):
             raise ValueError(
                 f"vLLM's option `{name}` is {value!r}, but its prompts are encoded with the model's own files. Pass a folder with all files as "
                 "the model (for a revision: `hf download MODEL --revision REVISION --local-dir FOLDER`)."

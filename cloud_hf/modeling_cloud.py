@@ -620,7 +620,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             if is_deepspeed_zero3_enabled():
                 # Not imported by a statement, because transformers would require DeepSpeed wherever a saved model runs its own code
                 gather = import_module("deepspeed").zero.GatheredParameters
-                lists = [child for child in self.trunk.children() if isinstance(child, nn.ModuleList)]
+                lists = [child for child in self.trunk.get_decoder().children() if isinstance(child, nn.ModuleList)]
                 layers = dict.fromkeys(layer for layers in lists for layer in layers)
                 of_layers = {weight for layer in layers for weight in layer.parameters()}
                 stack.enter_context(gather([weight for weight in self.parameters() if weight not in of_layers]))

@@ -94,7 +94,8 @@ def score_with_transformers(
         `list[Score]`: In input order.
 
     Raises:
-        `ValueError`: If an argument or a row is invalid; the message names the row. Raised before anything is computed.
+        `ValueError`: If an argument or a row is invalid; the message names the row. Raised before anything is
+            computed, unless a critique in the authors' format outgrows the context once it is tokenised again.
     """
     if batch_size < 1:
         raise ValueError("`batch_size` must be at least 1.")

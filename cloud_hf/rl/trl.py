@@ -162,7 +162,7 @@ class _Batch:
     def refuse(self, rows: range, error: ValueError):
         """
         Queue both halves of `rows` to be tried again, until each bad row is isolated and its error is recorded. This is cheap, because
-        scorers check all rows before they compute anything.
+        scorers check all rows before they compute anything (but for critiques in the authors' format that outgrow the context).
         """
         if len(rows) == 1:
             self.errors.append(error)

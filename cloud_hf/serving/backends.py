@@ -229,7 +229,7 @@ def connect(name: str, args: BackendArguments) -> tuple["CLoudClient", "ServedMo
     config = read_model_config(name)
     check_reward_model(name, config)
     assert args.server_url is not None
-    client = CLoudClient(args.server_url, api_key=os.environ.get(args.api_key_env))
+    client = CLoudClient(args.server_url, api_key=os.environ.get(args.api_key_env) or None)
     served = client.served_model()
     cure = "Pass the model that the server serves; with several models, list the servers' addresses in the same order."
     if served.critique != config.critique:

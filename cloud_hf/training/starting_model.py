@@ -134,7 +134,7 @@ def choose_trained_weights(model: Any, peft_config, disable_dropout: bool) -> An
         if folder := model._hub_kwargs.get("subfolder"):
             raise ValueError(
                 f"The model was loaded from the `subfolder` {folder!r} of {model.config.name_or_path}, which an adapter cannot record. "
-                "Copy the subfolder to a folder of its own, and start from that."
+                "Copy the subfolder to a separate folder, and start from that."
             )
         complete_lora(peft_config, model)
         peft_config.revision = model._hub_kwargs.get("revision")

@@ -332,7 +332,7 @@ class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, 
     # -------------------------------------------------------------------------------------------------------- saving
 
     def save_model(self, *args, **kwargs):
-        # Under ZeRO-3, transformers saves only an adapter's trainable weights, but PEFT needs all of them, also the frozen bias of the head
+        # Under ZeRO-3, transformers saves only an adapter's trainable weights, but PEFT needs all of them, including the frozen bias of the head
         frozen = [w for name, w in self.model.named_parameters() if ".default." in name and not w.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)

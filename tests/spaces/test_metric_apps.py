@@ -151,7 +151,7 @@ def test_bad_rewards_get_a_sentence(chromium, preference_app, tmp_path):
         '{"chosen": true, "rejected": 1}': "Row 0: a reward is not a finite number",
         '{"chosen": null, "rejected": 1}': "Row 0: `chosen` is None",
         "chosen,rejected\n1e308,-1e308": "rewards are limited to ±1e+100",
-        "x" * 1_000_000: "Line 1 is not CSV",
+        "x" * 1_000_000: "There are no rows below the first line",
         "[" * 100_000: "nested too deeply",
     }
     workbook = tmp_path / "<img src=x onerror=alert(1)>.csv"

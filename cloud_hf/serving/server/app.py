@@ -100,7 +100,8 @@ def _answer_invalid(request: Request, error) -> Response:
     }
     message = ours.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more errors)" if others else ""
-    sentence = f"`{path}`: {message}" if path else f"{message[:1].upper()}{message[1:]}"
+    where = f"`{path}`: " if path else "The body: " if first["type"] in ours else ""
+    sentence = f"{where}{message if where else message[:1].upper() + message[1:]}"
     return _refuse(request, 422, f"{sentence}.{more}")
 
 

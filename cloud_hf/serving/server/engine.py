@@ -294,7 +294,8 @@ class TransformersEngine(EncodingEngine):
                 on_token(fed[0, 0].item())
             passes += 1
 
-        hook = self._model.trunk.register_forward_pre_hook(watch, with_kwargs=True)
+        # OPT calls the decoder inside its trunk without the trunk
+        hook = self._model.trunk.get_decoder().register_forward_pre_hook(watch, with_kwargs=True)
         try:
             yield
         finally:

@@ -115,7 +115,7 @@ def _add_results(
     if opened.classic is not None and opened.cloud.critique is opened.classic.critique is not None:
         kind = "CLoud models" if opened.cloud.critique else "models without critiques"
         raise Problem(
-            f"The results cannot be used. The results come from a CLoud model and a model without critiques, but the demo opens two {kind}."
+            f"The results cannot be used. They come from a CLoud model and a model without critiques, but the demo opens two {kind}."
         )
     if opened.cloud.critique is False:
         names, scores = names[::-1], {index: Judgement(row.classic, row.cloud) for index, row in scores.items()}
@@ -173,7 +173,7 @@ def load_pairs(spec: str, split: str) -> list[BenchmarkRow]:
 
 def _open_engine(model: str | None, server_url: str | None, args: DemoArguments, loaded: list) -> RewardEngine:
     if args.backend == "server":
-        engine = RemoteEngine(str(server_url), os.environ.get(args.api_key_env))
+        engine = RemoteEngine(str(server_url), os.environ.get(args.api_key_env) or None)
         engine.ask_kind()
         return engine
     if args.backend == "vllm":

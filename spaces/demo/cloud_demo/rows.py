@@ -171,7 +171,7 @@ def read_results(
 ) -> tuple[tuple[str, str], dict[int, Judgement], bool]:
     """
     Load the scores of `rows` from an output folder of `examples/evaluate_rewards.py`. Returns the names of the CLoud and the classic model,
-    the judgements by row index, and whether `models`, the demo's, are known to be those that were evaluated.
+    the judgements by row index, and whether the demo's `models` are known to be the evaluated ones.
 
     Raises:
         `ValueError`: Unless the folder contains scores of some of these rows, from exactly one model with critiques and one without; or if

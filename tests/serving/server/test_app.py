@@ -199,7 +199,7 @@ def test_classic(classic_model):
         ({}, "Give either `inputs` or `chats`"),
         ({"inputs": []}, "`inputs`: List should have at least 1"),
         ({"inputs": [{"prompt": "x"}]}, "`inputs[0].response`: it is missing"),
-        ([], "It is not an object."),
+        ([], "The body: it is not an object."),
         (one(prompt=""), "Row 0: `prompt` is empty"),
         (one(prompt=[]), "Row 0: `prompt` is []"),
         (one(prompt=5), "Row 0: `prompt` is 5"),

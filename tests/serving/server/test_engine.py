@@ -222,6 +222,16 @@ def test_streamed_pieces_are_the_critique(tmp_path, family):
     assert max(len(pieces) for pieces, _ in sampled) > 10
 
 
+def test_opt_streams_although_its_language_model_skips_the_trunk(tmp_path):
+    model = make_model(save_language_model(tmp_path, "opt", word_embed_proj_dim=16, ffn_dim=64, seed=4))
+
+    async def ask(engine):
+        return await collect(engine.stream("x", "y", Sampling(max_new_tokens=60, temperature=3.0, seed=0)))
+
+    pieces, score = run(model, ask)
+    assert len(pieces) > 1 and "".join(pieces) == score.critique
+
+
 def test_streaming_published_checkpoints(tmp_path):
     """Their text is cleaned of spaces before punctuation, and their reward is read in a second pass."""
     model = make_model(save_language_model(tmp_path, seed=4), format="reference")
