@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def test_fsdp2_by_hand():
 
 def peak_of_a_real_step(model, length, labelled, chunks):
     """Bytes that torch allocates in a forward and backward pass of one pair."""
+    gc.collect()  # garbage of an earlier model that is freed meanwhile would count as negative
     ids = torch.randint(100, (2, length))
     labels = torch.where(torch.arange(length) < length - labelled, -100, ids)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
