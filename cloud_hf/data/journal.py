@@ -18,8 +18,6 @@ VERSION = 2
 _MODEL_SETTINGS = {"model", "model_version"}
 # Settings that do not exist in version 1
 _NEW_SETTINGS = {"contents_of_all_shards", "truncated"}
-# Setting with the version of a reward server's model. Journals of earlier releases lack it
-SERVED_VERSION = "served_version"
 # Suffix of the setting that records where unset sampling fields get their values. In version 1, they always came from the server
 SAMPLING_DEFAULTS = "_sampling_defaults"
 SERVERS_OWN = "the server's own"
@@ -154,8 +152,6 @@ class Journal:
         if version == 1:
             before = {name: value for name, value in settings.items() if name in _NEW_SETTINGS} | before
             before |= {name: SERVERS_OWN for name in settings if name.endswith(SAMPLING_DEFAULTS)}
-        if SERVED_VERSION in settings:
-            before = {SERVED_VERSION: settings[SERVED_VERSION]} | before
         if before != settings:
             # A run that stopped before its first answer, perhaps because a setting was wrong, left no entries that depend on its settings
             if self._offsets or not may_restart:

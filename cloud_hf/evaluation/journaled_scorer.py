@@ -7,7 +7,7 @@ from time import monotonic
 
 from tqdm.auto import tqdm
 
-from ..data.journal import SERVED_VERSION, Journal, JournalError, key_of
+from ..data.journal import Journal, JournalError, key_of
 from ..generation import Sample
 from ..model_identity import identify_model
 from ..scores import NotFinite
@@ -20,6 +20,11 @@ from .scoring_arguments import ScoringArguments
 # vLLM and servers refill batches continuously, so batches run partly empty only at the end of a chunk
 LARGE_CHUNK = 4096
 BATCHES_PER_CHUNK = 8
+# Raise this whenever the same model and settings give other scores, so that no run mixes the two. Version 2: vLLM keeps fp32 weights in
+# fp32, critiques also end at the end tokens of `generation_config.json`, and the arguments of a tool call are encoded last
+_SCORING_VERSION = 2
+# Settings that scores depend on in every command
+_MORE_SETTINGS = ("label_weights", "read_every", "stop_when_stable")
 
 
 def open_score_journal(
@@ -30,16 +35,14 @@ def open_score_journal(
     Raises [`JournalError`] if the journal was started with other settings or for another model, or if another process is writing to it, and
     `ValueError` if the model's server serves another model.
     """
-    values = {setting: getattr(args, setting) for setting in settings}
-    # Leave these out if they are unset, so that journals from earlier releases can be resumed
-    later = ("label_weights", "read_every", "stop_when_stable")
-    values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
+    values = {setting: getattr(args, setting) for setting in (*settings, *_MORE_SETTINGS)}
     if args.server_url is not None:
         _, served = connect(name, args.backend_of(name))
-        values |= {SERVED_VERSION: served.model_version} if served.model_version else {}
+        values["served_version"] = served.model_version
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
     try:
-        return Journal(path, {"model": identify_model(name)["model_version"], **values})
+        model_version = identify_model(name)["model_version"]
+        return Journal(path, {"model": model_version, "scoring_version": _SCORING_VERSION, **values})
     except JournalError as error:
         if error.changed != ("model",):
             raise

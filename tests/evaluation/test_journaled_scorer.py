@@ -197,10 +197,17 @@ def test_a_journal_records_the_version_that_a_server_serves(model, tmp_path):
         assert journal["00"] == 1
     with pytest.raises(JournalError, match=f'`served_version` was "{"a" * 40}" and is now "{"b" * 40}"'):
         resume("b" * 40)
-    path = journal.path
-    path.write_text(path.read_text().replace(f',"served_version":"{"a" * 40}"', ""))  # as earlier releases wrote it
-    with resume("b" * 40) as journal:
-        assert journal["00"] == 1
+
+
+def test_scores_of_an_earlier_release_are_not_mixed_with_new_ones(tmp_path):
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "config.json").write_text("{}")
+    args = ScoringArguments(models=[str(tmp_path / "rm")], dataset_name=["d"], output_dir=str(tmp_path))
+    with open_score_journal("journal", args.models[0], "rm", args, ["dtype"]) as journal:
+        journal.add("00", 1)
+    journal.path.write_text(journal.path.read_text().replace(',"scoring_version":2', ""))
+    with pytest.raises(JournalError, match="`scoring_version` was null and is now 2"):
+        open_score_journal("journal", args.models[0], "rm", args, ["dtype"])
 
 
 def test_a_model_that_was_trained_again_is_said_as_it_is(tmp_path):
