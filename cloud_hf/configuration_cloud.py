@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .published import has_file, hub_options, is_published, native_config
+from .published import hub_options, is_published, native_config
 from .quantized_checkpoints import spare_reward_head
 
 
@@ -340,21 +340,6 @@ def language_config(config: Any) -> Any:
         rope["rope_type"] = str(rope.get("rope_type", "default")).replace("mrope", "default")
         options["rope_parameters"] = rope
     return AutoConfig.for_model(str(plain_type), **options)
-
-
-def join_ids(*given: int | list[int] | None) -> list[int]:
-    """Join token ids, each given as one id, as a list or as `None`, and drop repeats."""
-    lists = [[ids] if isinstance(ids, int) else ids or [] for ids in given]
-    return list(dict.fromkeys(token_id for ids in lists for token_id in ids))
-
-
-def add_end_ids(text_config: Any, name: str | Path, **hub_kwargs):
-    """Add the end-of-sequence ids that only a model's `generation_config.json` lists (Qwen 2.5) to those of its language model's config."""
-    # As transformers does, take a Hub that cannot be reached for one without the file
-    if has_file(name, "generation_config.json", **hub_kwargs, _raise_exceptions_for_connection_errors=False):
-        more = GenerationConfig.from_pretrained(name, **hub_kwargs).eos_token_id
-        if len(ids := join_ids(text_config.eos_token_id, more)) > len(join_ids(text_config.eos_token_id)):
-            text_config.eos_token_id = ids
 
 
 def lacks_lm_head(config: Any) -> bool:

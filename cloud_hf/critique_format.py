@@ -19,8 +19,9 @@ from typing import Any, TypeVar, cast
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .configuration_cloud import CLoudConfig, join_ids, spell_critique_prompt
+from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
+from .end_tokens import join_ids
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response, with_thinking
 from .template_dates import pin_date, with_clock
 from .template_skeletons import USUAL_ROLES, Skeleton, marks_in, spell

@@ -6,11 +6,9 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,10 +34,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
+from .base_checks import check_logits, check_segments, runnable
 from .chunked_loss import ChunkedCrossEntropy
 from .configuration_cloud import (
     CLoudConfig,
-    add_end_ids,
     caps_attention,
     has_scalar_head,
     hidden_width,
@@ -48,6 +46,7 @@ from .configuration_cloud import (
     read_config,
 )
 from .critique_format import IGNORE_INDEX, CritiqueFormat
+from .end_tokens import add_end_ids
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
     NATIVE_PREFIX,
@@ -309,8 +308,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3, the engine sets the data types
             model.reward_head.float()
-        with model._runnable():
-            model.check_logits()
+        with runnable(model):
+            check_logits(model)
         model._hub_kwargs = hub_options(kwargs)
         return model
 
@@ -591,11 +590,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return torch.cat(losses).to(hidden_PH.device)
 
     def _loss_from_logits(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
-        logits_PV = self._scale_logits(logits_PV.float())
+        logits_PV = self.scale_logits(logits_PV.float())
         labels_P = labels_P.to(logits_PV.device)
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
-    def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
+    def scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
         """Scale or cap the logits after the LM head, as the configs of some architectures require."""
         config = self.config.text_config.to_dict()
         if (scale := config.get("logit_scale") or config.get("lm_head_multiplier")) is not None:  # Cohere, Falcon-H1
@@ -605,58 +604,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if (cap := config.get("final_logit_softcapping")) is not None:  # Gemma 2
             logits_PV = torch.tanh(logits_PV / cap) * cap
         return logits_PV
-
-    @contextmanager
-    def _runnable(self) -> Iterator[None]:
-        """
-        Let the model run before training has placed it. FlashAttention, whose kernels need a GPU and 16-bit weights, is replaced. What
-        ZeRO-3 has partitioned is gathered: the weights of a decoder layer while the layer runs, and all others until the end.
-        """
-        config = self.trunk.config
-        with ExitStack() as stack:
-            if is_flash_attention_requested(config):
-                stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-                config._attn_implementation = "eager"
-            if is_deepspeed_zero3_enabled():
-                # Not imported by a statement, because transformers would require DeepSpeed wherever a saved model runs its own code
-                gather = import_module("deepspeed").zero.GatheredParameters
-                lists = [child for child in self.trunk.get_decoder().children() if isinstance(child, nn.ModuleList)]
-                layers = dict.fromkeys(layer for layers in lists for layer in layers)
-                of_layers = {weight for layer in layers for weight in layer.parameters()}
-                stack.enter_context(gather([weight for weight in self.parameters() if weight not in of_layers]))
-                for buffer in self.buffers():  # DeepSpeed has moved only the weights to the GPU so far
-                    buffer.data = buffer.data.to(self.device)
-                for layer in layers:
-
-                    def forward(*args, layer=layer, run=layer.forward, **kwargs):
-                        with gather(layer.parameters()):
-                            return run(*args, **kwargs)
-
-                    layer.forward = forward
-                    stack.callback(delattr, layer, "forward")
-            yield
-
-    @torch.no_grad()
-    def check_logits(self):
-        """
-        Raise `ValueError` if attention is not causal, or if the language model changes its logits in a way that `_scale_logits` does not
-        reproduce: the critique loss would then be wrong.
-        """
-        ids = torch.tensor([[0, 1, 2]], device=self.device)
-        theirs = self.language_model(ids, use_cache=False).logits.float()
-        hidden_BTH = self.trunk(ids, use_cache=False).last_hidden_state
-        first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
-        if (hidden_BTH[:, :1] - first_B1H).abs().max() > _rounding(first_B1H):
-            raise ValueError(
-                f"{type(self.language_model).__name__} is not causal: its tokens attend to later tokens, so it cannot write critiques. "
-                "Start from a causal language model."
-            )
-        ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
-        if (ours.to(theirs.device) - theirs).abs().max() > _rounding(theirs):
-            raise ValueError(
-                f"{type(self.language_model).__name__} changes its logits after the LM head in an unsupported way, "
-                "which would make the critique loss wrong. It cannot become a CLoud model yet."
-            )
 
     def prepare_for_segments(self, shared_prompt: bool):
         """
@@ -694,43 +641,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             )
         self.set_attn_implementation(PACKED_SDPA)
         if self.device.type != "meta":
-            with self._runnable():
-                self._check_segments(shared_prompt)
-
-    @torch.no_grad()
-    def _check_segments(self, shared_prompt: bool):
-        """Raise `ValueError` unless random sequences get the same hidden states in a flattened batch as alone."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.config.text_config.vocab_size, (65,), generator=generator)
-        prefix, *ends = ids.split([40, 8, 12, 5])
-        sequences = [torch.cat([prefix, end]) for end in ends]
-        tree = [(prefix, 0, -1), *((end, len(prefix), 0) for end in ends)]  # tokens, first position, parent
-        pieces = tree if shared_prompt else [(sequence, 0, -1) for sequence in sequences]
-        segments = torch.tensor([(len(tokens), parent) for tokens, _, parent in pieces])
-        positions = torch.cat([torch.arange(start, start + len(tokens)) for tokens, start, _ in pieces])
-        row = torch.cat([tokens for tokens, _, _ in pieces])[None].to(self.device)
-        last_tokens = segments[:, 0].cumsum(0)[-len(ends) :] - 1
-
-        def last_states(ids_BT: torch.Tensor, at: torch.Tensor | int, **options) -> torch.Tensor:
-            return self.trunk(input_ids=ids_BT, use_cache=False, **options).last_hidden_state[0, at].float()
-
-        was_training = self.training
-        self.eval()
-        options = {"position_ids": positions[None].to(self.device)}
-        packed = last_states(row, last_tokens, **options, **packed_arguments(self.trunk.config, segments, self.device))
-        alone = torch.stack([last_states(sequence[None].to(self.device), -1) for sequence in sequences])
-        limit = _rounding(alone)
-        if self.dtype != torch.float32:
-            # Over many layers, rounding errors can add up to more than the limit, but seeing other sequences changes the
-            # hidden states far more
-            mixed = last_states(row, last_tokens, **options, attention_mask=torch.ones_like(row))
-            limit = torch.maximum(limit, 0.5 * (mixed - alone).abs().max())
-        if (packed - alone).abs().max() > limit:
-            raise ValueError(
-                f"`padding_free` and `shared_prompt` cannot be used with {type(self.language_model).__name__}: the "
-                "sequences of a flattened batch would see each other."
-            )
-        self.train(was_training)
+            with runnable(self):
+                check_segments(self, shared_prompt)
 
     def _init_weights(self, module: nn.Module):
         # The language model initialises its own modules
@@ -835,11 +747,6 @@ def _set_options(config: CLoudConfig, options: dict[str, Any]):
         if (needed := getattr(checked, key, None)) != value:
             raise ValueError(f"`{key}` is {value!r}, but this model needs {needed!r}; omit the option.")
         setattr(config, key, value)
-
-
-def _rounding(values: torch.Tensor) -> torch.Tensor:
-    """Return the largest difference from `values` that rounding can explain, even in bf16, which has 8 bits of precision."""
-    return 0.02 * values.abs().max() + 1e-4
 
 
 def _complete(name: Any, loaded: tuple[Any, dict[str, Any]], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

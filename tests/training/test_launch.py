@@ -20,7 +20,7 @@ from cloud_hf import (
     CLoudOutcomeTrainer,
     CLoudTrainer,
     CLoudTrainingConfig,
-    modeling_cloud,
+    base_checks,
 )
 from cloud_hf.commands.train_critique_sft import CritiqueSFTConfig
 from cloud_hf.training import launch
@@ -106,7 +106,7 @@ def test_divided_weights_are_checked_as_whole_ones_are(base_folder, tmp_path, on
     model.prepare_for_segments(shared_prompt=True)
     assert {weight.numel() for weight in model.parameters()} == {0}  # in parts again
     monkeypatch.setattr(
-        modeling_cloud, "packed_arguments", lambda *_: {"attention_mask": torch.ones(1, 65, dtype=torch.long)}
+        base_checks, "packed_arguments", lambda *_: {"attention_mask": torch.ones(1, 65, dtype=torch.long)}
     )
     with pytest.raises(ValueError, match="the sequences of a flattened batch would see each other"):
         model.prepare_for_segments(shared_prompt=True)

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from tokenizers_for_tests import make_tokenizer
 from transformers import LlamaConfig
 
-from cloud_hf import CLoudConfig, CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig, modeling_cloud
+from cloud_hf import CLoudConfig, CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig, base_checks
 from cloud_hf.critique_format import IGNORE_INDEX
 from cloud_hf.packed_attention import packed_arguments
 from cloud_hf.training.packing import MIN_SHARED_TOKENS, Packing, TokenSequence
@@ -212,7 +212,7 @@ def test_the_check_of_segments_tells_rounding_from_a_look_at_the_others(std, sha
     def forget_segments(config, segments, device):
         return {"attention_mask": torch.ones(1, int(segments[:, 0].sum()))}
 
-    monkeypatch.setattr(modeling_cloud, "packed_arguments", forget_segments)
+    monkeypatch.setattr(base_checks, "packed_arguments", forget_segments)
     with pytest.raises(ValueError, match="the sequences of a flattened batch would see each other"):
         model.prepare_for_segments(shared_prompt)
 

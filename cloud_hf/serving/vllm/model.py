@@ -27,7 +27,8 @@ from vllm.model_executor.models.utils import (
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
-from ...configuration_cloud import hidden_width, join_ids
+from ...configuration_cloud import hidden_width
+from ...end_tokens import join_ids
 from ...modeling_cloud import RewardHead
 from .reward_logits import encode_rewards
 

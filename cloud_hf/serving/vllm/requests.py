@@ -28,8 +28,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from ...argument_help import check_data_type, check_vllm_files
-from ...configuration_cloud import CLoudConfig, add_end_ids, position_switch, read_config, reward_token_in_vllm
+from ...configuration_cloud import CLoudConfig, position_switch, read_config, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
+from ...end_tokens import add_end_ids
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
 from ...published import find_weights, is_published
