@@ -183,7 +183,6 @@ def read_results(
     from cloud_hf.data.rows import short_names
     from cloud_hf.evaluation.formatting import file_name
     from cloud_hf.evaluation.report.comparison import read_results
-    from cloud_hf.model_identity import identify_model
 
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
     pages = read_results(folder, "results").pages
@@ -192,16 +191,7 @@ def read_results(
             "The results come from best_of_n.py; set `results` to an output folder of evaluate_rewards.py."
         )
     names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
-    evaluated = list(pages["report.json"]["environment"]["models"].values())
-    versions = {model: identify_model(model)["model_version"] for model in models}
-    for model, version in versions.items():
-        # Commits on the Hub, which also change with the card, are longer
-        are_folders = Path(model).is_dir() and all(len(other or "") == len(version) for other in evaluated)
-        if are_folders and version not in evaluated:
-            raise ValueError(
-                f"The results come from {' and '.join(names)}, whose versions are {' and '.join(evaluated)}, but the demo's {model} has version {version}. "
-                "Evaluate the demo's models, or open those that were evaluated."
-            )
+    are_compared = _compare_versions(names, list(pages["report.json"]["environment"]["models"].values()), models)
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:
         table = parquet.read_table(Path(folder) / file_name("scores", name, "parquet")).to_pylist()
@@ -228,7 +218,26 @@ def read_results(
     judgements = {
         index: Judgement((ours[index][0], ours[index][1]), (theirs[index][0], theirs[index][1])) for index in common
     }
-    return (cloud, classic), judgements, bool(versions) and set(versions.values()) <= set(evaluated)
+    return (cloud, classic), judgements, are_compared
+
+
+def _compare_versions(names: Sequence[str], evaluated: Sequence[str | None], models: Sequence[str]) -> bool:
+    """
+    Return whether `models`, the demo's, are known to be among the evaluated models, whose names and versions are given. Raises `ValueError`
+    if one of them is another model, or another version.
+    """
+    from cloud_hf.model_identity import identify_model
+
+    versions = {model: identify_model(model)["model_version"] for model in models}
+    for model, version in versions.items():
+        # Commits on the Hub, which also change with the card, are longer
+        are_folders = Path(model).is_dir() and all(len(other or "") == len(version) for other in evaluated)
+        if are_folders and version not in evaluated:
+            raise ValueError(
+                f"The results come from {' and '.join(names)}, whose versions are {', '.join(map(str, evaluated))}, but the demo's {model} has "
+                f"version {version}. Evaluate the demo's models, or open those that were evaluated."
+            )
+    return bool(versions) and set(versions.values()) <= set(evaluated)
 
 
 def _read_score(line: dict[str, Any]) -> Score:
