@@ -26,7 +26,7 @@ def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None)
             f"CLOUD_REWARD_URL has {len(stages)} addresses separated by spaces, one for each stage of a cascade, but "
             "CLOUD_REWARD_CASCADE does not name the cascade's fit. Separate replicas of one model with commas."
         )
-    clients = [CLoudClient(stage, api_key) for stage in stages]
+    clients = [CLoudClient(stage, api_key or None) for stage in stages]
     if fit is None:
         return clients[0]
     from ..cascade import CascadeFit, CascadeScorer  # imported here, because it needs NumPy, which clients do not

@@ -136,7 +136,7 @@ def _load_scorer() -> Scorer:
     url, model = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_MODEL")
     fit = os.environ.get("CLOUD_REWARD_CASCADE")
     if url is not None and model is None:
-        return served_scorer(url, os.environ.get("CLOUD_REWARD_API_KEY") or None, fit)
+        return served_scorer(url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
     if fit is not None:
         raise ValueError(
             "With CLOUD_REWARD_CASCADE, CLOUD_REWARD_URL must list a reward server for each stage, and CLOUD_REWARD_MODEL must not be set."

@@ -144,7 +144,7 @@ def _client(router_address: str | None) -> Any:
             "There is no reward server: verl passed no `reward_router_address`, and the environment variable "
             "CLOUD_REWARD_URL is not set."
         )
-    return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY") or None, fit)
+    return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
 
 
 async def _check_accepted(client: Any, options: dict):

@@ -100,6 +100,7 @@ def test_what_cannot_be_a_cascade(environment, in_process, served, tmp_path):
     with pytest.raises(ValueError, match="2 addresses separated by spaces"):
         served_scorer(urls)
     assert isinstance(served_scorer("http://a:1, http://b:1"), CLoudClient)
+    assert "Authorization" not in served_scorer("http://a:1", "")._headers  # a variable that is set but empty
     with pytest.raises(ValueError, match="1 scorers, but the fit has 2"):
         served_scorer("http://a:1", None, openrlhf._variable("CLOUD_REWARD_CASCADE"))
     with pytest.raises(ValueError, match="each stage writes one greedy critique"):

@@ -23,7 +23,7 @@ from cloud_hf.serving.backends import BackendArguments, connect
                 {"backend": "vllm", "vllm_options": f'{{"{name}": "v1"}}'},
                 f"`{name}` is 'v1', but .*Pass a folder with all",
             )
-            for name in ("revision", "tokenizer", "tokenizer_revision", "hf_config_path")
+            for name in ("revision", "tokenizer", "tokenizer_revision", "hf_config_path", "generation_config")
         ],
     ],
 )
